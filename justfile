@@ -1,0 +1,39 @@
+# `just` lists the commands.
+
+_list:
+    @just --list --unsorted
+
+# What a change has to pass: fmt, clippy, doc, test.
+check: fmt clippy doc test
+
+# Formatting, as a check; `cargo fmt` mends it.
+fmt:
+    cargo fmt --all --check
+
+# Lints; warnings are errors.
+clippy:
+    cargo clippy --release --workspace --all-targets -- -D warnings
+
+# Documentation of our crates; broken links are errors.
+doc:
+    RUSTDOCFLAGS="-D warnings" cargo doc --release --workspace --no-deps
+
+# All tests, or those that match, e.g. `just test -p iota-protocol`.
+test *arguments="--workspace":
+    cargo nextest run --release {{ arguments }}
+
+# A whole swarm on this machine, e.g. `just up --help`.
+up *arguments:
+    cargo run --release -- up {{ arguments }}
+
+# One benchmark: hop, throughput, merge or idle.
+bench name:
+    cargo bench --workspace --bench {{ name }}
+
+# Licences, advisories, banned crates and sources of the dependencies.
+deny:
+    cargo deny check
+
+# Everything the gate runs on a fresh clone.
+ci:
+    .ci/run

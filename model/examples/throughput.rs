@@ -1,0 +1,104 @@
+//! Measures training speed.
+//!
+//! `cargo run --release -p iota-model --example throughput -- [cpu|cuda:N|wgpu:N] [steps]`
+//!
+//! Prints tokens per second of forward and backward passes of a whole model and of its stages one after the
+//! other, and the time of an optimizer step. Set `RAYON_NUM_THREADS` to choose the processor's threads.
+
+use std::{error::Error, time::Instant};
+
+use iota_model::{
+    AdamWConfig, DType, Device, EngineConfig, ModelConfig, StageEngine, StageInput, StageSelect, TokenBatch,
+    build_engine, weights_hash,
+};
+
+/// Sequences of one sample.
+const SEQUENCES: usize = 8;
+
+fn main() -> Result<(), Box<dyn Error>> {
+    let mut arguments = std::env::args().skip(1);
+    let device: Device = arguments.next().unwrap_or_else(|| "cpu".to_owned()).parse()?;
+    let steps: u32 = arguments.next().unwrap_or_else(|| "20".to_owned()).parse()?;
+    let model = ModelConfig {
+        vocab_size: 256,
+        context: 128,
+        width: 128,
+        layers: 6,
+        heads: 4,
+        kv_heads: 2,
+        hidden: 344,
+        rope_base: 10_000.0,
+        norm_eps: 1e-5,
+        init_std: 0.02,
+        seed: 1,
+        bottleneck: Some(32),
+        stages: 3,
+    };
+    whole(&model, &device, steps)?;
+    stages(&model, &device, steps)
+}
+
+fn engine(
+    model: &ModelConfig,
+    stage: StageSelect,
+    device: &Device,
+) -> Result<Box<dyn StageEngine>, Box<dyn Error>> {
+    let config = EngineConfig {
+        model: model.clone(),
+        stage,
+        activation_dtype: DType::F32,
+        adamw: AdamWConfig::default(),
+        clip_norm: 1.0,
+    };
+    Ok(build_engine(&config, device)?)
+}
+
+/// Returns a sample whose ids follow a simple rule.
+fn sample(model: &ModelConfig, index: u32) -> TokenBatch {
+    let inputs = (0..1024_u32).map(|position| (position * position + 7 * index) % 256).collect();
+    let targets = (1..=1024_u32).map(|position| (position * position + 7 * index) % 256).collect();
+    TokenBatch { inputs, targets, sequences: SEQUENCES, context: model.context }
+}
+
+#[expect(clippy::print_stdout, reason = "the result is the program's output")]
+fn whole(model: &ModelConfig, device: &Device, steps: u32) -> Result<(), Box<dyn Error>> {
+    let mut engine = engine(model, StageSelect::Whole, device)?;
+    let info = engine.info();
+    println!("{} parameters on {} ({})", info.parameters, info.device, info.backend);
+    let mut run =
+        |index: u32| engine.forward_loss(StageInput::Tokens(sample(model, index)), &sample(model, index));
+    run(0)?;
+    let (start, mut tokens, mut loss) = (Instant::now(), 0, 0.0);
+    for index in 0..steps {
+        let output = run(index)?;
+        tokens += output.tokens;
+        loss = output.loss;
+    }
+    println!("whole: {:.0} tokens/s, last loss {loss:.3}", tokens as f64 / start.elapsed().as_secs_f64());
+    let start = Instant::now();
+    engine.inner_step(1e-3)?;
+    println!("optimizer step: {:.1} ms", start.elapsed().as_secs_f64() * 1e3);
+    // The same for any number of threads on one machine.
+    println!("weights after it: {}", blake3::Hash::from_bytes(weights_hash(&engine.weights()?)));
+    Ok(())
+}
+
+#[expect(clippy::print_stdout, reason = "the result is the program's output")]
+fn stages(model: &ModelConfig, device: &Device, steps: u32) -> Result<(), Box<dyn Error>> {
+    let mut head = engine(model, StageSelect::Stage(0), device)?;
+    let mut body = engine(model, StageSelect::Stage(1), device)?;
+    let mut tail = engine(model, StageSelect::Stage(2), device)?;
+    let (start, mut tokens) = (Instant::now(), 0);
+    for index in 0..steps {
+        let batch = sample(model, index);
+        let wire = head.forward(0, StageInput::Tokens(batch.clone()))?;
+        let wire = body.forward(0, StageInput::Activation(wire))?;
+        let output = tail.forward_loss(StageInput::Activation(wire), &batch)?;
+        let gradient = output.input_gradient.ok_or("the tail returns a gradient")?;
+        let gradient = body.backward(0, gradient)?.ok_or("the body returns a gradient")?;
+        head.backward(0, gradient)?;
+        tokens += output.tokens;
+    }
+    println!("stages in turn: {:.0} tokens/s", tokens as f64 / start.elapsed().as_secs_f64());
+    Ok(())
+}

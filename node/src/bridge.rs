@@ -1,0 +1,170 @@
+//! From the run spec to the types of the model crate: the only place where one's words become the other's.
+
+use iota_model::outer::{OuterConfig, stage_clip};
+use iota_model::schedule::Schedule;
+use iota_model::{AdamWConfig, DType, EngineConfig, ModelConfig, StageSelect};
+use iota_protocol::spec::{Bottleneck, TrainingMode, WireDtype};
+use iota_protocol::{Epoch, RunSpec};
+
+/// The network of the run.
+#[must_use]
+pub fn model_config(spec: &RunSpec) -> ModelConfig {
+    let model = &spec.model;
+    ModelConfig {
+        vocab_size: model.vocab_size as usize,
+        context: model.context as usize,
+        width: model.width as usize,
+        layers: model.layers as usize,
+        heads: model.heads as usize,
+        kv_heads: model.kv_heads as usize,
+        hidden: model.hidden as usize,
+        rope_base: model.rope_base,
+        norm_eps: model.norm_eps,
+        init_std: model.init_std,
+        seed: spec.seed,
+        bottleneck: match model.bottleneck {
+            Bottleneck::None => None,
+            Bottleneck::Width(width) => Some(width as usize),
+        },
+        stages: usize::from(spec.pipeline.stages),
+    }
+}
+
+/// What one engine of the run computes, and how it takes inner steps.
+///
+/// A stage clips at its share of the model's norm: were all gradients alike, all stages would start to clip together.
+#[must_use]
+pub fn engine_config(spec: &RunSpec, stage: StageSelect) -> EngineConfig {
+    let model = model_config(spec);
+    let clip_norm = match stage {
+        StageSelect::Whole => spec.training.clip_norm,
+        StageSelect::Stage(stage) => stage_clip_norm(spec, &model, stage),
+    };
+    EngineConfig {
+        model,
+        stage,
+        activation_dtype: dtype(spec.pipeline.activation_dtype),
+        adamw: adamw_config(spec),
+        clip_norm,
+    }
+}
+
+/// A stage's share of the norm that clips the model's gradient.
+fn stage_clip_norm(spec: &RunSpec, model: &ModelConfig, stage: usize) -> f64 {
+    stage_clip(spec.training.clip_norm, model.parameter_count(stage), model.total_parameter_count())
+}
+
+/// How a stage steps once its replicas' contributions are merged.
+#[must_use]
+pub fn outer_config(spec: &RunSpec, stage: usize) -> OuterConfig {
+    match spec.training.mode {
+        TrainingMode::Synchronous => {
+            let clip_norm = stage_clip_norm(spec, &model_config(spec), stage);
+            OuterConfig::AdamW { adamw: adamw_config(spec), clip_norm }
+        }
+        TrainingMode::Local => OuterConfig::Nesterov { momentum: spec.merge.outer_momentum },
+    }
+}
+
+/// The learning rate of the outer step that ends `epoch`.
+#[must_use]
+pub fn outer_learning_rate(spec: &RunSpec, epoch: Epoch) -> f64 {
+    match spec.training.mode {
+        TrainingMode::Synchronous => learning_rate(spec, epoch, 0),
+        TrainingMode::Local => spec.merge.outer_learning_rate,
+    }
+}
+
+/// `AdamW` of inner steps and, in `synchronous` mode, of the outer step.
+#[must_use]
+pub fn adamw_config(spec: &RunSpec) -> AdamWConfig {
+    let training = &spec.training;
+    AdamWConfig {
+        beta1: training.beta1,
+        beta2: training.beta2,
+        eps: training.eps,
+        weight_decay: training.weight_decay,
+    }
+}
+
+/// The model crate's name of an element type.
+#[must_use]
+pub fn dtype(dtype: WireDtype) -> DType {
+    match dtype {
+        WireDtype::F32 => DType::F32,
+        WireDtype::Bf16 => DType::Bf16,
+    }
+}
+
+/// Optimizer steps of one epoch: one after the merge, or *H* before it.
+#[must_use]
+pub fn steps_per_epoch(spec: &RunSpec) -> u64 {
+    match spec.training.mode {
+        TrainingMode::Synchronous => 1,
+        TrainingMode::Local => u64::from(spec.training.inner_steps),
+    }
+}
+
+/// The learning rate over all steps of the run: a linear warm-up and half a cosine.
+#[must_use]
+pub fn schedule(spec: &RunSpec) -> Schedule {
+    let training = &spec.training;
+    let total_steps = u64::from(training.epochs) * steps_per_epoch(spec);
+    #[expect(
+        clippy::cast_precision_loss,
+        clippy::cast_possible_truncation,
+        clippy::cast_sign_loss,
+        reason = "a share of the steps, far below 2^52"
+    )]
+    let warmup_steps = (total_steps as f64 * training.warmup_fraction).round() as u64;
+    Schedule::Cosine {
+        peak: training.learning_rate,
+        warmup_steps,
+        total_steps,
+        final_factor: training.final_factor,
+    }
+}
+
+/// The learning rate of inner step `step` of `epoch`; in `synchronous` mode the only step of an epoch is 0.
+///
+/// A miner that has fewer samples than inner steps takes fewer of them, but the schedule does not move for it.
+#[must_use]
+pub fn learning_rate(spec: &RunSpec, epoch: Epoch, step: u32) -> f64 {
+    schedule(spec).learning_rate(u64::from(epoch.0) * steps_per_epoch(spec) + u64::from(step))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_builtin_spec_makes_a_valid_model() {
+        let spec: RunSpec = toml::from_str(iota_fixtures::BUILTIN_SPEC).unwrap();
+        assert_eq!(model_config(&spec).validate(), Ok(()));
+    }
+
+    #[test]
+    fn the_schedule_rises_then_falls_to_its_final_share() {
+        let mut spec = RunSpec::default();
+        spec.training.mode = TrainingMode::Synchronous;
+        spec.training.epochs = 100;
+        let rate = |epoch| learning_rate(&spec, Epoch(epoch), 0);
+        assert!(rate(0) < rate(4) && (rate(5) - spec.training.learning_rate).abs() < 1e-9);
+        assert!((rate(99) / spec.training.learning_rate - spec.training.final_factor).abs() < 0.01);
+    }
+
+    #[test]
+    fn inner_steps_continue_across_epochs() {
+        let mut spec = RunSpec::default();
+        spec.training.inner_steps = 8;
+        assert_eq!(learning_rate(&spec, Epoch(1), 0), learning_rate(&spec, Epoch(0), 8));
+    }
+
+    #[test]
+    fn stage_norms_make_up_the_norm_of_the_model() {
+        let spec = RunSpec::default();
+        let squares = |stage| engine_config(&spec, StageSelect::Stage(stage)).clip_norm.powi(2);
+        let sum: f64 = (0..3).map(squares).sum();
+        assert!((sum.sqrt() - spec.training.clip_norm).abs() < 1e-9);
+    }
+}

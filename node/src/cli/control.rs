@@ -1,0 +1,51 @@
+//! `iota-node control`: the run of a spec in one process; `up` compares the swarm with it.
+
+use std::fs;
+use std::io::Write;
+use std::path::PathBuf;
+
+use clap::Args;
+use iota_model::Device;
+use iota_protocol::RunSpec;
+use tokio_util::sync::CancellationToken;
+
+use super::join::exit_with_parent;
+use crate::control::{ControlEvent, train};
+use crate::error::CliError;
+
+#[derive(Debug, Args)]
+pub(super) struct ControlOptions {
+    /// Run spec
+    #[arg(long, value_name = "FILE")]
+    spec: PathBuf,
+    /// Corpus, if the spec says `file`
+    #[arg(long, value_name = "FILE")]
+    data: Option<PathBuf>,
+    /// Where to compute: auto, cpu, cuda:N or wgpu:N
+    #[arg(long, default_value = "auto", value_name = "DEVICE")]
+    device: Device,
+    /// Stop when stdin closes, and die with the parent process
+    #[arg(long, hide = true)]
+    exit_on_stdin_close: bool,
+}
+
+/// Trains, and prints one JSON event per line.
+pub(super) fn run(options: &ControlOptions) -> Result<(), CliError> {
+    if options.exit_on_stdin_close {
+        exit_with_parent(CancellationToken::new());
+    }
+    let text =
+        fs::read_to_string(&options.spec).map_err(|error| CliError::file("read", &options.spec, error))?;
+    let spec = RunSpec::from_toml(&text)
+        .map_err(|source| CliError::Spec { path: options.spec.display().to_string(), source })?;
+    let print = |event: &ControlEvent| {
+        let line = serde_json::to_string(event).unwrap_or_default();
+        // A closed stdout is the reader's choice.
+        drop(writeln!(std::io::stdout().lock(), "{line}"));
+    };
+    let report = train(&spec, options.data.as_deref(), options.device, |epoch, loss| {
+        print(&ControlEvent::Epoch { epoch, loss });
+    })?;
+    print(&ControlEvent::Done(report));
+    Ok(())
+}

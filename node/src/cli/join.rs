@@ -1,0 +1,255 @@
+//! `iota-node join`: one or several members of a run in this process.
+
+use std::fs;
+use std::io::Read;
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+
+use clap::Args;
+use iota_model::Device;
+use iota_model::data::Corpus;
+use iota_protocol::spec::DataSource;
+use iota_protocol::time::Millis;
+use iota_protocol::{Identity, RunSpec};
+use libp2p::Multiaddr;
+use libp2p::multiaddr::Protocol;
+use tokio::task::JoinSet;
+use tokio_util::sync::CancellationToken;
+
+use super::keys::{read_key, read_or_create_key};
+use crate::blobs::DataError;
+use crate::corpus::open_corpus;
+use crate::error::{CliError, ExitCode};
+use crate::net::NetError;
+use crate::run::{JoinConfig, Roles, RunError, join};
+use crate::signals::StopSignals;
+
+#[derive(Debug, Args)]
+pub(super) struct JoinOptions {
+    /// Run spec, the same for everyone in the run
+    #[arg(long, value_name = "FILE")]
+    spec: PathBuf,
+    /// Key file of this peer [default: `peer.key` in the data folder, made if it is not there]
+    #[arg(long, value_name = "FILE")]
+    key: Option<PathBuf>,
+    /// Address of a peer that is in the run, ending in `/p2p/...`; repeatable
+    #[arg(long, value_name = "MULTIADDR", value_delimiter = ',')]
+    bootstrap: Vec<Multiaddr>,
+    /// How long to try the bootstrap peers before giving up
+    #[arg(long, default_value = "60s", value_name = "DURATION")]
+    bootstrap_timeout: Millis,
+    /// Train a stage [default when no role is asked for]
+    #[arg(long)]
+    miner: bool,
+    /// Take part as a validator: follows and serves the log; checks of miners do not exist yet
+    #[arg(long)]
+    validator: bool,
+    /// Stand for orchestrator; a candidate's key does so by itself
+    #[arg(long)]
+    orchestrator: bool,
+    /// Where to compute: auto, cpu, cuda:N or wgpu:N
+    #[arg(long, default_value = "auto", value_name = "DEVICE")]
+    device: Device,
+    /// Address to listen on for control messages; repeatable
+    #[arg(long, value_name = "MULTIADDR", value_delimiter = ',', default_values = ["/ip4/0.0.0.0/udp/0/quic-v1", "/ip4/0.0.0.0/tcp/0"])]
+    listen: Vec<Multiaddr>,
+    /// UDP address of the data plane
+    #[arg(long, default_value = "0.0.0.0:0", value_name = "IP:PORT")]
+    data_bind: SocketAddr,
+    /// Folder for everything this node writes
+    #[arg(long, default_value = "iota-data", value_name = "DIR")]
+    data_dir: PathBuf,
+    /// Corpus, if the spec says `file`
+    #[arg(long, value_name = "FILE")]
+    data: Option<PathBuf>,
+    /// Miners in this process, each with its own identity
+    #[arg(long, default_value_t = 1, value_name = "N")]
+    num_miners: u16,
+    /// Address that serves /health and /metrics
+    #[arg(long, default_value = "127.0.0.1:0", value_name = "IP:PORT")]
+    http: SocketAddr,
+    /// Find peers of the run in the local network
+    #[arg(long)]
+    mdns: bool,
+    /// Stop when stdin closes, and die with the parent process
+    #[arg(long, hide = true)]
+    exit_on_stdin_close: bool,
+}
+
+/// How long a cancelled node may take to say goodbye before the process exits anyway.
+const GOODBYE: Duration = Duration::from_secs(5);
+
+pub(super) fn run(options: JoinOptions) -> Result<(), CliError> {
+    let text =
+        fs::read_to_string(&options.spec).map_err(|error| CliError::file("read", &options.spec, error))?;
+    let spec = RunSpec::from_toml(&text)
+        .map_err(|source| CliError::Spec { path: options.spec.display().to_string(), source })?;
+    let configs = options.configs(&spec)?;
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .enable_all()
+        .build()
+        .map_err(|error| CliError::Bug(format!("start the async runtime: {error}")))?;
+    let result = runtime.block_on(run_all(configs, &options));
+    runtime.shutdown_timeout(GOODBYE);
+    result
+}
+
+/// Runs every miner of this process until it ends, one fails, or a signal comes.
+async fn run_all(configs: Vec<JoinConfig>, options: &JoinOptions) -> Result<(), CliError> {
+    let cancel = CancellationToken::new();
+    if options.exit_on_stdin_close {
+        exit_with_parent(cancel.clone());
+    }
+    let mut nodes = JoinSet::new();
+    for config in configs {
+        nodes.spawn(join(config, cancel.clone()));
+    }
+    let mut signals = StopSignals::listen();
+    let mut stopped = None;
+    let mut outcome = Ok(());
+    loop {
+        let node = tokio::select! {
+            name = signals.next(), if stopped.is_none() => {
+                stopped = Some(name);
+                cancel.cancel();
+                continue;
+            }
+            node = nodes.join_next() => node,
+        };
+        match node {
+            None => break,
+            Some(Ok(Ok(_summary))) => {}
+            Some(Ok(Err(error))) => {
+                cancel.cancel();
+                outcome = outcome.and(Err(explain(error, &options.data_dir)));
+            }
+            Some(Err(panic)) => {
+                cancel.cancel();
+                outcome = outcome.and(Err(CliError::Bug(format!("run the node: {panic}"))));
+            }
+        }
+    }
+    match stopped {
+        Some(signal) if outcome.is_ok() => Err(CliError::Interrupted { signal }),
+        _ => outcome,
+    }
+}
+
+impl JoinOptions {
+    /// One configuration per miner of this process.
+    fn configs(&self, spec: &RunSpec) -> Result<Vec<JoinConfig>, CliError> {
+        let corpus = self.corpus(spec)?;
+        (0..self.num_miners.max(1)).map(|index| self.config(spec, corpus.clone(), index)).collect()
+    }
+
+    fn corpus(&self, spec: &RunSpec) -> Result<Option<Arc<Corpus>>, CliError> {
+        // Only miners read the corpus; a file is demanded from them alone.
+        if !self.is_miner() && self.data.is_none() && spec.data.source == DataSource::File {
+            return Ok(None);
+        }
+        open_corpus(spec, self.data.as_deref()).map(Some)
+    }
+
+    fn is_miner(&self) -> bool {
+        self.miner || !(self.validator || self.orchestrator)
+    }
+
+    fn config(
+        &self,
+        spec: &RunSpec,
+        corpus: Option<Arc<Corpus>>,
+        index: u16,
+    ) -> Result<JoinConfig, CliError> {
+        let data_dir = match self.num_miners {
+            0 | 1 => self.data_dir.clone(),
+            _ => self.data_dir.join(format!("miner-{index}")),
+        };
+        fs::create_dir_all(&data_dir).map_err(|error| CliError::file("create", &data_dir, error))?;
+        let secret = match &self.key {
+            Some(path) if index == 0 => read_key(path)?,
+            _ => read_or_create_key(&data_dir.join("peer.key"))?,
+        };
+        Ok(JoinConfig {
+            roles: self.roles(spec, secret, index)?,
+            spec: spec.clone(),
+            secret,
+            data_dir,
+            device: self.device,
+            listen: self.listen.iter().map(|address| any_port(address, index)).collect(),
+            data_bind: shifted(self.data_bind, index),
+            bootstrap: self.bootstrap.clone(),
+            bootstrap_timeout: self.bootstrap_timeout.duration(),
+            mdns: self.mdns,
+            http: shifted(self.http, index),
+            corpus,
+        })
+    }
+
+    fn roles(&self, spec: &RunSpec, secret: [u8; 32], index: u16) -> Result<Roles, CliError> {
+        let peer = Identity::from_secret(secret).peer();
+        let candidate = spec.candidate_index(peer).is_some();
+        if self.orchestrator && !candidate && index == 0 {
+            return Err(CliError::Option {
+                option: "--orchestrator".to_owned(),
+                expected: "the key of one of the candidates in the spec".to_owned(),
+                got: format!("the key of {peer}"),
+            });
+        }
+        Ok(Roles { miner: self.is_miner(), validator: self.validator, orchestrator: candidate })
+    }
+}
+
+/// Only the first miner of a process gets the port that was asked for; the others let the system choose.
+fn shifted(address: SocketAddr, index: u16) -> SocketAddr {
+    SocketAddr::new(address.ip(), if index == 0 { address.port() } else { 0 })
+}
+
+/// [`shifted`] for a multiaddress.
+fn any_port(address: &Multiaddr, index: u16) -> Multiaddr {
+    let free = |part| match part {
+        Protocol::Udp(_) if index > 0 => Protocol::Udp(0),
+        Protocol::Tcp(_) if index > 0 => Protocol::Tcp(0),
+        other => other,
+    };
+    address.iter().map(free).collect()
+}
+
+/// Says why a node ended, in the words of the command line.
+fn explain(error: RunError, data_dir: &Path) -> CliError {
+    let in_use = |address| CliError::Listen { address, reason: "the address is in use".to_owned() };
+    match error {
+        RunError::PortInUse { addr } => in_use(addr),
+        RunError::Net(NetError::AddressInUse { address }) => in_use(address.to_string()),
+        RunError::Net(NetError::Listen { address, reason }) => {
+            CliError::Listen { address: address.to_string(), reason }
+        }
+        RunError::Data(DataError::Bind { address, reason }) => {
+            CliError::Listen { address: address.to_string(), reason }
+        }
+        RunError::Data(DataError::Open { path, reason }) => CliError::Folder { path, reason },
+        RunError::DataDir(reason) => CliError::Folder { path: data_dir.to_owned(), reason },
+        RunError::BootstrapUnreachable { addrs, waited } => {
+            let addresses = addrs.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ");
+            CliError::Unreachable { addresses, waited }
+        }
+        RunError::Device(reason) => CliError::Device { reason },
+        other => CliError::Bug(format!("run the node: {other}")),
+    }
+}
+
+/// Cancels `cancel` when stdin closes, exits a little later whatever happens, and asks the system to
+/// kill this process with its parent: a stopped process cannot notice that stdin closed.
+pub fn exit_with_parent(cancel: CancellationToken) {
+    #[cfg(target_os = "linux")]
+    let _ = nix::sys::prctl::set_pdeathsig(nix::sys::signal::Signal::SIGKILL);
+    std::thread::spawn(move || {
+        let mut buffer = [0; 64];
+        let mut stdin = std::io::stdin().lock();
+        while stdin.read(&mut buffer).is_ok_and(|read| read > 0) {}
+        cancel.cancel();
+        std::thread::sleep(GOODBYE);
+        std::process::exit(i32::from(ExitCode::Interrupted as u8));
+    });
+}

@@ -1,0 +1,307 @@
+//! What a node tells people and programs: event log, logs, metrics, `/health`.
+
+use std::collections::BTreeMap;
+use std::time::Instant as Clock;
+
+use iota_protocol::merge::mean_nats;
+use iota_protocol::miner::Notice;
+use iota_protocol::run_state::{Phase, StateEvent};
+use iota_protocol::wire::RejectReason;
+use iota_protocol::wire::frame::PushRefusal;
+use iota_protocol::{PeerId, StageIndex};
+use prometheus_client::metrics::counter::Counter;
+use serde_json::{Value, json};
+use tokio::sync::watch;
+
+use super::NodePeer;
+use crate::events::{EventLog, NodeEvent};
+use crate::metrics::NodeMetrics;
+use crate::store::{LogRecord, Store};
+use crate::traffic::Traffic;
+
+/// Reports between two traffic events.
+const TRAFFIC_EVERY: u32 = 4;
+
+/// Where reports go.
+pub(crate) struct Reporter {
+    pub(crate) events: EventLog,
+    pub(crate) metrics: NodeMetrics,
+    pub(crate) traffic: Traffic,
+    pub(crate) health: watch::Sender<Value>,
+    pub(crate) store: Store,
+    reports: u32,
+    connected: i64,
+    /// When the merge under way of each stage was planned, and what had been fetched by then.
+    planned: BTreeMap<StageIndex, (Clock, u64)>,
+    refused: BTreeMap<(&'static str, &'static str), u64>,
+    last_progress: Option<NodeEvent>,
+    stored: u64,
+}
+
+impl Reporter {
+    pub(crate) fn new(
+        events: EventLog,
+        metrics: NodeMetrics,
+        traffic: Traffic,
+        health: watch::Sender<Value>,
+        store: Store,
+    ) -> Self {
+        Self {
+            events,
+            metrics,
+            traffic,
+            health,
+            store,
+            reports: 0,
+            connected: 0,
+            planned: BTreeMap::new(),
+            refused: BTreeMap::new(),
+            last_progress: None,
+            stored: 0,
+        }
+    }
+
+    /// Appends to the event log. A full disk must not stop training over a report.
+    pub(crate) fn event(&mut self, event: NodeEvent) {
+        if let Err(error) = self.events.write(event) {
+            tracing::warn!(%error, "event not written");
+        }
+    }
+
+    pub(crate) fn gossip_accepted(&self) {
+        self.metrics.gossip_accepted();
+    }
+
+    pub(crate) fn gossip_refused(&mut self, reason: &RejectReason) {
+        if reason.is_innocent() {
+            self.metrics.gossip_ignored(reason.label());
+        } else {
+            self.metrics.gossip_rejected(reason.label());
+            self.refuse("gossip", reason.label());
+        }
+    }
+
+    pub(crate) fn request_refused(&mut self, reason: &RejectReason) {
+        self.metrics.rpc_rejected(reason.label());
+        self.refuse("request", reason.label());
+    }
+
+    pub(crate) fn push_refused(&mut self, refusal: PushRefusal) {
+        self.metrics.push_refused(refusal.label());
+        if !refusal.is_passing() {
+            self.refuse("push", refusal.label());
+        }
+    }
+
+    fn refuse(&mut self, kind: &'static str, reason: &'static str) {
+        *self.refused.entry((kind, reason)).or_default() += 1;
+    }
+
+    pub(crate) fn pushes_sent(&self) -> Counter {
+        self.metrics.pushes_sent.clone()
+    }
+
+    pub(crate) fn connected(&mut self, change: i64) {
+        self.connected += change;
+        self.metrics.peers.set(self.connected);
+    }
+
+    pub(crate) const fn connections(&self) -> i64 {
+        self.connected
+    }
+
+    /// Keeps certified entries on disk, so that this node can serve and audit them after a restart.
+    pub(crate) fn log(&mut self, peer: &NodePeer) {
+        let Some(certificate) = peer.log().certificate() else { return };
+        if certificate.index.0 < self.stored {
+            return;
+        }
+        let certificate_bytes = iota_protocol::wire::encode(certificate);
+        let records: Vec<LogRecord> = (self.stored..=certificate.index.0)
+            .filter_map(|index| {
+                let entry = peer.log().entry_bytes(usize::try_from(index).ok()?)?.to_vec();
+                Some(LogRecord { index, entry, certificate: certificate_bytes.clone() })
+            })
+            .collect();
+        self.stored = certificate.index.0 + 1;
+        if let Err(error) = self.store.append_log(&records) {
+            tracing::warn!(%error, "log not stored");
+        }
+    }
+
+    pub(crate) fn notice(&mut self, peer: &NodePeer, notice: Notice) {
+        match notice {
+            Notice::State(event) => self.state_event(peer, event),
+            Notice::Leader(Some(leader)) => {
+                tracing::info!(leader = %leader.short(), "orchestrator");
+                self.metrics.leader_changes.inc();
+                self.event(NodeEvent::Leader { peer: leader });
+            }
+            Notice::Leader(None) => tracing::info!("no orchestrator"),
+            Notice::WeightsReady(stage, version, hash) => {
+                tracing::info!(stage = stage.0, version = version.0, hash = %hash.short(), "weights ready");
+                self.metrics.stage.set(i64::from(stage.0));
+                self.event(NodeEvent::WeightsReady { stage: stage.0, version: version.0, hash });
+            }
+            Notice::JobFailed(reason) => tracing::warn!(reason, "job failed"),
+        }
+    }
+
+    fn state_event(&mut self, peer: &NodePeer, event: StateEvent) {
+        let own = |stage: StageIndex| peer.state().stage_of(peer.id()) == Some(stage);
+        match event {
+            StateEvent::Admitted(member, stage) => {
+                tracing::info!(peer = %member.short(), stage = stage.0, "admitted");
+                if member == peer.id() {
+                    self.event(NodeEvent::Admitted { stage: stage.0 });
+                }
+            }
+            StateEvent::Evicted(member, reason) => {
+                tracing::info!(peer = %member.short(), %reason, "evicted");
+                self.event(NodeEvent::Evicted { peer: member, reason: reason.to_string() });
+            }
+            StateEvent::EpochOpened(stage, epoch, members) => {
+                tracing::info!(stage = stage.0, epoch = epoch.0, members, "epoch opened");
+                self.metrics.epochs.inc_by(u64::from(own(stage)));
+                let samples = peer.state().spec().training.samples_per_epoch;
+                let members = u32::try_from(members).unwrap_or(u32::MAX);
+                self.event(NodeEvent::EpochOpened { stage: stage.0, epoch: epoch.0, members, samples });
+            }
+            StateEvent::Released(stage, epoch, member) => {
+                self.released(stage, epoch.0, member, "missed the epoch's deadline")
+            }
+            StateEvent::Aborted(stage, epoch, lost) => {
+                for member in lost {
+                    self.released(stage, epoch.0, member, "contribution missing from the merge");
+                }
+            }
+            StateEvent::CutOff(stage, epoch) => {
+                tracing::warn!(stage = stage.0, epoch = epoch.0, "epoch cut off")
+            }
+            StateEvent::Planned(stage, epoch, attempt, submitters) => {
+                tracing::info!(stage = stage.0, epoch = epoch.0, attempt, submitters, "merge planned");
+                self.planned.insert(stage, (Clock::now(), self.traffic.bytes().blob_in));
+                let (attempt, submitters) =
+                    (u32::from(attempt), u32::try_from(submitters).unwrap_or(u32::MAX));
+                self.event(NodeEvent::MergePlanned { stage: stage.0, epoch: epoch.0, attempt, submitters });
+            }
+            StateEvent::Reassigned(stage, epoch, partition, owner) => {
+                tracing::warn!(stage = stage.0, epoch = epoch.0, partition = partition.0, owner = %owner.short(), "partition given to a further owner");
+            }
+            StateEvent::Merged(stage, epoch, samples, loss) => {
+                let (since, fetched) = self.planned.remove(&stage).unwrap_or_else(|| (Clock::now(), 0));
+                let seconds = since.elapsed().as_secs_f64();
+                tracing::info!(stage = stage.0, epoch = epoch.0, samples, loss, seconds, "merged");
+                self.metrics.merges.inc_by(u64::from(own(stage)));
+                let bytes_fetched = self.traffic.bytes().blob_in.saturating_sub(fetched);
+                let samples = u32::try_from(samples).unwrap_or(u32::MAX);
+                self.event(NodeEvent::MergeClosed {
+                    stage: stage.0,
+                    epoch: epoch.0,
+                    seconds,
+                    bytes_fetched,
+                    loss,
+                    samples,
+                });
+            }
+            StateEvent::Finished => tracing::info!("run finished"),
+        }
+    }
+
+    fn released(&mut self, stage: StageIndex, epoch: u32, member: PeerId, reason: &str) {
+        tracing::warn!(peer = %member.short(), stage = stage.0, epoch, reason, "released from the epoch");
+        self.event(NodeEvent::Released { stage: stage.0, epoch, peer: member, reason: reason.to_owned() });
+    }
+
+    /// Progress, traffic, metrics and health, a few times a second.
+    pub(crate) fn report(&mut self, peer: &NodePeer) {
+        self.reports += 1;
+        self.metrics.log_index.set(i64::try_from(peer.state().applied()).unwrap_or(i64::MAX) - 1);
+        let phase = phase(peer);
+        if let Some((stage, epoch, share)) = peer.miner().and_then(|miner| miner.progress()) {
+            let loss =
+                share.loss_micro.filter(|_| share.done > 0).map(|sum| mean_nats(sum, u64::from(share.done)));
+            if let Some(loss) = loss {
+                self.metrics.loss.set(loss);
+            }
+            let tokens_total = peer.miner().map_or(0, |miner| miner.tokens());
+            let progress = NodeEvent::Progress {
+                stage: stage.0,
+                epoch: epoch.0,
+                done: share.done,
+                assigned: share.dealt,
+                tokens_total,
+                loss,
+                phase: phase.to_owned(),
+            };
+            if self.last_progress.as_ref() != Some(&progress) {
+                self.last_progress = Some(progress.clone());
+                self.event(progress);
+            }
+        }
+        self.health.send_replace(self.describe(peer, phase));
+        if self.reports.is_multiple_of(TRAFFIC_EVERY) {
+            self.traffic_event();
+        }
+    }
+
+    /// Bytes moved and messages refused, to the event log.
+    pub(crate) fn traffic_event(&mut self) {
+        let bytes = self.traffic.bytes();
+        self.event(NodeEvent::Traffic {
+            gossip_in: bytes.gossip_in,
+            gossip_out: bytes.gossip_out,
+            rpc_in: bytes.rpc_in,
+            rpc_out: bytes.rpc_out,
+            push_in: bytes.push_in,
+            push_out: bytes.push_out,
+            blobs_in: bytes.blob_in,
+            blobs_out: bytes.blob_out,
+        });
+        for ((kind, reason), count) in std::mem::take(&mut self.refused) {
+            self.event(NodeEvent::Refused { kind: kind.to_owned(), reason: reason.to_owned(), count });
+        }
+    }
+
+    fn describe(&self, peer: &NodePeer, phase: &str) -> Value {
+        let state = peer.state();
+        let weights = peer.miner().and_then(|miner| miner.weights());
+        let stages: Vec<Value> = state
+            .spec()
+            .stages()
+            .zip(state.stages())
+            .map(|(index, stage)| json!({ "stage": index.0, "version": stage.version.0, "replicas": state.replicas(index).count() }))
+            .collect();
+        json!({
+            "peer": peer.id(),
+            "run": state.spec().run_id(),
+            "stage": state.stage_of(peer.id()),
+            "phase": phase,
+            "weights": weights.map(|weights| json!({ "version": weights.version, "hash": weights.hash })),
+            "evicted": state.eviction(peer.id()).map(|reason| reason.to_string()),
+            "leader": peer.leader(),
+            "log": state.applied(),
+            "connected": self.connected,
+            "stages": stages,
+            "finished": state.finished(),
+        })
+    }
+}
+
+/// What a node is doing, in a word.
+fn phase(peer: &NodePeer) -> &'static str {
+    let state = peer.state();
+    if state.finished() {
+        return "finished";
+    }
+    let Some(_) = peer.miner() else { return "watching" };
+    let Some(stage) = state.stage_of(peer.id()).and_then(|stage| state.stage(stage)) else {
+        return "joining";
+    };
+    match &stage.phase {
+        Phase::Waiting if stage.version.0 >= state.spec().training.epochs => "done",
+        Phase::Waiting => "waiting",
+        Phase::Training(_) => "training",
+        Phase::Merging(..) => "merging",
+    }
+}

@@ -1,0 +1,106 @@
+//! Blobs for the engine and the owner loop: memory first, store behind it.
+
+use std::time::Duration;
+
+use bytes::Bytes;
+use iota_protocol::{Hash, PeerId};
+use tokio::sync::mpsc;
+use tokio::task::JoinSet;
+
+use super::cache::Cache;
+use crate::blobs::{DataError, DataPlane, FetchError};
+
+/// Blobs waiting to be written. Past that, whoever makes more waits.
+const WRITES_QUEUED_MAX: usize = 256;
+/// Writes under way at once; the store batches them into one transaction.
+const WRITES_AT_ONCE: usize = 16;
+
+/// The blobs of a node; cheap to clone.
+#[derive(Clone, Debug)]
+pub(crate) struct Vault {
+    cache: Cache,
+    plane: DataPlane,
+    writes: mpsc::Sender<(Bytes, String)>,
+}
+
+impl Vault {
+    /// A vault over `plane`, and the task that writes behind. The task ends with the last clone of the vault.
+    pub(crate) fn new(plane: DataPlane) -> (Self, impl Future<Output = ()> + Send + 'static) {
+        let (writes, queue) = mpsc::channel(WRITES_QUEUED_MAX);
+        let vault = Self { cache: Cache::default(), plane: plane.clone(), writes };
+        (vault, write_behind(plane, queue))
+    }
+
+    /// Keeps a blob in memory only, for the moment between its arrival and the decision to keep it.
+    pub(crate) fn remember(&self, hash: Hash, bytes: Bytes) {
+        self.cache.insert(hash, bytes);
+    }
+
+    /// Keeps a blob under `tag`, from the async side: in memory at once, in the store soon.
+    pub(crate) async fn keep(&self, hash: Hash, bytes: Bytes, tag: &str) {
+        self.cache.insert(hash, bytes.clone());
+        // Fails only when the node shuts down.
+        let _ = self.writes.send((bytes, full_tag(tag, hash))).await;
+    }
+
+    /// [`keep`](Self::keep) from the engine's thread.
+    pub(crate) fn keep_blocking(&self, bytes: Bytes, tag: &str) -> Hash {
+        let hash = Hash::of(&bytes);
+        self.cache.insert(hash, bytes.clone());
+        let _ = self.writes.blocking_send((bytes, full_tag(tag, hash)));
+        hash
+    }
+
+    /// Keeps a blob and returns when others can fetch it.
+    pub(crate) async fn publish(&self, bytes: Bytes, tag: &str) -> Result<Hash, DataError> {
+        let hash = Hash::of(&bytes);
+        self.cache.insert(hash, bytes.clone());
+        self.plane.add(bytes, &full_tag(tag, hash)).await?;
+        Ok(hash)
+    }
+
+    /// A blob that is here.
+    pub(crate) async fn get(&self, hash: Hash) -> Option<Bytes> {
+        match self.cache.get(hash) {
+            Some(bytes) => Some(bytes),
+            None => self.plane.get(hash.0).await,
+        }
+    }
+
+    /// A blob from here or else from one of `providers`, kept under `tag`.
+    pub(crate) async fn fetch(
+        &self,
+        hash: Hash,
+        limit: usize,
+        providers: &[PeerId],
+        tag: &str,
+        deadline: Duration,
+    ) -> Result<Bytes, FetchError> {
+        let providers: Vec<_> = providers.iter().map(|peer| peer.0).collect();
+        let bytes =
+            self.plane.fetch(hash.0, limit as u64, &providers, &full_tag(tag, hash), deadline).await?;
+        self.cache.insert(hash, bytes.clone());
+        Ok(bytes)
+    }
+}
+
+/// A tag names one blob, so the hash belongs to it.
+fn full_tag(tag: &str, hash: Hash) -> String {
+    format!("{tag}{hash}")
+}
+
+async fn write_behind(plane: DataPlane, mut queue: mpsc::Receiver<(Bytes, String)>) {
+    let mut writes = JoinSet::new();
+    while let Some((bytes, tag)) = queue.recv().await {
+        if writes.len() >= WRITES_AT_ONCE {
+            writes.join_next().await;
+        }
+        let plane = plane.clone();
+        writes.spawn(async move {
+            if let Err(error) = plane.add(bytes, &tag).await {
+                tracing::warn!(%error, "blob not stored");
+            }
+        });
+    }
+    while writes.join_next().await.is_some() {}
+}

@@ -1,0 +1,282 @@
+//! What a node reports while it runs: one JSON object per line in `<data-dir>/events.jsonl`.
+//!
+//! The log is for programs (`up` follows it, `jq` reads it); people read the log on stderr. A line is
+//! `{"t_ms": …, "event": "…", …}` with `t_ms` in Unix milliseconds. Fields may be added; a reader skips
+//! lines it does not know.
+
+use std::fs::{File, OpenOptions};
+use std::io::{self, Read, Seek, SeekFrom, Write};
+use std::path::{Path, PathBuf};
+use std::time::{SystemTime, UNIX_EPOCH};
+
+use iota_protocol::{Hash, PeerId};
+use serde::{Deserialize, Serialize};
+
+/// Name of the event log in a node's data folder.
+pub const EVENTS_FILE: &str = "events.jsonl";
+
+/// Longest line a reader keeps while it waits for its end.
+const LINE_BYTES_MAX: usize = 1 << 20;
+
+/// Something a node did or learned.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(tag = "event", rename_all = "snake_case")]
+pub enum NodeEvent {
+    /// All listeners are bound. The first event of every node.
+    Started {
+        /// Who it is.
+        peer: PeerId,
+        /// Where others dial it, each ending in `/p2p/…`.
+        multiaddrs: Vec<String>,
+        /// Socket addresses of its data plane.
+        data_addresses: Vec<String>,
+        /// Where `/health` and `/metrics` are, if served.
+        http: Option<String>,
+    },
+    /// Another candidate leads.
+    Leader {
+        /// The orchestrator from now on.
+        peer: PeerId,
+    },
+    /// This node was assigned to a stage.
+    Admitted {
+        /// The stage.
+        stage: u16,
+    },
+    /// An epoch opened.
+    EpochOpened {
+        /// Its stage.
+        stage: u16,
+        /// Its number, which is also the version of the weights it starts from.
+        epoch: u32,
+        /// Replicas that take part.
+        members: u32,
+        /// Samples it covers.
+        samples: u32,
+    },
+    /// How far this node is; at most a few per second.
+    Progress {
+        /// Its stage.
+        stage: u16,
+        /// The open epoch.
+        epoch: u32,
+        /// Samples it has finished in this epoch.
+        done: u32,
+        /// Samples it was assigned in this epoch.
+        assigned: u32,
+        /// Tokens it has trained on since it started.
+        tokens_total: u64,
+        /// Mean loss of the epoch so far in nats per token, at the tail.
+        loss: Option<f64>,
+        /// What it is doing: a word for people.
+        phase: String,
+    },
+    /// A merge was planned.
+    MergePlanned {
+        /// Its stage.
+        stage: u16,
+        /// Its epoch.
+        epoch: u32,
+        /// Zero for the first plan of the epoch.
+        attempt: u32,
+        /// Replicas whose contributions are merged.
+        submitters: u32,
+    },
+    /// A merge was decided.
+    MergeClosed {
+        /// Its stage.
+        stage: u16,
+        /// Its epoch.
+        epoch: u32,
+        /// From the plan to the outcome.
+        seconds: f64,
+        /// Bytes this node fetched for it.
+        bytes_fetched: u64,
+        /// Mean training loss of the epoch in nats per token, from the tail's manifests.
+        loss: Option<f64>,
+        /// Samples that went into it.
+        samples: u32,
+    },
+    /// This node holds new weights.
+    WeightsReady {
+        /// Its stage.
+        stage: u16,
+        /// Their version: the epoch they start.
+        version: u32,
+        /// Hash of the flat vector.
+        hash: Hash,
+    },
+    /// A peer lost its membership.
+    Evicted {
+        /// Which.
+        peer: PeerId,
+        /// Why.
+        reason: String,
+    },
+    /// A peer was released from an epoch; its samples moved.
+    Released {
+        /// The stage.
+        stage: u16,
+        /// The epoch.
+        epoch: u32,
+        /// Which peer.
+        peer: PeerId,
+        /// Why.
+        reason: String,
+    },
+    /// Messages were refused.
+    Refused {
+        /// Kind of the message.
+        kind: String,
+        /// Why.
+        reason: String,
+        /// How many since this node started.
+        count: u64,
+    },
+    /// Bytes moved since this node started.
+    Traffic {
+        /// Gossip received.
+        gossip_in: u64,
+        /// Gossip sent.
+        gossip_out: u64,
+        /// Requests and responses received.
+        rpc_in: u64,
+        /// Requests and responses sent.
+        rpc_out: u64,
+        /// Activations and gradients received.
+        push_in: u64,
+        /// Activations and gradients sent.
+        push_out: u64,
+        /// Blobs fetched.
+        blobs_in: u64,
+        /// Blobs served.
+        blobs_out: u64,
+    },
+    /// The run is over for this node. Its last event.
+    Finished {
+        /// The stage it held, if it was a miner.
+        stage: Option<u16>,
+        /// Version of its weights.
+        version: u32,
+        /// Their hash.
+        hash: Option<Hash>,
+        /// The file it wrote them to.
+        checkpoint: Option<PathBuf>,
+    },
+}
+
+/// A line of the log.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct TimedEvent {
+    /// Unix milliseconds.
+    pub t_ms: u64,
+    /// What happened.
+    #[serde(flatten)]
+    pub event: NodeEvent,
+}
+
+/// Milliseconds since the Unix epoch.
+#[must_use]
+pub fn unix_ms() -> u64 {
+    let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    u64::try_from(since.as_millis()).unwrap_or(u64::MAX)
+}
+
+/// Appends events to a node's log. Every line is written at once, so a reader sees whole lines or the start of one.
+#[derive(Debug)]
+pub struct EventLog {
+    file: File,
+}
+
+impl EventLog {
+    /// Opens the log in `data_dir` for appending.
+    ///
+    /// # Errors
+    /// What the system said about creating it.
+    pub fn open(data_dir: &Path) -> io::Result<Self> {
+        let file = OpenOptions::new().create(true).append(true).open(data_dir.join(EVENTS_FILE))?;
+        Ok(Self { file })
+    }
+
+    /// Appends `event` with the current time.
+    ///
+    /// # Errors
+    /// What the system said about writing it.
+    pub fn write(&mut self, event: NodeEvent) -> io::Result<()> {
+        let mut line = serde_json::to_vec(&TimedEvent { t_ms: unix_ms(), event })?;
+        line.push(b'\n');
+        self.file.write_all(&line)
+    }
+}
+
+/// Follows a log that another process writes.
+#[derive(Debug)]
+pub struct EventTail {
+    path: PathBuf,
+    offset: u64,
+    partial: Vec<u8>,
+}
+
+impl EventTail {
+    /// Starts at the beginning of the log in `data_dir`, which need not exist yet.
+    #[must_use]
+    pub fn new(data_dir: &Path) -> Self {
+        Self { path: data_dir.join(EVENTS_FILE), offset: 0, partial: Vec::new() }
+    }
+
+    /// Returns the events appended since the last call. Lines of another shape are skipped.
+    ///
+    /// # Errors
+    /// What the system said about reading; a log that does not exist yet is empty.
+    pub fn poll(&mut self) -> io::Result<Vec<TimedEvent>> {
+        let mut file = match File::open(&self.path) {
+            Ok(file) => file,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
+            Err(error) => return Err(error),
+        };
+        file.seek(SeekFrom::Start(self.offset))?;
+        let read = file.read_to_end(&mut self.partial)?;
+        self.offset += read as u64;
+        let whole = self.partial.iter().rposition(|&byte| byte == b'\n').map_or(0, |last| last + 1);
+        let lines: Vec<u8> = self.partial.drain(..whole).collect();
+        if self.partial.len() > LINE_BYTES_MAX {
+            self.partial.clear();
+        }
+        Ok(lines.split(|&byte| byte == b'\n').filter_map(|line| serde_json::from_slice(line).ok()).collect())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_tail_sees_each_event_once_and_waits_for_the_end_of_a_line() {
+        let dir = tempfile::tempdir().unwrap();
+        let mut tail = EventTail::new(dir.path());
+        assert_eq!(tail.poll().unwrap(), [], "no log yet");
+
+        let mut log = EventLog::open(dir.path()).unwrap();
+        let opened = NodeEvent::EpochOpened { stage: 1, epoch: 2, members: 3, samples: 4 };
+        log.write(opened.clone()).unwrap();
+        log.file.write_all(b"{\"event\":\"of the future\"}\n{\"t_ms\":5,\"event\":\"admi").unwrap();
+        let events: Vec<_> = tail.poll().unwrap().into_iter().map(|timed| timed.event).collect();
+        assert_eq!(events, [opened]);
+
+        log.file.write_all(b"tted\",\"stage\":2}\n").unwrap();
+        assert_eq!(tail.poll().unwrap(), [TimedEvent { t_ms: 5, event: NodeEvent::Admitted { stage: 2 } }]);
+        assert_eq!(tail.poll().unwrap(), []);
+    }
+
+    #[test]
+    fn a_line_is_flat_json_tagged_with_its_kind() {
+        let event = NodeEvent::WeightsReady { stage: 0, version: 3, hash: Hash([0xab; 32]) };
+        let text = serde_json::to_string(&TimedEvent { t_ms: 9, event: event.clone() }).unwrap();
+        let hash = "ab".repeat(32);
+        assert_eq!(
+            text,
+            format!(r#"{{"t_ms":9,"event":"weights_ready","stage":0,"version":3,"hash":"{hash}"}}"#)
+        );
+        assert_eq!(serde_json::from_str::<TimedEvent>(&text).unwrap().event, event);
+    }
+}

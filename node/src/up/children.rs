@@ -1,0 +1,213 @@
+//! The processes of a swarm: started, watched, frozen, killed, and gone when this process is.
+//!
+//! No child outlives `up`: each holds the read end of a pipe and stops when the pipe closes, asks the system to be
+//! killed with its parent, and is killed when its handle is dropped.
+
+use std::fs::{self, File};
+use std::io;
+use std::path::{Path, PathBuf};
+use std::process::{ExitStatus, Stdio};
+use std::time::{Duration, Instant};
+
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+use tokio::process::{Child, Command};
+
+use crate::error::CliError;
+use crate::events::{EventTail, TimedEvent};
+
+/// Lines of a dead process's log that are shown.
+const LAST_LINES: usize = 5;
+/// Bytes of a dead process's log that are searched for those lines.
+const LAST_BYTES: usize = 8 * 1024;
+/// Between SIGTERM and SIGKILL.
+const STOP_DEADLINE: Duration = Duration::from_secs(5);
+/// Between two looks at processes that should stop.
+const STOP_POLL: Duration = Duration::from_millis(50);
+
+/// Name of a process's log in its folder.
+pub const LOG_FILE: &str = "log.txt";
+
+/// Whether a process still runs, and if not, why.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Life {
+    /// It runs.
+    Running,
+    /// It is stopped by SIGSTOP.
+    Frozen,
+    /// It was killed on purpose, by a fault.
+    Killed,
+    /// It ended by itself or was stopped at the end.
+    Ended(ExitStatus),
+}
+
+/// One process of the swarm.
+#[derive(Debug)]
+pub struct Process {
+    /// Its folder.
+    pub dir: PathBuf,
+    /// Whether it runs.
+    pub life: Life,
+    child: Child,
+    tail: EventTail,
+}
+
+impl Process {
+    /// Starts this program with `arguments`, logging to `dir`, with `threads` compute threads.
+    ///
+    /// # Errors
+    /// The folder or the process could not be made.
+    pub fn start(dir: PathBuf, arguments: &[String], threads: usize) -> Result<Self, CliError> {
+        fs::create_dir_all(&dir).map_err(|error| CliError::file("create", &dir, error))?;
+        let log = dir.join(LOG_FILE);
+        let log = File::create(&log).map_err(|error| CliError::file("create", &log, error))?;
+        let child = program(threads)?
+            .args(arguments)
+            .stdin(Stdio::piped())
+            .stdout(Stdio::null())
+            .stderr(log)
+            .spawn()
+            .map_err(|error| CliError::Bug(format!("start a process: {error}")))?;
+        let tail = EventTail::new(&dir);
+        Ok(Self { dir, life: Life::Running, child, tail })
+    }
+
+    /// Returns the events it logged since the last call.
+    ///
+    /// # Errors
+    /// What the system said about reading its log.
+    pub fn events(&mut self) -> io::Result<Vec<TimedEvent>> {
+        self.tail.poll()
+    }
+
+    /// Whether it takes part: running or frozen.
+    #[must_use]
+    pub fn is_alive(&self) -> bool {
+        matches!(self.life, Life::Running | Life::Frozen)
+    }
+
+    /// Returns its exit status when it has ended since the last call.
+    ///
+    /// # Errors
+    /// What the system said about waiting for it.
+    pub fn ended(&mut self) -> io::Result<Option<ExitStatus>> {
+        if !self.is_alive() {
+            return Ok(None);
+        }
+        let status = self.child.try_wait()?;
+        if let Some(status) = status {
+            self.life = Life::Ended(status);
+        }
+        Ok(status)
+    }
+
+    /// SIGKILL, as a fault: its end is no news.
+    pub fn kill(&mut self) {
+        if self.is_alive() {
+            self.signal(Signal::SIGKILL);
+            self.life = Life::Killed;
+        }
+    }
+
+    /// SIGSTOP.
+    pub fn freeze(&mut self) {
+        if self.life == Life::Running {
+            self.signal(Signal::SIGSTOP);
+            self.life = Life::Frozen;
+        }
+    }
+
+    /// SIGCONT.
+    pub fn thaw(&mut self) {
+        if self.life == Life::Frozen {
+            self.signal(Signal::SIGCONT);
+            self.life = Life::Running;
+        }
+    }
+
+    /// The end of its log.
+    #[must_use]
+    pub fn last_lines(&self) -> String {
+        let bytes = fs::read(self.dir.join(LOG_FILE)).unwrap_or_default();
+        let text = String::from_utf8_lossy(&bytes[bytes.len().saturating_sub(LAST_BYTES)..]).into_owned();
+        let lines: Vec<&str> = text.lines().collect();
+        lines[lines.len().saturating_sub(LAST_LINES)..].join("\n")
+    }
+
+    fn signal(&self, signal: Signal) {
+        if let Some(pid) = self.child.id().and_then(|pid| i32::try_from(pid).ok()) {
+            // A process that is gone already needs no signal.
+            let _ = kill(Pid::from_raw(pid), signal);
+        }
+    }
+}
+
+/// This program, in its own process group, without our options in its environment.
+///
+/// # Errors
+/// The path of this program is not known.
+pub fn program(threads: usize) -> Result<Command, CliError> {
+    let path =
+        std::env::current_exe().map_err(|error| CliError::Bug(format!("find this program: {error}")))?;
+    let mut command = Command::new(path);
+    // Ctrl-C reaches the whole group of a terminal: in their own groups children stop when we say so.
+    command.process_group(0).kill_on_drop(true).env("RAYON_NUM_THREADS", threads.to_string());
+    for (name, _) in std::env::vars_os().filter(|(name, _)| name.to_string_lossy().starts_with("IOTA_")) {
+        command.env_remove(name);
+    }
+    Ok(command)
+}
+
+/// Stops every process: SIGTERM, and SIGKILL for those that have not ended by the deadline.
+pub async fn stop_all(processes: &mut [Process]) {
+    for process in processes.iter_mut().filter(|process| process.is_alive()) {
+        process.thaw();
+        process.signal(Signal::SIGTERM);
+    }
+    let start = Instant::now();
+    while start.elapsed() < STOP_DEADLINE && processes.iter().any(Process::is_alive) {
+        for process in processes.iter_mut() {
+            drop(process.ended());
+        }
+        tokio::time::sleep(STOP_POLL).await;
+    }
+    for process in processes.iter_mut() {
+        if process.is_alive() {
+            process.signal(Signal::SIGKILL);
+        }
+        if !matches!(process.life, Life::Ended(_)) {
+            drop(process.child.wait().await);
+        }
+    }
+}
+
+/// Reads the address of a process that has started.
+///
+/// # Errors
+/// It ended or did not start in time.
+pub async fn wait_until_started(
+    process: &mut Process,
+    deadline: Duration,
+    logs: &Path,
+) -> Result<Vec<TimedEvent>, CliError> {
+    let failed = |reason| CliError::RunFailed { reason, logs: logs.to_owned() };
+    let start = Instant::now();
+    let mut events = Vec::new();
+    loop {
+        let read = process.events().map_err(|error| CliError::file("read", &process.dir, error))?;
+        events.extend(read);
+        if events.iter().any(|timed| matches!(timed.event, crate::events::NodeEvent::Started { .. })) {
+            return Ok(events);
+        }
+        if let Ok(Some(status)) = process.ended() {
+            let lines = process.last_lines();
+            return Err(failed(format!("expected the first process to start, got {status}:\n{lines}")));
+        }
+        if start.elapsed() > deadline {
+            return Err(failed(format!(
+                "expected the first process to start within {deadline:?}, got no `started` event"
+            )));
+        }
+        tokio::time::sleep(STOP_POLL).await;
+    }
+}

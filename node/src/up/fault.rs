@@ -1,0 +1,161 @@
+//! Faults to try on a swarm of one's own: kill a process, freeze one, let one join late.
+
+use std::fmt;
+use std::str::FromStr;
+use std::time::Duration;
+
+use iota_protocol::time::Millis;
+
+/// A moment of a run.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum When {
+    /// So long after the first epoch opened.
+    After(Duration),
+    /// As soon as any stage opens this epoch.
+    Epoch(u32),
+}
+
+impl When {
+    /// Whether the moment has come, `training` after the first epoch opened, when `epoch` is the latest open one.
+    #[must_use]
+    pub fn is_due(self, training: Option<Duration>, epoch: Option<u32>) -> bool {
+        match self {
+            Self::After(delay) => training.is_some_and(|training| training >= delay),
+            Self::Epoch(due) => epoch.is_some_and(|epoch| epoch >= due),
+        }
+    }
+}
+
+impl FromStr for When {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        if let Some(epoch) = text.strip_prefix('e').and_then(|digits| digits.parse().ok()) {
+            return Ok(Self::Epoch(epoch));
+        }
+        let expected = || format!("expected a duration such as `15s` or an epoch such as `e5`, got `{text}`");
+        text.parse::<Millis>().map(|millis| Self::After(millis.duration())).map_err(|_| expected())
+    }
+}
+
+impl fmt::Display for When {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::After(delay) => write!(f, "{:.1}s", delay.as_secs_f64()),
+            Self::Epoch(epoch) => write!(f, "epoch {epoch}"),
+        }
+    }
+}
+
+/// SIGKILL for one process; written `2@e5` or `2@30s`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Kill {
+    /// Index of the process.
+    pub peer: usize,
+    /// When.
+    pub when: When,
+}
+
+impl FromStr for Kill {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let (peer, when) = peer_and_rest(text, "`<peer>@<duration or epoch>` such as `2@e5`")?;
+        Ok(Self { peer, when: when.parse()? })
+    }
+}
+
+/// SIGSTOP for one process and SIGCONT later; written `2@10s+20s`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Freeze {
+    /// Index of the process.
+    pub peer: usize,
+    /// When it stops.
+    pub when: When,
+    /// For how long.
+    pub pause: Duration,
+}
+
+impl FromStr for Freeze {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let expected = "`<peer>@<duration or epoch>+<duration>` such as `2@10s+20s`";
+        let (peer, rest) = peer_and_rest(text, expected)?;
+        let (when, pause) =
+            rest.split_once('+').ok_or_else(|| format!("expected {expected}, got `{text}`"))?;
+        let pause = pause.parse::<Millis>().map_err(|error| error.to_string())?;
+        Ok(Self { peer, when: when.parse()?, pause: pause.duration() })
+    }
+}
+
+/// Splits `2@…` at its sign.
+fn peer_and_rest<'a>(text: &'a str, expected: &str) -> Result<(usize, &'a str), String> {
+    let parts = text.split_once('@').and_then(|(peer, rest)| Some((peer.parse().ok()?, rest)));
+    parts.ok_or_else(|| format!("expected {expected}, got `{text}`"))
+}
+
+/// The faults of one run.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Faults {
+    /// Processes to kill.
+    pub kills: Vec<Kill>,
+    /// Processes to freeze.
+    pub freezes: Vec<Freeze>,
+    /// When one more miner each joins.
+    pub joins: Vec<When>,
+}
+
+impl Faults {
+    /// The largest process index that a fault names.
+    #[must_use]
+    pub fn peer_max(&self) -> Option<usize> {
+        self.kills.iter().map(|kill| kill.peer).chain(self.freezes.iter().map(|freeze| freeze.peer)).max()
+    }
+
+    /// One line per fault, for the report.
+    #[must_use]
+    pub fn describe(&self) -> Vec<String> {
+        let kills = self.kills.iter().map(|kill| format!("kill process {} at {}", kill.peer, kill.when));
+        let freezes = self.freezes.iter().map(|freeze| {
+            format!(
+                "freeze process {} at {} for {:.1}s",
+                freeze.peer,
+                freeze.when,
+                freeze.pause.as_secs_f64()
+            )
+        });
+        let joins = self.joins.iter().map(|when| format!("one more miner at {when}"));
+        kills.chain(freezes).chain(joins).collect()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn faults_are_read_as_documented() {
+        assert_eq!("2@e5".parse(), Ok(Kill { peer: 2, when: When::Epoch(5) }));
+        assert_eq!("0@30s".parse(), Ok(Kill { peer: 0, when: When::After(Duration::from_secs(30)) }));
+        let freeze =
+            Freeze { peer: 1, when: When::After(Duration::from_secs(10)), pause: Duration::from_secs(20) };
+        assert_eq!("1@10s+20s".parse(), Ok(freeze));
+        for wrong in ["2", "x@5s", "2@5", "2@later"] {
+            assert!(
+                wrong.parse::<Kill>().unwrap_err().contains(wrong.rsplit('@').next().unwrap()),
+                "{wrong}"
+            );
+        }
+        assert!("1@10s".parse::<Freeze>().unwrap_err().contains("1@10s"));
+    }
+
+    #[test]
+    fn a_moment_is_due_once_training_or_the_epoch_reaches_it() {
+        let after = When::After(Duration::from_secs(3));
+        assert!(!after.is_due(None, Some(9)));
+        assert!(after.is_due(Some(Duration::from_secs(3)), None));
+        assert!(!When::Epoch(2).is_due(Some(Duration::MAX), Some(1)));
+        assert!(When::Epoch(2).is_due(None, Some(2)));
+    }
+}

@@ -1,0 +1,245 @@
+//! What one `up` is going to do: the spec, the processes, and the folder they write to.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use iota_model::Device;
+use iota_protocol::spec::Candidate;
+use iota_protocol::{Identity, RunSpec};
+
+use super::fault::Faults;
+use crate::cli::create_key;
+use crate::config::annotated;
+use crate::error::CliError;
+
+/// Orchestrator candidates of a local swarm; three survive the loss of one.
+const CANDIDATES: usize = 3;
+
+/// Keeps the secrets of a local swarm apart from anything else derived from the same seed.
+const KEY_CONTEXT: &str = "iota-node 2026 keys of a loopback swarm";
+
+/// Everything `up` was asked to do.
+#[derive(Clone, Debug)]
+pub struct UpPlan {
+    /// The run; its candidates are filled in by [`UpPlan::prepare`].
+    pub spec: RunSpec,
+    /// Folder of the run.
+    pub dir: PathBuf,
+    /// Validators beside the miners.
+    pub validators: usize,
+    /// Device of every process.
+    pub device: Device,
+    /// The corpus file, if the spec demands one.
+    pub data: Option<PathBuf>,
+    /// Faults to try.
+    pub faults: Faults,
+    /// Whether to train in one process afterwards and compare.
+    pub control: Control,
+    /// How long nothing may move before the run counts as failed.
+    pub stall_timeout: Duration,
+}
+
+/// Whether a control is run.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Control {
+    /// Train the same samples in one process and compare.
+    Run,
+    /// The swarm alone.
+    Skip,
+}
+
+impl UpPlan {
+    /// Miners at the start.
+    #[must_use]
+    pub fn miners(&self) -> usize {
+        usize::from(self.spec.pipeline.stages) * usize::from(self.spec.pipeline.start_replicas)
+    }
+
+    /// Processes at the start.
+    #[must_use]
+    pub fn processes(&self) -> usize {
+        self.miners() + self.validators
+    }
+
+    /// Compute threads of each process, so that all together use the cores once.
+    #[must_use]
+    pub fn threads(&self) -> usize {
+        (cores() / (self.processes() + self.faults.joins.len())).max(1)
+    }
+
+    /// The secret of process `index`.
+    ///
+    /// Derived from the run's seed so that assignments and the order of reductions repeat from run to run. Such a key
+    /// protects nothing: these processes listen on loopback only, and a real run makes its keys with `init`.
+    #[must_use]
+    pub fn secret(&self, index: usize) -> [u8; 32] {
+        let mut material = self.spec.seed.to_le_bytes().to_vec();
+        material.extend_from_slice(&(index as u64).to_le_bytes());
+        blake3::derive_key(KEY_CONTEXT, &material)
+    }
+
+    /// The key file of process `index`.
+    #[must_use]
+    pub fn key(&self, index: usize) -> PathBuf {
+        self.dir.join("keys").join(format!("peer-{index}.key"))
+    }
+
+    /// The folder of process `index`.
+    #[must_use]
+    pub fn peer_dir(&self, index: usize) -> PathBuf {
+        self.peers_dir().join(index.to_string())
+    }
+
+    /// The folder of all processes.
+    #[must_use]
+    pub fn peers_dir(&self) -> PathBuf {
+        self.dir.join("peers")
+    }
+
+    /// The spec as the processes read it.
+    #[must_use]
+    pub fn spec_path(&self) -> PathBuf {
+        self.dir.join("spec.toml")
+    }
+
+    /// Names the candidates, checks the spec, and writes it and the keys.
+    ///
+    /// # Errors
+    /// The spec is impossible, a fault names a process that is not there, or a file cannot be written.
+    pub fn prepare(&mut self, source: &str) -> Result<(), CliError> {
+        let candidates = self.miners().min(CANDIDATES);
+        let candidate = |index: usize| Candidate {
+            peer: Identity::from_secret(self.secret(index)).peer(),
+            priority: u32::try_from(candidates - index).unwrap_or(0),
+        };
+        self.spec.orchestrator.candidates = (0..candidates).map(candidate).collect();
+        self.spec.validate().map_err(|error| CliError::Spec { path: source.to_owned(), source: error })?;
+        let processes = self.processes() + self.faults.joins.len();
+        if let Some(peer) = self.faults.peer_max().filter(|peer| *peer >= processes) {
+            return Err(CliError::Option {
+                option: "--kill-after or --freeze-after".to_owned(),
+                expected: format!("a process from 0 to {}", processes - 1),
+                got: peer.to_string(),
+            });
+        }
+        for index in 0..processes {
+            create_key(&self.key(index), &self.secret(index))?;
+        }
+        let text = format!("# The run in this folder.\n\n{}", annotated(&self.spec, |_| None));
+        let path = self.spec_path();
+        fs::write(&path, text).map_err(|error| CliError::file("write", &path, error))
+    }
+
+    /// The command line of process `index`.
+    #[must_use]
+    pub fn arguments(&self, index: usize, bootstrap: &[String]) -> Vec<String> {
+        let text = |path: &Path| path.display().to_string();
+        let mut arguments: Vec<String> =
+            ["join", "--exit-on-stdin-close", "--data-bind", "127.0.0.1:0"].map(String::from).into();
+        let mut add = |flag: &str, value: String| arguments.extend([flag.to_owned(), value]);
+        add("--spec", text(&self.spec_path()));
+        add("--key", text(&self.key(index)));
+        add("--data-dir", text(&self.peer_dir(index)));
+        add("--device", self.device.to_string());
+        add("--listen", "/ip4/127.0.0.1/udp/0/quic-v1".to_owned());
+        add("--listen", "/ip4/127.0.0.1/tcp/0".to_owned());
+        if let Some(data) = &self.data {
+            add("--data", text(data));
+        }
+        for address in bootstrap {
+            add("--bootstrap", address.clone());
+        }
+        let is_validator = (self.miners()..self.processes()).contains(&index);
+        arguments.push(if is_validator { "--validator" } else { "--miner" }.to_owned());
+        arguments
+    }
+}
+
+/// Cores this process may use.
+#[must_use]
+pub fn cores() -> usize {
+    std::thread::available_parallelism().map_or(1, usize::from)
+}
+
+/// Makes the folder of a new run below `root`: `name`, or the first free `<base>-<number>`.
+///
+/// # Errors
+/// The name is taken or the folder cannot be made.
+pub fn new_run_dir(root: &Path, name: Option<&str>, base: &str) -> Result<PathBuf, CliError> {
+    fs::create_dir_all(root).map_err(|error| CliError::file("create", root, error))?;
+    let dir = match name {
+        Some(name) if root.join(name).exists() => {
+            return Err(CliError::Option {
+                option: "--name".to_owned(),
+                expected: "a name that is not taken".to_owned(),
+                got: format!("{name}, which is in {}", root.display()),
+            });
+        }
+        Some(name) => root.join(name),
+        None => first_free(root, base),
+    };
+    fs::create_dir(&dir).map_err(|error| CliError::file("create", &dir, error))?;
+    Ok(dir)
+}
+
+fn first_free(root: &Path, base: &str) -> PathBuf {
+    let mut number = 1;
+    loop {
+        let dir = root.join(format!("{base}-{number}"));
+        if !dir.exists() {
+            return dir;
+        }
+        number += 1;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::cli::read_key;
+
+    fn plan(dir: &Path) -> UpPlan {
+        UpPlan {
+            spec: RunSpec::default(),
+            dir: dir.to_owned(),
+            validators: 1,
+            device: Device::Cpu,
+            data: None,
+            faults: Faults::default(),
+            control: Control::Skip,
+            stall_timeout: Duration::from_secs(60),
+        }
+    }
+
+    #[test]
+    fn a_prepared_run_has_a_valid_spec_and_a_key_for_every_process() {
+        let dir = tempfile::tempdir().unwrap();
+        let mut plan = plan(dir.path());
+        plan.prepare("(test)").unwrap();
+        let spec = RunSpec::from_toml(&fs::read_to_string(plan.spec_path()).unwrap()).unwrap();
+        assert_eq!(spec, plan.spec);
+        for index in 0..plan.processes() {
+            let peer = Identity::from_secret(read_key(&plan.key(index)).unwrap()).peer();
+            assert_eq!(spec.candidate_index(peer), (index < CANDIDATES).then_some(index));
+        }
+        assert!(plan.arguments(6, &[]).contains(&"--validator".to_owned()));
+        assert!(plan.arguments(5, &[]).contains(&"--miner".to_owned()));
+    }
+
+    #[test]
+    fn a_fault_must_name_a_process_of_the_run() {
+        let dir = tempfile::tempdir().unwrap();
+        let mut plan = plan(dir.path());
+        plan.faults.kills.push("7@e1".parse().unwrap());
+        assert!(plan.prepare("(test)").unwrap_err().to_string().contains("0 to 6, got 7"));
+    }
+
+    #[test]
+    fn runs_without_a_name_are_numbered_and_a_name_is_used_once() {
+        let root = tempfile::tempdir().unwrap();
+        assert!(new_run_dir(root.path(), None, "up").unwrap().ends_with("up-1"));
+        assert!(new_run_dir(root.path(), None, "up").unwrap().ends_with("up-2"));
+        assert!(new_run_dir(root.path(), Some("up-2"), "up").unwrap_err().to_string().contains("up-2"));
+    }
+}

@@ -1,0 +1,37 @@
+//! The pure core of the IOTA swarm: who, when and whether.
+//!
+//! Everything that decides the outcome of a run lives here as state machines without I/O, clock,
+//! threads, entropy or tensors. A driver (the `node` crate over real sockets, the `sim` crate over
+//! virtual ones) feeds inputs through `handle_*` methods with the current [`Instant`], and drains
+//! [`Action`](miner::Action)s with [`Peer::poll_action`](peer::Peer::poll_action).
+//!
+//! Reading order: [`spec`] (what a run is), [`wire`] (what is said), [`log`] (how it is decided),
+//! [`run_state`] (what everybody therefore knows), [`samples`] (who does what),
+//! [`orchestrator`] (what the leader proposes), [`miner`] (what a worker does about it),
+//! [`merge`] (how replicas become one again) and [`peer`] (all of it behind one door).
+//!
+//! **Invariant:** no function here reads a clock or draws entropy, and none panics on bytes that
+//! came from a peer.
+
+pub mod id;
+pub mod limits;
+pub mod time;
+
+pub mod spec;
+
+pub mod wire;
+
+pub mod log;
+
+pub mod run_state;
+pub mod samples;
+
+pub mod merge;
+pub mod miner;
+pub mod orchestrator;
+pub mod peer;
+pub mod receipts;
+
+pub use id::{Epoch, Hash, Identity, LogIndex, PartitionIndex, PeerId, RunId, SampleId, StageIndex};
+pub use spec::RunSpec;
+pub use time::Instant;

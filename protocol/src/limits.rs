@@ -1,0 +1,84 @@
+//! Every bound of the protocol, with its unit and its reason.
+//!
+//! A peer that stays within these bounds can be served by a node with bounded memory, and a node
+//! that never exceeds them itself is never refused for size.
+
+use std::time::Duration;
+
+/// Version of the wire format. A message of another version is refused, not guessed at.
+pub const WIRE_VERSION: u16 = 1;
+
+/// Stages of one run. IOTA's largest published cut has 23.
+pub const STAGES_MAX: usize = 64;
+/// Orchestrator candidates. Consensus traffic grows with their square; seven survive three failures.
+pub const CANDIDATES_MAX: usize = 7;
+/// Miners of one stage. A merge plan names each of them in one log entry of at most [`ENTRY_BYTES_MAX`].
+pub const REPLICAS_MAX: usize = 512;
+/// Samples of one epoch: the assignment table holds four bytes for each.
+pub const SAMPLES_PER_EPOCH_MAX: u64 = 1 << 20;
+/// Partitions of one stage; a manifest names the hash of each (32 bytes).
+pub const PARTITIONS_MAX: usize = 4096;
+
+/// Bytes of one gossiped message. Holds a manifest of [`PARTITIONS_MAX`] hashes.
+pub const GOSSIP_BYTES_MAX: usize = 256 * 1024;
+/// Bytes of one log entry: a merge outcome of [`PARTITIONS_MAX`] hashes, or a plan of [`REPLICAS_MAX`] submitters.
+pub const ENTRY_BYTES_MAX: usize = 192 * 1024;
+/// Bytes of one request or response between two peers: a range of the log.
+pub const RPC_BYTES_MAX: usize = 4 * 1024 * 1024;
+/// Bytes of entries in one range of the log, leaving room for the certificate.
+pub const LOG_RANGE_BYTES_MAX: usize = RPC_BYTES_MAX / 2;
+/// Entries in one range of the log.
+pub const LOG_RANGE_ENTRIES_MAX: usize = 512;
+/// Bytes of the header of a pushed activation.
+pub const PUSH_HEADER_BYTES_MAX: usize = 4096;
+/// Bytes of a pushed activation: 4 × 8192 tokens × 512 channels of f32.
+pub const PUSH_PAYLOAD_BYTES_MAX: usize = 64 * 1024 * 1024;
+/// Bytes of one partition of a contribution or of a merged vector.
+pub const PARTITION_BYTES_MAX: usize = 64 * 1024 * 1024;
+/// Bytes of the receipt list of one miner and epoch.
+pub const RECEIPTS_BYTES_MAX: usize = 64 * 1024 * 1024;
+/// Addresses in a peer record, of each transport. A host has a handful.
+pub const ADDRESSES_MAX: usize = 8;
+/// Bytes of one address.
+pub const ADDRESS_BYTES_MAX: usize = 128;
+/// Votes of other candidates kept for entries not yet decided here.
+pub const VOTES_AHEAD_MAX: usize = 1024;
+/// Consensus messages in one bundle between two candidates.
+pub const CONSENSUS_BUNDLE_MAX: usize = 64;
+/// Signed messages waiting for the epoch or plan they belong to, for all peers together.
+pub const EARLY_MESSAGES_MAX: usize = 1024;
+/// Peers whose records are remembered.
+pub const BOOK_PEERS_MAX: usize = 8192;
+/// Forwarded activations held for an epoch that has not opened here yet.
+pub const HELD_ACTIVATIONS_MAX: usize = 256;
+/// Closed epochs of a stage whose plan and outcome stay in [`RunState`](crate::run_state::RunState),
+/// so that a peer one merge behind catches up without a transfer of the whole state.
+pub const CLOSED_EPOCHS_KEPT: usize = 2;
+/// Closed epochs whose blobs stay fetchable. Two, so that a validator of the epoch just settled still finds its inputs.
+pub const BLOB_EPOCHS_KEPT: u32 = 2;
+
+/// Ticks between two election rounds of the candidates; a leader is missed after one silent round.
+pub const ELECTION_TICKS: u64 = 10;
+/// Time of one consensus tick. Ten of them bound detection of a dead leader to about a second.
+pub const CONSENSUS_TICK: Duration = Duration::from_millis(100);
+/// Pause before votes that have not led to a certificate are sent again, and between two requests for
+/// missing entries of the log. What gossip lost is found missing by the log length in peers' records.
+pub const HEAD_REPEAT: Duration = Duration::from_secs(1);
+/// Pause before a refused or failed push is tried again, doubled up to [`RETRY_PAUSE_MAX`].
+pub const RETRY_PAUSE_MIN: Duration = Duration::from_millis(50);
+/// Longest pause between two tries of the same push or fetch.
+pub const RETRY_PAUSE_MAX: Duration = Duration::from_secs(2);
+/// Deadline of one push or fetch; the driver reports failure after it.
+pub const TRANSFER_DEADLINE: Duration = Duration::from_secs(10);
+/// Time a proposed decision may take before the leader proposes it again.
+pub const PROPOSAL_REPEAT: Duration = Duration::from_secs(2);
+
+const _: () = assert!(
+    CANDIDATES_MAX % 2 == 1,
+    "an even number of candidates tolerates no more failures than one fewer"
+);
+const _: () = assert!(PARTITIONS_MAX * 33 + 4096 <= ENTRY_BYTES_MAX, "an outcome fits a log entry");
+const _: () = assert!(REPLICAS_MAX * 128 <= ENTRY_BYTES_MAX, "a plan fits a log entry");
+const _: () = assert!(ENTRY_BYTES_MAX + 4096 <= GOSSIP_BYTES_MAX, "a certified entry fits a gossip message");
+const _: () = assert!(ENTRY_BYTES_MAX <= LOG_RANGE_BYTES_MAX, "a range holds at least one entry");
+const _: () = assert!(PARTITION_BYTES_MAX <= 1 << 30, "a partition fits memory");

@@ -1,0 +1,250 @@
+//! Votes of candidates on what was decided, and the certificates they add up to.
+//!
+//! A chain hash names a log position and everything before it:
+//! `chain[-1] = run id`, `chain[i] = BLAKE3(chain[i-1] ‖ entry[i])`. A candidate votes for (index, chain)
+//! only after its consensus decided that entry, so a certificate proves that at least one honest
+//! candidate of a majority saw the decision. Crash faults of a minority are tolerated by consensus; a
+//! lying minority cannot make a certificate.
+
+use std::collections::BTreeMap;
+
+use serde::{Deserialize, Serialize};
+use serde_bytes::ByteBuf;
+
+use crate::id::{Hash, Identity, LogIndex, PeerId, RunId};
+use crate::limits::VOTES_AHEAD_MAX;
+use crate::spec::RunSpec;
+use crate::wire::envelope::signed_bytes;
+use crate::wire::{RejectReason, encode};
+
+/// A candidate's signature under "this is decided".
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Vote {
+    /// Position of the voter among the spec's candidates.
+    pub candidate: u16,
+    /// Index of the entry.
+    pub index: LogIndex,
+    /// Chain hash up to and with the entry.
+    pub chain: Hash,
+    /// ed25519 over [`vote_bytes`].
+    pub signature: ByteBuf,
+}
+
+/// Signatures of a majority of the candidates under one log position.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Certificate {
+    /// Index of the last entry it covers.
+    pub index: LogIndex,
+    /// Chain hash up to and with that entry.
+    pub chain: Hash,
+    /// Candidates, ascending, with their signatures.
+    pub signatures: Vec<(u16, ByteBuf)>,
+}
+
+/// The chain hash after `entry`.
+#[must_use]
+pub fn chain_hash(previous: Hash, entry: &[u8]) -> Hash {
+    Hash::of_parts(&[&previous.0, entry])
+}
+
+/// The chain hash of the empty log.
+#[must_use]
+pub const fn chain_start(run: RunId) -> Hash {
+    Hash(run.0)
+}
+
+/// The bytes a vote signs: `"iota/v1/vote\0" ‖ run id ‖ CBOR [index, chain]`.
+#[must_use]
+pub fn vote_bytes(run: RunId, index: LogIndex, chain: Hash) -> Vec<u8> {
+    signed_bytes("vote", run, &encode(&(index, chain)))
+}
+
+/// Who may sign, and how many must.
+#[derive(Clone, Debug)]
+pub struct Electorate {
+    run: RunId,
+    candidates: Vec<PeerId>,
+    quorum: usize,
+}
+
+impl Electorate {
+    /// The candidates of a spec.
+    #[must_use]
+    pub fn new(spec: &RunSpec) -> Self {
+        Self {
+            run: spec.run_id(),
+            candidates: spec.orchestrator.candidates.iter().map(|candidate| candidate.peer).collect(),
+            quorum: spec.certificate_quorum(),
+        }
+    }
+
+    /// Whether `vote` was signed by the candidate it names.
+    fn holds(&self, index: LogIndex, chain: Hash, candidate: u16, signature: &[u8]) -> bool {
+        self.candidates
+            .get(usize::from(candidate))
+            .is_some_and(|peer| peer.verifies(&vote_bytes(self.run, index, chain), signature))
+    }
+
+    /// Checks a certificate: ascending distinct candidates, valid signatures, a majority.
+    ///
+    /// # Errors
+    /// [`RejectReason::Certificate`].
+    pub fn check(&self, certificate: &Certificate) -> Result<(), RejectReason> {
+        let ascending = certificate.signatures.windows(2).all(|pair| matches!(pair, [a, b] if a.0 < b.0));
+        let valid = certificate.signatures.iter().all(|(candidate, signature)| {
+            self.holds(certificate.index, certificate.chain, *candidate, signature)
+        });
+        if ascending && valid && certificate.signatures.len() >= self.quorum {
+            Ok(())
+        } else {
+            Err(RejectReason::Certificate)
+        }
+    }
+}
+
+/// Votes for one chain hash.
+type Ballots = BTreeMap<u16, ByteBuf>;
+
+/// Turns votes into certificates, at a candidate.
+#[derive(Debug)]
+pub struct Certifier {
+    electorate: Electorate,
+    me: u16,
+    /// Votes for positions above the latest certificate.
+    votes: BTreeMap<(LogIndex, Hash), Ballots>,
+    latest: Option<Certificate>,
+}
+
+impl Certifier {
+    /// A certifier of candidate number `me`.
+    #[must_use]
+    pub fn new(electorate: Electorate, me: u16) -> Self {
+        Self { electorate, me, votes: BTreeMap::new(), latest: None }
+    }
+
+    /// The certificate of the highest index so far.
+    #[must_use]
+    pub const fn latest(&self) -> Option<&Certificate> {
+        self.latest.as_ref()
+    }
+
+    /// Votes, as this candidate, for a position that its consensus decided.
+    pub fn vote(&mut self, identity: &Identity, index: LogIndex, chain: Hash) -> Vote {
+        let signature = identity.sign(&vote_bytes(self.electorate.run, index, chain));
+        let vote = Vote { candidate: self.me, index, chain, signature: ByteBuf::from(signature) };
+        self.count(vote.clone());
+        vote
+    }
+
+    /// Takes another candidate's vote.
+    ///
+    /// # Errors
+    /// [`RejectReason::Signature`] if it is forged, [`RejectReason::Full`] if too many are pending.
+    pub fn handle(&mut self, from: PeerId, vote: Vote) -> Result<(), RejectReason> {
+        if self.electorate.candidates.get(usize::from(vote.candidate)) != Some(&from) {
+            return Err(RejectReason::NotEntitled);
+        }
+        if self.latest.as_ref().is_some_and(|latest| vote.index <= latest.index) {
+            return Ok(());
+        }
+        if !self.electorate.holds(vote.index, vote.chain, vote.candidate, &vote.signature) {
+            return Err(RejectReason::Signature);
+        }
+        if self.votes.len() >= VOTES_AHEAD_MAX && !self.votes.contains_key(&(vote.index, vote.chain)) {
+            return Err(RejectReason::Full("votes"));
+        }
+        self.count(vote);
+        Ok(())
+    }
+
+    /// Adopts a certificate made elsewhere, if it is valid and newer.
+    ///
+    /// # Errors
+    /// [`RejectReason::Certificate`] if it does not verify.
+    pub fn adopt(&mut self, certificate: &Certificate) -> Result<(), RejectReason> {
+        self.electorate.check(certificate)?;
+        if self.latest.as_ref().is_none_or(|latest| certificate.index > latest.index) {
+            self.close(certificate.clone());
+        }
+        Ok(())
+    }
+
+    fn count(&mut self, vote: Vote) {
+        let ballots = self.votes.entry((vote.index, vote.chain)).or_default();
+        ballots.insert(vote.candidate, vote.signature);
+        // A certificate is only of use to us once we decided the entry ourselves, so our own vote must be in it.
+        if ballots.len() >= self.electorate.quorum && ballots.contains_key(&self.me) {
+            let signatures =
+                ballots.iter().map(|(candidate, signature)| (*candidate, signature.clone())).collect();
+            self.close(Certificate { index: vote.index, chain: vote.chain, signatures });
+        }
+    }
+
+    fn close(&mut self, certificate: Certificate) {
+        self.votes.retain(|(index, _), _| *index > certificate.index);
+        self.latest = Some(certificate);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn electorate(n: u8) -> (Vec<Identity>, Electorate) {
+        let identities: Vec<_> = (1..=n).map(|i| Identity::from_secret([i; 32])).collect();
+        let candidates: Vec<_> = identities.iter().map(Identity::peer).collect();
+        let quorum = candidates.len() / 2 + 1;
+        (identities, Electorate { run: RunId([7; 32]), candidates, quorum })
+    }
+
+    #[test]
+    fn a_majority_makes_a_certificate_and_a_minority_does_not() {
+        let (ids, electorate) = electorate(3);
+        let mut certifiers: Vec<_> = (0..3).map(|me| Certifier::new(electorate.clone(), me)).collect();
+        let chain = Hash::of(b"entry");
+        let vote = certifiers[0].vote(&ids[0], LogIndex(0), chain);
+        assert_eq!(certifiers[0].latest(), None, "one of three is no majority");
+        certifiers[1].vote(&ids[1], LogIndex(0), chain);
+        certifiers[1].handle(ids[0].peer(), vote).expect("valid vote");
+        let certificate = certifiers[1].latest().expect("two of three").clone();
+        assert_eq!(electorate.check(&certificate), Ok(()));
+        assert_eq!(certifiers[2].adopt(&certificate), Ok(()));
+        assert_eq!(certifiers[2].latest(), Some(&certificate));
+    }
+
+    #[test]
+    fn votes_for_different_histories_do_not_add_up() {
+        let (ids, electorate) = electorate(3);
+        let mut certifier = Certifier::new(electorate.clone(), 0);
+        let mut liar = Certifier::new(electorate, 1);
+        certifier.vote(&ids[0], LogIndex(0), Hash::of(b"a"));
+        let other = liar.vote(&ids[1], LogIndex(0), Hash::of(b"b"));
+        certifier.handle(ids[1].peer(), other).expect("well formed");
+        assert_eq!(certifier.latest(), None);
+    }
+
+    #[test]
+    fn forged_repeated_and_borrowed_signatures_are_refused() {
+        let (ids, electorate) = electorate(3);
+        let mut certifier = Certifier::new(electorate.clone(), 1);
+        let vote = certifier.vote(&ids[1], LogIndex(4), Hash::of(b"x"));
+        let one = (1_u16, vote.signature.clone());
+        let twice =
+            Certificate { index: LogIndex(4), chain: vote.chain, signatures: vec![one.clone(), one.clone()] };
+        assert_eq!(electorate.check(&twice), Err(RejectReason::Certificate), "one signature counted twice");
+        let borrowed = Certificate {
+            index: LogIndex(4),
+            chain: vote.chain,
+            signatures: vec![(0, vote.signature.clone()), one],
+        };
+        assert_eq!(electorate.check(&borrowed), Err(RejectReason::Certificate), "another's signature");
+        let mut other = Certifier::new(electorate, 0);
+        assert_eq!(
+            other.handle(ids[2].peer(), vote),
+            Err(RejectReason::NotEntitled),
+            "vote sent by someone else"
+        );
+    }
+}

@@ -1,0 +1,358 @@
+//! Agreement among the candidates: OmniPaxos (Ng, Haridi, Carbone, `EuroSys` 2023) behind a narrow door.
+//!
+//! OmniPaxos refuses clusters of one, so a single candidate decides by writing to its storage. Its
+//! messages carry sequence numbers and resynchronize after a gap, so the transport between candidates
+//! may drop and reorder. It tolerates crashes of a minority, not lies: candidates are named by the
+//! run's owner. A lying leader can get harmful decisions decided; it cannot show different logs to
+//! different peers, since that takes the votes of a majority.
+
+use std::collections::BTreeMap;
+
+use omnipaxos::messages::Message;
+use omnipaxos::storage::Storage;
+use omnipaxos::util::{LogEntry, NodeId};
+use omnipaxos::{ClusterConfig, OmniPaxos, OmniPaxosConfig, ServerConfig};
+use serde_bytes::ByteBuf;
+
+use super::storage::LogBytes;
+use crate::id::PeerId;
+use crate::limits::{CONSENSUS_TICK, ELECTION_TICKS, RPC_BYTES_MAX};
+use crate::spec::RunSpec;
+use crate::time::Instant;
+use crate::wire::{DecodeError, RejectReason};
+
+/// Consensus ticks before an unanswered message is sent again.
+const RESEND_TICKS: u64 = 20;
+/// Messages the library buffers before they are drained, which happens after every call.
+const BUFFER_MESSAGES: usize = 4096;
+
+/// A candidate's part in consensus.
+pub struct Consensus<S: Storage<LogBytes>> {
+    candidates: Vec<PeerId>,
+    me: usize,
+    kind: Kind<S>,
+    /// Entries handed out through [`poll_decided`](Self::poll_decided).
+    handed_out: usize,
+    next_tick: Instant,
+}
+
+enum Kind<S: Storage<LogBytes>> {
+    /// The only candidate: writing is deciding.
+    Alone(S),
+    Cluster(Box<OmniPaxos<LogBytes, S>>),
+}
+
+/// Why consensus could not be started.
+#[derive(Debug, thiserror::Error)]
+pub enum ConsensusError {
+    /// This peer is not among the spec's candidates.
+    #[error("expected a candidate of the run spec, got {0}")]
+    NotACandidate(PeerId),
+    /// The library refused its configuration.
+    #[error("consensus configuration refused: {0}")]
+    Config(String),
+}
+
+/// OmniPaxos numbers its nodes from 1.
+const fn node_id(index: usize) -> NodeId {
+    index as NodeId + 1
+}
+
+impl<S: Storage<LogBytes>> Consensus<S> {
+    /// The part of `peer` in the consensus of `spec`, continuing from what `storage` remembers.
+    ///
+    /// # Errors
+    /// [`ConsensusError`] if `peer` is no candidate.
+    pub fn new(spec: &RunSpec, peer: PeerId, storage: S) -> Result<Self, ConsensusError> {
+        let me = spec.candidate_index(peer).ok_or(ConsensusError::NotACandidate(peer))?;
+        let candidates: Vec<_> =
+            spec.orchestrator.candidates.iter().map(|candidate| candidate.peer).collect();
+        let kind = if candidates.len() == 1 {
+            Kind::Alone(storage)
+        } else {
+            let config = OmniPaxosConfig {
+                cluster_config: ClusterConfig {
+                    configuration_id: 1,
+                    nodes: (0..candidates.len()).map(node_id).collect(),
+                    flexible_quorum: None,
+                },
+                server_config: ServerConfig {
+                    pid: node_id(me),
+                    election_tick_timeout: ELECTION_TICKS,
+                    resend_message_tick_timeout: RESEND_TICKS,
+                    buffer_size: BUFFER_MESSAGES,
+                    leader_priority: spec
+                        .orchestrator
+                        .candidates
+                        .get(me)
+                        .map_or(0, |candidate| candidate.priority),
+                    ..ServerConfig::default()
+                },
+            };
+            Kind::Cluster(Box::new(
+                config.build(storage).map_err(|error| ConsensusError::Config(format!("{error:?}")))?,
+            ))
+        };
+        Ok(Self { candidates, me, kind, handed_out: 0, next_tick: Instant::ZERO })
+    }
+
+    /// Who leads, as this candidate sees it, once the leader has finished its prepare phase.
+    #[must_use]
+    pub fn leader(&self) -> Option<PeerId> {
+        match &self.kind {
+            Kind::Alone(_) => self.candidates.first().copied(),
+            Kind::Cluster(paxos) => {
+                let (node, accepting) = paxos.get_current_leader()?;
+                let index = usize::try_from(node.checked_sub(1)?).ok()?;
+                accepting.then(|| self.candidates.get(index).copied()).flatten()
+            }
+        }
+    }
+
+    /// Whether this candidate leads.
+    #[must_use]
+    pub fn is_leader(&self) -> bool {
+        self.leader() == self.candidates.get(self.me).copied()
+    }
+
+    /// The other candidates.
+    pub fn others(&self) -> impl Iterator<Item = PeerId> + '_ {
+        self.candidates.iter().enumerate().filter(|(index, _)| *index != self.me).map(|(_, peer)| *peer)
+    }
+
+    /// When [`handle_timeout`](Self::handle_timeout) wants to be called next.
+    #[must_use]
+    pub const fn deadline(&self) -> Instant {
+        self.next_tick
+    }
+
+    /// Lets time pass: elections, resends.
+    pub fn handle_timeout(&mut self, now: Instant) {
+        if now < self.next_tick {
+            return;
+        }
+        self.next_tick = now + CONSENSUS_TICK;
+        if let Kind::Cluster(paxos) = &mut self.kind {
+            paxos.tick();
+        }
+    }
+
+    /// Takes a message from another candidate.
+    ///
+    /// # Errors
+    /// [`RejectReason`] if it is undecodable, or not from `from` to this candidate.
+    pub fn handle_message(&mut self, from: PeerId, bytes: &[u8]) -> Result<(), RejectReason> {
+        let Kind::Cluster(paxos) = &mut self.kind else { return Err(RejectReason::NotEntitled) };
+        if bytes.len() > RPC_BYTES_MAX {
+            return Err(DecodeError::TooLong { limit: RPC_BYTES_MAX, got: bytes.len() }.into());
+        }
+        let message: Message<LogBytes> = serde_cbor::from_slice(bytes).map_err(|_| DecodeError::Malformed)?;
+        let sender =
+            self.candidates.iter().position(|peer| *peer == from).ok_or(RejectReason::NotEntitled)?;
+        if message.get_sender() != node_id(sender) || message.get_receiver() != node_id(self.me) {
+            return Err(RejectReason::Inconsistent("consensus sender or receiver"));
+        }
+        paxos.handle_incoming(message);
+        Ok(())
+    }
+
+    /// Tells consensus that messages to or from `peer` may have been lost.
+    pub fn handle_reconnected(&mut self, peer: PeerId) {
+        if let (Kind::Cluster(paxos), Some(index)) =
+            (&mut self.kind, self.candidates.iter().position(|p| *p == peer))
+        {
+            paxos.reconnected(node_id(index));
+        }
+    }
+
+    /// Proposes an entry. Without a leader it is dropped; the proposer tries again as long as it matters.
+    pub fn propose(&mut self, entry: Vec<u8>) {
+        let entry = LogBytes(ByteBuf::from(entry));
+        match &mut self.kind {
+            Kind::Alone(storage) => {
+                let decided = storage.get_log_len().and_then(|len| {
+                    storage.append_entry(entry)?;
+                    storage.set_decided_idx(len + 1)
+                });
+                if let Err(error) = decided {
+                    panic!("the only candidate cannot write its log: {error}");
+                }
+            }
+            // Refused only during a reconfiguration, which never happens here.
+            Kind::Cluster(paxos) => drop(paxos.append(entry)),
+        }
+    }
+
+    /// Messages to other candidates since the last call, by receiver.
+    pub fn poll_messages(&mut self) -> BTreeMap<PeerId, Vec<ByteBuf>> {
+        let mut by_receiver: BTreeMap<PeerId, Vec<ByteBuf>> = BTreeMap::new();
+        let Kind::Cluster(paxos) = &mut self.kind else { return by_receiver };
+        let mut messages = Vec::new();
+        paxos.take_outgoing_messages(&mut messages);
+        for message in messages {
+            let index = usize::try_from(message.get_receiver().saturating_sub(1)).unwrap_or(usize::MAX);
+            if let (Some(peer), Ok(bytes)) = (self.candidates.get(index), serde_cbor::to_vec(&message)) {
+                by_receiver.entry(*peer).or_default().push(ByteBuf::from(bytes));
+            }
+        }
+        by_receiver
+    }
+
+    /// Entries decided since the last call, in order.
+    pub fn poll_decided(&mut self) -> Vec<Vec<u8>> {
+        let entries: Vec<Vec<u8>> = match &self.kind {
+            Kind::Alone(storage) => {
+                let decided = storage.get_decided_idx().unwrap_or(0);
+                let entries = storage.get_entries(self.handed_out, decided).unwrap_or_default();
+                entries.into_iter().map(|entry| entry.0.into_vec()).collect()
+            }
+            Kind::Cluster(paxos) => paxos
+                .read_decided_suffix(self.handed_out)
+                .unwrap_or_default()
+                .into_iter()
+                .filter_map(|entry| match entry {
+                    LogEntry::Decided(entry) => Some(entry.0.into_vec()),
+                    _ => None,
+                })
+                .collect(),
+        };
+        self.handed_out += entries.len();
+        entries
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::Identity;
+    use crate::log::MemoryStorage;
+    use crate::spec::{Candidate, OrchestratorSpec};
+
+    type Member = Consensus<MemoryStorage<LogBytes>>;
+
+    struct Cluster {
+        members: Vec<Member>,
+        peers: Vec<PeerId>,
+        dead: Vec<bool>,
+        now: Instant,
+        logs: Vec<Vec<Vec<u8>>>,
+    }
+
+    impl Cluster {
+        fn of(n: u8) -> Self {
+            let peers: Vec<_> = (1..=n).map(|i| Identity::from_secret([i; 32]).peer()).collect();
+            let candidates = peers
+                .iter()
+                .zip((0..u32::from(n)).rev())
+                .map(|(&peer, priority)| Candidate { peer, priority })
+                .collect();
+            let spec = RunSpec { orchestrator: OrchestratorSpec { candidates }, ..RunSpec::default() };
+            let members = peers
+                .iter()
+                .map(|&peer| Consensus::new(&spec, peer, MemoryStorage::default()).expect("candidate"))
+                .collect();
+            let n = usize::from(n);
+            Self { members, peers, dead: vec![false; n], now: Instant::ZERO, logs: vec![Vec::new(); n] }
+        }
+
+        fn step(&mut self) {
+            self.now = self.now + CONSENSUS_TICK;
+            for i in 0..self.members.len() {
+                if self.dead[i] {
+                    continue;
+                }
+                self.members[i].handle_timeout(self.now);
+                for (to, messages) in self.members[i].poll_messages() {
+                    let j = self.peers.iter().position(|peer| *peer == to).expect("known");
+                    for message in messages.iter().filter(|_| !self.dead[j]) {
+                        self.members[j]
+                            .handle_message(self.peers[i], message)
+                            .expect("own messages are accepted");
+                    }
+                }
+                let decided = self.members[i].poll_decided();
+                self.logs[i].extend(decided);
+            }
+        }
+
+        fn run_until(&mut self, steps: usize, done: impl Fn(&Self) -> bool) -> bool {
+            (0..steps).any(|_| {
+                self.step();
+                done(self)
+            })
+        }
+
+        fn leader(&self) -> Option<usize> {
+            (0..self.members.len()).find(|&i| !self.dead[i] && self.members[i].is_leader())
+        }
+    }
+
+    #[test]
+    fn a_single_candidate_decides_alone() {
+        let mut cluster = Cluster::of(1);
+        cluster.members[0].propose(b"a".to_vec());
+        cluster.step();
+        assert_eq!(cluster.logs[0], [b"a".to_vec()]);
+        assert!(cluster.members[0].is_leader());
+    }
+
+    #[test]
+    fn three_candidates_decide_one_log_and_survive_their_leader() {
+        let mut cluster = Cluster::of(3);
+        assert!(cluster.run_until(100, |c| c.leader().is_some()), "no leader");
+        let first = cluster.leader().expect("leader");
+        cluster.members[first].propose(b"a".to_vec());
+        assert!(
+            cluster.run_until(100, |c| c.logs.iter().all(|log| log.len() == 1)),
+            "not decided everywhere"
+        );
+
+        cluster.dead[first] = true;
+        assert!(
+            cluster.run_until(49, |c| c.leader().is_some()),
+            "no new leader within five seconds of ticks"
+        );
+        let second = cluster.leader().expect("leader");
+        assert_ne!(first, second);
+        cluster.members[second].propose(b"b".to_vec());
+        let alive = |c: &Cluster| (0..3).filter(|&i| !c.dead[i]).all(|i| c.logs[i].len() == 2);
+        assert!(cluster.run_until(100, alive), "not decided by the survivors");
+        assert!(
+            cluster
+                .logs
+                .iter()
+                .enumerate()
+                .filter(|(i, _)| *i != first)
+                .all(|(_, log)| *log == [b"a".to_vec(), b"b".to_vec()])
+        );
+    }
+
+    #[test]
+    fn messages_from_outsiders_and_garbage_are_refused() {
+        let mut cluster = Cluster::of(3);
+        let peers = cluster.peers.clone();
+        let outsider = PeerId([9; 32]);
+        assert_eq!(
+            cluster.members[0].handle_message(peers[1], b"garbage"),
+            Err(RejectReason::Decode(DecodeError::Malformed))
+        );
+        cluster.members[1].handle_timeout(CONSENSUS_TICK_AT);
+        for _ in 0..20 {
+            let next = cluster.members[1].deadline();
+            cluster.members[1].handle_timeout(next);
+        }
+        let messages = cluster.members[1].poll_messages();
+        let to_first = &messages[&peers[0]][0];
+        assert_eq!(cluster.members[0].handle_message(outsider, to_first), Err(RejectReason::NotEntitled));
+        assert!(matches!(
+            cluster.members[0].handle_message(peers[2], to_first),
+            Err(RejectReason::Inconsistent(_))
+        ));
+        assert!(matches!(
+            cluster.members[2].handle_message(peers[1], to_first),
+            Err(RejectReason::Inconsistent(_))
+        ));
+    }
+
+    const CONSENSUS_TICK_AT: Instant = Instant::from_nanos(1);
+}

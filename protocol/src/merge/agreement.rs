@@ -1,0 +1,205 @@
+//! When redundant results count: the owners' digests of one plan, compared.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use crate::id::{Hash, PartitionIndex, PeerId};
+use crate::wire::message::{ContributionFault, DigestReport, FaultKind};
+
+/// What is known about one partition.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Verdict {
+    /// Owners that could still report have not.
+    Pending,
+    /// This is the merged partition. Those named computed another one from the same inputs.
+    Agreed(Hash, Vec<PeerId>),
+    /// Nobody is left to report, or the reports differ without a majority: a further owner has to compute it.
+    NeedsOwner,
+}
+
+/// The digests of one merge plan.
+#[derive(Clone, Debug, Default)]
+pub struct Tally {
+    merged: BTreeMap<PeerId, BTreeMap<PartitionIndex, Hash>>,
+    faults: BTreeMap<ContributionFault, BTreeSet<PeerId>>,
+}
+
+impl Tally {
+    /// Takes a report of an owner. The first digest of an owner for a partition stands.
+    pub fn add(&mut self, owner: PeerId, report: &DigestReport, partitions: usize) {
+        let known = self.merged.entry(owner).or_default();
+        for (partition, hash) in report.merged.iter().take(partitions) {
+            if (partition.0 as usize) < partitions {
+                known.entry(*partition).or_insert(*hash);
+            }
+        }
+        for fault in report.faults.iter().take(partitions) {
+            self.faults.entry(*fault).or_default().insert(owner);
+        }
+    }
+
+    /// Judges one partition. `absent` says which owners will not report any more.
+    #[must_use]
+    pub fn judge(
+        &self,
+        partition: PartitionIndex,
+        owners: &[PeerId],
+        absent: impl Fn(PeerId) -> bool,
+    ) -> Verdict {
+        let mut votes: BTreeMap<Hash, Vec<PeerId>> = BTreeMap::new();
+        let mut missing = 0;
+        for owner in owners {
+            match self.merged.get(owner).and_then(|merged| merged.get(&partition)) {
+                Some(hash) => votes.entry(*hash).or_default().push(*owner),
+                None if absent(*owner) => {}
+                None => missing += 1,
+            }
+        }
+        let Some((best, count)) =
+            votes.iter().map(|(hash, owners)| (*hash, owners.len())).max_by_key(|(_, count)| *count)
+        else {
+            return if missing > 0 { Verdict::Pending } else { Verdict::NeedsOwner };
+        };
+        if votes.len() == 1 {
+            return if missing > 0 { Verdict::Pending } else { Verdict::Agreed(best, Vec::new()) };
+        }
+        let others = votes.iter().filter(|(hash, _)| **hash != best);
+        if count >= 2 && others.clone().all(|(_, owners)| owners.len() < count) {
+            return Verdict::Agreed(best, others.flat_map(|(_, owners)| owners.iter().copied()).collect());
+        }
+        if missing > 0 { Verdict::Pending } else { Verdict::NeedsOwner }
+    }
+
+    /// Submitters whose contributions at least `witnesses` owners found invalid. One owner alone could
+    /// accuse anyone, so with a single witness the bytes have to be checked again first.
+    #[must_use]
+    pub fn invalid(&self, witnesses: usize) -> Vec<PeerId> {
+        self.faulty(FaultKind::Invalid, witnesses)
+    }
+
+    /// Submitters whose contributions at least one owner could not fetch.
+    #[must_use]
+    pub fn unavailable(&self) -> Vec<PeerId> {
+        self.faulty(FaultKind::Unavailable, 1)
+    }
+
+    fn faulty(&self, kind: FaultKind, witnesses: usize) -> Vec<PeerId> {
+        let found =
+            self.faults.iter().filter(|(fault, owners)| fault.kind == kind && owners.len() >= witnesses);
+        found.map(|(fault, _)| fault.submitter).collect()
+    }
+
+    /// Pairs of owners with whether their digests of a shared partition are equal.
+    pub fn pairs(&self, owners: &[Vec<PeerId>]) -> Vec<(PeerId, PeerId, bool)> {
+        let mut pairs = Vec::new();
+        for (index, owners) in owners.iter().enumerate() {
+            let partition = PartitionIndex(u32::try_from(index).unwrap_or(u32::MAX));
+            let digest = |owner: &PeerId| self.merged.get(owner).and_then(|merged| merged.get(&partition));
+            for (i, a) in owners.iter().enumerate() {
+                for b in owners.iter().skip(i + 1) {
+                    if let (Some(x), Some(y)) = (digest(a), digest(b)) {
+                        pairs.push(((*a).min(*b), (*a).max(*b), x == y));
+                    }
+                }
+            }
+        }
+        pairs
+    }
+}
+
+/// How often two peers' redundant results were compared, and how often they were equal (IOTA primer,
+/// section on the butterfly all-reduce: a cheater shows as a bad row and column).
+#[derive(Clone, Debug, Default)]
+pub struct AgreementMatrix {
+    counts: BTreeMap<(PeerId, PeerId), (u64, u64)>,
+}
+
+impl AgreementMatrix {
+    /// Counts the comparisons of a finished merge.
+    pub fn record(&mut self, pairs: &[(PeerId, PeerId, bool)]) {
+        for (a, b, equal) in pairs {
+            let (agreed, compared) = self.counts.entry((*a, *b)).or_default();
+            *agreed += u64::from(*equal);
+            *compared += 1;
+        }
+    }
+
+    /// (equal, compared) for a pair in either order.
+    #[must_use]
+    pub fn of(&self, a: PeerId, b: PeerId) -> (u64, u64) {
+        self.counts.get(&(a.min(b), a.max(b))).copied().unwrap_or_default()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::id::{Epoch, StageIndex};
+
+    const P: PartitionIndex = PartitionIndex(0);
+
+    fn peer(i: u8) -> PeerId {
+        PeerId([i; 32])
+    }
+
+    fn tally(reports: &[(u8, &[u8])]) -> Tally {
+        let mut tally = Tally::default();
+        for (owner, bytes) in reports {
+            let report = DigestReport {
+                sequence: 1,
+                stage: StageIndex(0),
+                epoch: Epoch(0),
+                attempt: 0,
+                merged: vec![(P, Hash::of(bytes))],
+                faults: Vec::new(),
+            };
+            tally.add(peer(*owner), &report, 1);
+        }
+        tally
+    }
+
+    fn judge(reports: &[(u8, &[u8])], owners: &[u8], absent: &[u8]) -> Verdict {
+        let owners: Vec<_> = owners.iter().map(|&i| peer(i)).collect();
+        tally(reports).judge(P, &owners, |owner| absent.iter().any(|&i| peer(i) == owner))
+    }
+
+    #[test]
+    fn equal_digests_agree_and_a_missing_owner_is_waited_for_until_absent() {
+        let good = Verdict::Agreed(Hash::of(b"x"), Vec::new());
+        assert_eq!(judge(&[(1, b"x"), (2, b"x")], &[1, 2], &[]), good);
+        assert_eq!(judge(&[(1, b"x")], &[1, 2], &[]), Verdict::Pending);
+        assert_eq!(judge(&[(1, b"x")], &[1, 2], &[2]), good);
+        assert_eq!(judge(&[], &[1, 2], &[1, 2]), Verdict::NeedsOwner);
+    }
+
+    #[test]
+    fn a_third_owner_settles_a_dispute_and_the_loser_is_named() {
+        assert_eq!(judge(&[(1, b"x"), (2, b"y")], &[1, 2], &[]), Verdict::NeedsOwner);
+        assert_eq!(judge(&[(1, b"x"), (2, b"y")], &[1, 2, 3], &[]), Verdict::Pending);
+        assert_eq!(
+            judge(&[(1, b"x"), (2, b"y"), (3, b"x")], &[1, 2, 3], &[]),
+            Verdict::Agreed(Hash::of(b"x"), vec![peer(2)])
+        );
+    }
+
+    #[test]
+    fn an_owner_cannot_change_its_digest() {
+        assert_eq!(
+            judge(&[(1, b"x"), (1, b"y"), (2, b"x")], &[1, 2], &[]),
+            Verdict::Agreed(Hash::of(b"x"), Vec::new())
+        );
+    }
+
+    #[test]
+    fn strangers_reports_do_not_count() {
+        assert_eq!(judge(&[(9, b"y"), (8, b"y")], &[1, 2], &[]), Verdict::Pending);
+    }
+
+    #[test]
+    fn the_matrix_counts_each_comparison_once() {
+        let tally = tally(&[(1, b"x"), (2, b"y"), (3, b"x")]);
+        let mut matrix = AgreementMatrix::default();
+        matrix.record(&tally.pairs(&[vec![peer(1), peer(2), peer(3)]]));
+        assert_eq!(matrix.of(peer(3), peer(1)), (1, 1));
+        assert_eq!(matrix.of(peer(1), peer(2)), (0, 1));
+    }
+}

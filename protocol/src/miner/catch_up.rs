@@ -1,0 +1,286 @@
+//! The way to the right weights: apply the merge just closed, or take the whole state from a replica.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::time::Duration;
+
+use super::job::Job;
+use super::outbox::{state_tag, tag};
+use super::{Context, Purpose, backed_off};
+use crate::id::{Epoch, Hash, PeerId, StageIndex};
+use crate::limits::{PARTITION_BYTES_MAX, TRANSFER_DEADLINE};
+use crate::run_state::{Closed, Stage};
+use crate::time::Instant;
+use crate::wire::message::{StateOffer, WeightsRecord};
+
+/// Blobs fetched at once.
+const FETCHES_AT_ONCE: usize = 16;
+/// Most parts of a state. With the largest partition that is 256 GiB.
+const STATE_PARTS_MAX: usize = 4096;
+
+/// A blob of the current aim.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Want {
+    aim: u64,
+    index: usize,
+}
+
+#[derive(Clone, Debug, Default)]
+enum Aim {
+    /// The weights are right, or nothing can be done yet.
+    #[default]
+    None,
+    /// The merged partitions of an epoch whose start we hold.
+    Outcome(StageIndex, Epoch, Transfer),
+    /// An answer of a replica.
+    Asking(StageIndex, Epoch, Instant),
+    /// The parts of the state it offered.
+    State(StateOffer, Transfer),
+    /// The engine is at it.
+    Engine,
+}
+
+/// Blobs to fetch.
+#[derive(Clone, Debug, Default)]
+struct Transfer {
+    blobs: Vec<Hash>,
+    /// Who may have each, best first.
+    providers: Vec<Vec<PeerId>>,
+    have: BTreeSet<usize>,
+    in_flight: BTreeSet<usize>,
+    failed: bool,
+}
+
+/// The machine that gets the right weights.
+#[derive(Debug, Default)]
+pub(super) struct CatchUp {
+    aim: Aim,
+    aims: u64,
+    /// Whom to ask next, so that a replica that does not answer is not asked for ever.
+    turn: usize,
+    provider: Option<PeerId>,
+    retry_at: Instant,
+    pause: Duration,
+}
+
+impl Transfer {
+    fn new(blobs: Vec<Hash>, providers: Vec<Vec<PeerId>>) -> Self {
+        Self { blobs, providers, ..Self::default() }
+    }
+
+    fn complete(&self) -> bool {
+        self.have.len() == self.blobs.len()
+    }
+}
+
+impl CatchUp {
+    fn set(&mut self, aim: Aim) {
+        self.aims += 1;
+        self.aim = aim;
+    }
+
+    /// Chooses an aim if the weights are not right, and fetches what it needs.
+    pub(super) fn pump(
+        &mut self,
+        cx: &mut Context<'_>,
+        me: PeerId,
+        weights: Option<WeightsRecord>,
+        transfers: &mut BTreeMap<u64, Purpose>,
+    ) {
+        let place = cx.state.stage_of(me).and_then(|index| cx.state.stage(index).map(|stage| (index, stage)));
+        let (Some((index, stage)), Some(weights)) = (place, weights) else { return };
+        self.drop_outdated(index, stage);
+        if matches!(self.aim, Aim::None) && cx.now >= self.retry_at {
+            self.choose(cx, me, index, stage, weights);
+        }
+        self.fetch(cx, transfers);
+    }
+
+    fn drop_outdated(&mut self, index: StageIndex, stage: &Stage) {
+        let current = match &self.aim {
+            Aim::None | Aim::Engine => true,
+            Aim::Outcome(stage_index, epoch, _) => *stage_index == index && epoch.next() == stage.version,
+            Aim::Asking(stage_index, version, _) => *stage_index == index && *version == stage.version,
+            Aim::State(offer, _) => offer.stage == index && offer.version == stage.version,
+        };
+        if !current {
+            self.set(Aim::None);
+        }
+    }
+
+    fn choose(
+        &mut self,
+        cx: &mut Context<'_>,
+        me: PeerId,
+        index: StageIndex,
+        stage: &Stage,
+        weights: WeightsRecord,
+    ) {
+        let wrong_base = stage
+            .training()
+            .is_some_and(|training| training.epoch == weights.version && training.base != weights.hash);
+        if weights.version == stage.version && !wrong_base {
+            return;
+        }
+        let closed =
+            stage.closed_epoch(weights.version).filter(|closed| closed.training.base == weights.hash);
+        if let Some(closed) = closed.filter(|_| weights.version.next() == stage.version) {
+            let aim = Aim::Outcome(index, weights.version, outcome_transfer(closed, me));
+            self.set(aim);
+            return;
+        }
+        let holders: Vec<PeerId> = cx
+            .state
+            .replicas(index)
+            .filter(|peer| *peer != me)
+            .filter(|peer| {
+                let theirs = cx.book.record(*peer).and_then(|record| record.weights);
+                theirs.is_some_and(|theirs| {
+                    theirs.stage == index
+                        && theirs.version == stage.version
+                        && !(wrong_base && theirs.hash == weights.hash)
+                })
+            })
+            .collect();
+        if let Some(peer) = holders.get(self.turn % holders.len().max(1)) {
+            self.turn += 1;
+            self.provider = Some(*peer);
+            cx.out.request_state(*peer, index, stage.version);
+            self.set(Aim::Asking(index, stage.version, cx.now + TRANSFER_DEADLINE));
+        } else {
+            self.retry_at = cx.now + cx.state.spec().timing.heartbeat.duration();
+        }
+    }
+
+    fn fetch(&mut self, cx: &mut Context<'_>, transfers: &mut BTreeMap<u64, Purpose>) {
+        let aim_number = self.aims;
+        let (transfer, tag) = match &mut self.aim {
+            Aim::Outcome(stage, epoch, transfer) => (transfer, tag(*stage, *epoch)),
+            Aim::State(offer, transfer) => (transfer, state_tag(offer.stage, offer.version)),
+            Aim::Asking(_, _, until) => {
+                if cx.now >= *until {
+                    self.fail(cx.now);
+                }
+                return;
+            }
+            Aim::None | Aim::Engine => return,
+        };
+        for (index, hash) in transfer.blobs.iter().enumerate() {
+            if transfer.in_flight.len() >= FETCHES_AT_ONCE || transfer.failed {
+                break;
+            }
+            if transfer.have.contains(&index) || transfer.in_flight.contains(&index) {
+                continue;
+            }
+            let providers =
+                transfer.providers.get(index).or(transfer.providers.first()).cloned().unwrap_or_default();
+            let id = cx.out.fetch(*hash, providers, PARTITION_BYTES_MAX, false, tag.clone());
+            transfer.in_flight.insert(index);
+            transfers.insert(id, Purpose::CatchUp(Want { aim: aim_number, index }));
+        }
+        if transfer.failed && transfer.in_flight.is_empty() {
+            self.fail(cx.now);
+        }
+    }
+
+    /// The epoch whose merged partitions it is fetching.
+    pub(super) const fn epoch_fetched(&self) -> Option<(StageIndex, Epoch)> {
+        match &self.aim {
+            Aim::Outcome(stage, epoch, _) => Some((*stage, *epoch)),
+            _ => None,
+        }
+    }
+
+    /// The version whose whole state it is fetching.
+    pub(super) const fn state_fetched(&self) -> Option<(StageIndex, Epoch)> {
+        match &self.aim {
+            Aim::State(offer, _) => Some((offer.stage, offer.version)),
+            _ => None,
+        }
+    }
+
+    fn fail(&mut self, now: Instant) {
+        self.pause = backed_off(self.pause);
+        self.retry_at = now + self.pause;
+        self.set(Aim::None);
+    }
+
+    /// A fetch has ended.
+    pub(super) fn fetched(&mut self, _now: Instant, want: Want, arrived: bool) {
+        if want.aim != self.aims {
+            return;
+        }
+        if let Aim::Outcome(_, _, transfer) | Aim::State(_, transfer) = &mut self.aim {
+            transfer.in_flight.remove(&want.index);
+            if arrived {
+                transfer.have.insert(want.index);
+            } else {
+                transfer.failed = true;
+            }
+        }
+    }
+
+    /// A replica has answered.
+    pub(super) fn answered(&mut self, now: Instant, offer: Option<StateOffer>) {
+        let Aim::Asking(stage, version, _) = self.aim else { return };
+        let usable = offer.filter(|offer| {
+            offer.stage == stage
+                && offer.version == version
+                && !offer.parts.is_empty()
+                && offer.parts.len() <= STATE_PARTS_MAX
+        });
+        match usable {
+            Some(offer) => {
+                let providers = vec![self.provider.into_iter().collect()];
+                let transfer = Transfer::new(offer.parts.clone(), providers);
+                self.set(Aim::State(offer, transfer));
+            }
+            None => self.fail(now),
+        }
+    }
+
+    /// The job that the fetched blobs allow.
+    pub(super) fn job(&mut self) -> Option<Job> {
+        let job = match &self.aim {
+            Aim::Outcome(stage, epoch, transfer) if transfer.complete() => {
+                Job::Apply { stage: *stage, epoch: *epoch, partitions: transfer.blobs.clone() }
+            }
+            Aim::State(offer, transfer) if transfer.complete() => Job::Load {
+                stage: offer.stage,
+                version: offer.version,
+                weights: offer.weights,
+                parts: offer.parts.clone(),
+            },
+            _ => return None,
+        };
+        self.set(Aim::Engine);
+        Some(job)
+    }
+
+    /// The engine has new weights.
+    pub(super) fn finished(&mut self) {
+        self.pause = Duration::ZERO;
+        self.retry_at = Instant::ZERO;
+        self.set(Aim::None);
+    }
+
+    /// The engine could not use them.
+    pub(super) fn failed(&mut self, now: Instant) {
+        self.fail(now);
+    }
+
+    /// When there is something to do again.
+    pub(super) fn deadline(&self) -> Option<Instant> {
+        match &self.aim {
+            Aim::Asking(_, _, until) => Some(*until),
+            Aim::None if self.retry_at > Instant::ZERO => Some(self.retry_at),
+            _ => None,
+        }
+    }
+}
+
+/// The merged partitions of a closed epoch, each from its owners.
+fn outcome_transfer(closed: &Closed, me: PeerId) -> Transfer {
+    let providers =
+        closed.plan.owners.iter().map(|owners| owners.iter().copied().filter(|owner| *owner != me).collect());
+    Transfer::new(closed.partitions.clone(), providers.collect())
+}

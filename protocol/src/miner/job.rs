@@ -1,0 +1,160 @@
+//! What a miner asks of its engine, one job at a time, and what comes back.
+
+use crate::id::{Epoch, Hash, PartitionIndex, PeerId, SampleId, StageIndex};
+use crate::wire::message::StateOffer;
+
+/// A job for the engine. Tensors are named by the hashes under which the driver keeps them.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Job {
+    /// Build the engine of a stage with the run's initial weights.
+    Initialise {
+        /// The stage.
+        stage: StageIndex,
+    },
+    /// Take the state from blobs: weights and outer optimizer state, in this order.
+    Load {
+        /// The stage.
+        stage: StageIndex,
+        /// The version.
+        version: Epoch,
+        /// What the weights must hash to.
+        weights: Hash,
+        /// The blobs.
+        parts: Vec<Hash>,
+    },
+    /// Write the state the epoch started from to blobs.
+    Snapshot {
+        /// The stage.
+        stage: StageIndex,
+        /// The version.
+        version: Epoch,
+        /// Hash of the weights.
+        hash: Hash,
+    },
+    /// Return to the weights the epoch started from; drop gradients and activations.
+    Reset,
+    /// Forward one sample and keep what its backward pass needs.
+    Forward {
+        /// The epoch.
+        epoch: Epoch,
+        /// The sample.
+        sample: SampleId,
+        /// The activation; none at the head, which reads the sample itself.
+        input: Option<Hash>,
+    },
+    /// Forward, loss and backward, at the tail.
+    Loss {
+        /// The epoch.
+        epoch: Epoch,
+        /// The sample.
+        sample: SampleId,
+        /// The activation; none if the tail is also the head.
+        input: Option<Hash>,
+    },
+    /// Backward one sample, accumulating its gradient.
+    Backward {
+        /// The epoch.
+        epoch: Epoch,
+        /// The sample.
+        sample: SampleId,
+        /// Gradient of the activation sent on.
+        gradient: Hash,
+    },
+    /// Take an inner optimizer step with the mean of the gradients accumulated since the last.
+    InnerStep {
+        /// The epoch.
+        epoch: Epoch,
+        /// Which of the epoch's steps, from 0.
+        step: u32,
+    },
+    /// Write the encoded partitions of this epoch's contribution to blobs.
+    Contribute {
+        /// The stage.
+        stage: StageIndex,
+        /// The epoch.
+        epoch: Epoch,
+        /// Samples in it.
+        samples: u32,
+    },
+    /// Reduce one partition.
+    Reduce {
+        /// The stage.
+        stage: StageIndex,
+        /// The epoch.
+        epoch: Epoch,
+        /// The partition.
+        partition: PartitionIndex,
+        /// Contributions in [`PeerId`] order: whose, its weight, its bytes.
+        inputs: Vec<(PeerId, u32, Hash)>,
+    },
+    /// Take the outer step with the merged vector; the result is the next version's weights.
+    Apply {
+        /// The stage.
+        stage: StageIndex,
+        /// The epoch that was merged.
+        epoch: Epoch,
+        /// The merged partitions, in order.
+        partitions: Vec<Hash>,
+    },
+}
+
+/// The result of a job.
+#[derive(Clone, Debug, PartialEq)]
+pub enum JobDone {
+    /// After [`Job::Initialise`], [`Job::Load`] and [`Job::Apply`]: the weights now held.
+    Weights {
+        /// The stage.
+        stage: StageIndex,
+        /// Their version.
+        version: Epoch,
+        /// Their hash.
+        hash: Hash,
+    },
+    /// After [`Job::Reset`].
+    Reset,
+    /// After [`Job::Forward`].
+    Forwarded {
+        /// The epoch.
+        epoch: Epoch,
+        /// The sample.
+        sample: SampleId,
+        /// The activation, stored.
+        output: Hash,
+    },
+    /// After [`Job::Loss`] and [`Job::Backward`].
+    Finished {
+        /// The epoch.
+        epoch: Epoch,
+        /// The sample.
+        sample: SampleId,
+        /// Gradient of the activation received, stored; none at the head.
+        input_gradient: Option<Hash>,
+        /// The loss in millionths of a nat, at the tail.
+        loss_micro: Option<i64>,
+    },
+    /// After [`Job::InnerStep`].
+    Stepped {
+        /// The epoch.
+        epoch: Epoch,
+    },
+    /// After [`Job::Contribute`].
+    Contributed {
+        /// The epoch.
+        epoch: Epoch,
+        /// The encoded partitions, stored, in order.
+        partitions: Vec<Hash>,
+    },
+    /// After [`Job::Reduce`].
+    Reduced {
+        /// The stage.
+        stage: StageIndex,
+        /// The partition.
+        partition: PartitionIndex,
+        /// The merged partition, stored, or whose contribution is no valid partition.
+        merged: Result<Hash, PeerId>,
+    },
+    /// After [`Job::Snapshot`].
+    Snapshot(StateOffer),
+    /// The job could not be done. For people.
+    Failed(String),
+}

@@ -1,0 +1,261 @@
+//! What the protocol asks its driver to do.
+
+use std::collections::VecDeque;
+
+use super::job::Job;
+use crate::id::{Epoch, Hash, Identity, PeerId, RunId, StageIndex};
+use crate::run_state::StateEvent;
+use crate::wire::frame::PushHeader;
+use crate::wire::message::{MergeMessage, Request, Response, StateOffer, Topic};
+use crate::wire::{Payload, encode, seal};
+
+/// Something for the driver to do. Results come back through the machine's `handle_*` methods.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Action {
+    /// Publish on a gossip topic.
+    Publish {
+        /// The topic.
+        topic: Topic,
+        /// The message.
+        bytes: Vec<u8>,
+    },
+    /// Send a request; answer with `handle_response`.
+    Request {
+        /// Names the request.
+        id: u64,
+        /// To whom.
+        to: PeerId,
+        /// The request.
+        bytes: Vec<u8>,
+    },
+    /// Answer the request that came with this ticket.
+    Respond {
+        /// Names the request.
+        ticket: u64,
+        /// The response.
+        bytes: Vec<u8>,
+    },
+    /// Push a tensor that the driver holds; answer with `handle_push_result`.
+    Push {
+        /// Names the push.
+        id: u64,
+        /// To whom.
+        to: PeerId,
+        /// Its header, which names the payload by hash.
+        header: PushHeader,
+    },
+    /// Bring a blob into the store; answer with `handle_fetched`.
+    Fetch {
+        /// Names the fetch.
+        id: u64,
+        /// The blob.
+        hash: Hash,
+        /// Who may have it, best first.
+        providers: Vec<PeerId>,
+        /// Largest size accepted, in bytes.
+        limit: usize,
+        /// Whether its bytes should come with the answer.
+        deliver: bool,
+        /// What keeps it alive.
+        tag: String,
+    },
+    /// Keep these bytes as a blob.
+    Store {
+        /// Their hash.
+        hash: Hash,
+        /// The bytes.
+        bytes: Vec<u8>,
+        /// What keeps it alive.
+        tag: String,
+    },
+    /// Let go of all blobs whose tag starts with this.
+    Release {
+        /// The prefix.
+        prefix: String,
+    },
+    /// Give the engine a job; answer with `handle_job_done`.
+    Compute(Job),
+    /// A peer's addresses changed.
+    Addresses {
+        /// The peer.
+        peer: PeerId,
+    },
+    /// A peer is not heard any more; its addresses can go.
+    Forget {
+        /// The peer.
+        peer: PeerId,
+    },
+    /// Tell people.
+    Notice(Notice),
+}
+
+/// Something worth telling people.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Notice {
+    /// A decision changed the state.
+    State(StateEvent),
+    /// This candidate sees another leader.
+    Leader(Option<PeerId>),
+    /// This miner's weights are ready.
+    WeightsReady(StageIndex, Epoch, Hash),
+    /// A job failed.
+    JobFailed(String),
+}
+
+/// Tag of everything that belongs to an epoch of a stage. Ends in a slash, so that no epoch's tag is a
+/// prefix of another's.
+#[must_use]
+pub fn tag(stage: StageIndex, epoch: Epoch) -> String {
+    format!("e/{stage}/{epoch}/")
+}
+
+/// Tag of the state of a stage offered to joiners.
+#[must_use]
+pub fn state_tag(stage: StageIndex, version: Epoch) -> String {
+    format!("s/{stage}/{version}/")
+}
+
+/// Collects actions, numbers them, signs messages.
+#[derive(Debug)]
+pub struct Outbox {
+    identity: Identity,
+    run: RunId,
+    next_id: u64,
+    actions: VecDeque<Action>,
+    own: Vec<MergeMessage>,
+    state_requests: Vec<u64>,
+}
+
+impl Outbox {
+    /// An empty outbox of `identity` in `run`.
+    #[must_use]
+    pub const fn new(identity: Identity, run: RunId) -> Self {
+        Self {
+            identity,
+            run,
+            next_id: 0,
+            actions: VecDeque::new(),
+            own: Vec::new(),
+            state_requests: Vec::new(),
+        }
+    }
+
+    /// The run.
+    #[must_use]
+    pub const fn run(&self) -> RunId {
+        self.run
+    }
+
+    /// The oldest action not taken yet.
+    pub fn pop(&mut self) -> Option<Action> {
+        self.actions.pop_front()
+    }
+
+    fn number(&mut self) -> u64 {
+        self.next_id += 1;
+        self.next_id
+    }
+
+    /// Publishes a signed message.
+    pub fn publish<T: Payload>(&mut self, topic: Topic, message: &T) {
+        let bytes = seal(&self.identity, self.run, message);
+        self.actions.push_back(Action::Publish { topic, bytes });
+    }
+
+    /// Publishes a merge message, and keeps it for this peer itself, to which gossip does not bring it back.
+    pub fn publish_merge(&mut self, message: MergeMessage) {
+        self.publish(Topic::Merge, &message);
+        self.own.push(message);
+    }
+
+    /// This peer's own merge messages since the last call.
+    pub fn take_own(&mut self) -> Vec<MergeMessage> {
+        std::mem::take(&mut self.own)
+    }
+
+    /// Asks a replica for the state of a stage.
+    pub fn request_state(&mut self, to: PeerId, stage: StageIndex, version: Epoch) {
+        let id = self.request(to, &Request::State { stage, version });
+        self.state_requests.push(id);
+    }
+
+    /// Numbers of state requests since the last call.
+    pub fn take_state_requests(&mut self) -> Vec<u64> {
+        std::mem::take(&mut self.state_requests)
+    }
+
+    /// Publishes bytes that need no signature of this peer.
+    pub fn publish_raw(&mut self, topic: Topic, bytes: Vec<u8>) {
+        self.actions.push_back(Action::Publish { topic, bytes });
+    }
+
+    /// Sends a request; returns its number.
+    pub fn request(&mut self, to: PeerId, request: &Request) -> u64 {
+        let id = self.number();
+        self.actions.push_back(Action::Request { id, to, bytes: encode(request) });
+        id
+    }
+
+    /// Answers a request with a state offer, or that there is none.
+    pub fn respond(&mut self, ticket: u64, offer: Option<StateOffer>) {
+        self.answer(ticket, &offer.map_or(Response::Unavailable, Response::State));
+    }
+
+    /// Answers a request.
+    pub fn answer(&mut self, ticket: u64, response: &Response) {
+        self.actions.push_back(Action::Respond { ticket, bytes: encode(response) });
+    }
+
+    /// Pushes a tensor; returns the push's number.
+    pub fn push(&mut self, to: PeerId, header: PushHeader) -> u64 {
+        let id = self.number();
+        self.actions.push_back(Action::Push { id, to, header });
+        id
+    }
+
+    /// Fetches a blob; returns the fetch's number.
+    pub fn fetch(
+        &mut self,
+        hash: Hash,
+        providers: Vec<PeerId>,
+        limit: usize,
+        deliver: bool,
+        tag: String,
+    ) -> u64 {
+        let id = self.number();
+        self.actions.push_back(Action::Fetch { id, hash, providers, limit, deliver, tag });
+        id
+    }
+
+    /// Keeps bytes as a blob; returns its hash.
+    pub fn store(&mut self, bytes: Vec<u8>, tag: &str) -> Hash {
+        let hash = Hash::of(&bytes);
+        self.actions.push_back(Action::Store { hash, bytes, tag: tag.to_owned() });
+        hash
+    }
+
+    /// Lets go of blobs by tag prefix.
+    pub fn release(&mut self, prefix: String) {
+        self.actions.push_back(Action::Release { prefix });
+    }
+
+    /// Gives the engine a job.
+    pub fn compute(&mut self, job: Job) {
+        self.actions.push_back(Action::Compute(job));
+    }
+
+    /// Tells the driver that a peer's addresses changed.
+    pub fn addresses(&mut self, peer: PeerId) {
+        self.actions.push_back(Action::Addresses { peer });
+    }
+
+    /// Tells the driver that a peer is not heard any more.
+    pub fn forget(&mut self, peer: PeerId) {
+        self.actions.push_back(Action::Forget { peer });
+    }
+
+    /// Tells people.
+    pub fn notice(&mut self, notice: Notice) {
+        self.actions.push_back(Action::Notice(notice));
+    }
+}

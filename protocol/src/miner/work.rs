@@ -1,0 +1,490 @@
+//! The samples of one epoch at one miner, and how each passes through.
+//!
+//! ```text
+//!          activation arrives     engine        pushed on        gradient arrives    engine
+//! Waiting ───────────────────▶ Ready ──▶ Forwarding ──▶ Sent ──────────────────▶ Returned ──▶ Backwarding ──▶ Done
+//!    │ (head: window has room)                                                                                 ▲
+//!    └────────────── at the tail forward, loss and backward are one job: Ready ──▶ Backwarding ────────────────┘
+//! ```
+//! A sample is *lost* if a neighbour has settled the epoch without it: it is left out of the contribution.
+//!
+//! Deliveries are apart from the steps: what a sample produced is owed to whoever is dealt the sample in
+//! the neighbouring stage *now*. If that changes, or a neighbour asks again, it is sent again from the store.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use super::job::Job;
+use super::{Context, backed_off};
+use crate::id::{Epoch, Hash, LogIndex, PeerId, SampleId, StageIndex};
+use crate::limits::RETRY_PAUSE_MIN;
+use crate::receipts::{Receipt, encode_receipts, merkle_root};
+use crate::run_state::{RunState, Training};
+use crate::samples::sample_set_hash;
+use crate::spec::RunSpec;
+use crate::time::Instant;
+use crate::wire::frame::{Direction, PushAck, PushRefusal};
+use crate::wire::message::Manifest;
+
+/// Where a sample is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Step {
+    Waiting,
+    Ready,
+    Forwarding,
+    Sent,
+    Returned,
+    Backwarding,
+    Done,
+    Lost,
+}
+
+/// A sample and everything it produced here.
+#[derive(Clone, Debug)]
+struct Passage {
+    step: Step,
+    input: Option<Hash>,
+    output: Option<Hash>,
+    output_gradient: Option<Hash>,
+    input_gradient: Option<Hash>,
+    loss_micro: Option<i64>,
+    inner_step: u32,
+    /// Who took the activation, to notice that someone else is dealt the sample now.
+    taken_by: Option<PeerId>,
+}
+
+/// Something owed to a neighbour.
+#[derive(Clone, Copy, Debug, Default)]
+struct Debt {
+    in_flight: Option<u64>,
+    retry_at: Instant,
+    pause: Duration,
+}
+
+/// Where a stage is in the pipeline. A pipeline of one stage is both ends.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Position {
+    pub(super) head: bool,
+    pub(super) tail: bool,
+}
+
+/// How far a miner is with its share of an epoch.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Share {
+    /// Samples finished.
+    pub done: u32,
+    /// Samples dealt to it.
+    pub dealt: u32,
+    /// Sum of the finished samples' losses in millionths of a nat, at the tail.
+    pub loss_micro: Option<i64>,
+}
+
+/// Whether the contribution is being made.
+#[derive(Clone, Debug)]
+enum Progress {
+    Working,
+    Contributing,
+    Submitted(Box<Manifest>),
+}
+
+/// One epoch's work.
+#[derive(Clone, Debug)]
+pub(super) struct EpochWork {
+    pub(super) stage: StageIndex,
+    pub(super) epoch: Epoch,
+    pub(super) opened: LogIndex,
+    base: Hash,
+    samples: BTreeMap<SampleId, Passage>,
+    debts: BTreeMap<(Direction, SampleId), Debt>,
+    inner_steps: u32,
+    /// Samples finished when the last inner step was taken: their gradients are spent.
+    stepped_samples: u32,
+    progress: Progress,
+    cut_off: bool,
+    last_stage: StageIndex,
+}
+
+impl EpochWork {
+    pub(super) fn new(spec: &RunSpec, stage: StageIndex, training: &Training) -> Self {
+        Self {
+            stage,
+            epoch: training.epoch,
+            opened: training.opened,
+            base: training.base,
+            samples: BTreeMap::new(),
+            debts: BTreeMap::new(),
+            inner_steps: 0,
+            stepped_samples: 0,
+            progress: Progress::Working,
+            cut_off: false,
+            last_stage: StageIndex(spec.pipeline.stages - 1),
+        }
+    }
+
+    /// Takes over the deal of an epoch under way: samples newly dealt here.
+    pub(super) fn follow(&mut self, me: PeerId, training: &Training) {
+        self.cut_off = training.cut_off;
+        for sample in training.deal.samples_of(me) {
+            self.samples.entry(sample).or_insert_with(|| {
+                self.progress = Progress::Working;
+                Passage::new()
+            });
+        }
+    }
+
+    /// Sends activations again that the stage below has dealt to somebody else, because whoever took them is
+    /// gone. That holds for finished samples too, and for epochs that are settled here but not below.
+    pub(super) fn follow_below(&mut self, state: &RunState) {
+        let below = state.stage(StageIndex(self.stage.0 + 1)).and_then(|stage| stage.deal(self.epoch));
+        let Some(deal) = below else { return };
+        let moved = self.samples.iter().filter(|(sample, passage)| {
+            let sent = passage.output.is_some() && passage.step != Step::Lost;
+            sent && passage.taken_by.is_some() && passage.taken_by != deal.owner(**sample)
+        });
+        let moved: Vec<_> = moved.map(|(sample, _)| *sample).collect();
+        for sample in moved {
+            self.owe(Direction::Forward, sample);
+        }
+    }
+
+    fn owe(&mut self, direction: Direction, sample: SampleId) {
+        self.debts.entry((direction, sample)).or_default();
+    }
+
+    /// Samples whose input is held and not finished: what counts against credit.
+    pub(super) fn open_inputs(&self) -> usize {
+        let open =
+            |passage: &&Passage| passage.input.is_some() && !matches!(passage.step, Step::Done | Step::Lost);
+        self.samples.values().filter(open).count()
+    }
+
+    pub(super) fn share(&self) -> Share {
+        let losses = self.samples.values().filter_map(|passage| passage.loss_micro);
+        Share {
+            done: self.done(),
+            dealt: u32::try_from(self.samples.len()).unwrap_or(u32::MAX),
+            loss_micro: (self.stage == self.last_stage).then(|| losses.fold(0, i64::saturating_add)),
+        }
+    }
+
+    fn done(&self) -> u32 {
+        let done = self.samples.values().filter(|passage| passage.step == Step::Done).count();
+        u32::try_from(done).unwrap_or(u32::MAX)
+    }
+
+    pub(super) fn manifest(&self) -> Option<&Manifest> {
+        match &self.progress {
+            Progress::Submitted(manifest) => Some(manifest),
+            _ => None,
+        }
+    }
+
+    /// Takes an activation from the stage above.
+    pub(super) fn receive_activation(
+        &mut self,
+        state: &RunState,
+        me: PeerId,
+        from: PeerId,
+        sample: SampleId,
+        hash: Hash,
+        full: bool,
+    ) -> Result<(), PushRefusal> {
+        let deal = |stage: StageIndex| state.stage(stage).and_then(|stage| stage.deal(self.epoch));
+        let above = self.stage.0.checked_sub(1).map(StageIndex).ok_or(PushRefusal::WrongStage)?;
+        let path = deal(above).and_then(|deal| deal.owner(sample)) == Some(from)
+            && deal(self.stage).and_then(|deal| deal.owner(sample)) == Some(me);
+        if !path {
+            return Err(PushRefusal::WrongPath);
+        }
+        let settled = state.stage(self.stage).is_some_and(|stage| stage.version > self.epoch);
+        let Some(passage) = self.samples.get_mut(&sample) else {
+            return Err(if settled { PushRefusal::Stale } else { PushRefusal::WrongPath });
+        };
+        match passage.step {
+            Step::Waiting if settled => return Err(PushRefusal::Stale),
+            Step::Waiting if full => return Err(PushRefusal::Busy),
+            Step::Waiting => {
+                passage.input = Some(hash);
+                passage.step = Step::Ready;
+            }
+            // The sender is new on this path, or lost our answer: the gradient is owed to it.
+            Step::Done => self.owe(Direction::Backward, sample),
+            Step::Lost => return Err(PushRefusal::Stale),
+            _ => {}
+        }
+        Ok(())
+    }
+
+    /// Takes a gradient from the stage below.
+    pub(super) fn receive_gradient(
+        &mut self,
+        state: &RunState,
+        from: PeerId,
+        sample: SampleId,
+        hash: Hash,
+    ) -> Result<(), PushRefusal> {
+        let below = state.stage(StageIndex(self.stage.0 + 1)).ok_or(PushRefusal::WrongStage)?;
+        if below.deal(self.epoch).and_then(|deal| deal.owner(sample)) != Some(from) {
+            return Err(PushRefusal::WrongPath);
+        }
+        let passage = self.samples.get_mut(&sample).ok_or(PushRefusal::WrongPath)?;
+        match passage.step {
+            Step::Sent => {
+                passage.output_gradient = Some(hash);
+                passage.step = Step::Returned;
+                self.debts.remove(&(Direction::Forward, sample));
+                Ok(())
+            }
+            Step::Returned | Step::Backwarding | Step::Done => Ok(()),
+            Step::Lost => Err(PushRefusal::Stale),
+            Step::Waiting | Step::Ready | Step::Forwarding => Err(PushRefusal::WrongPath),
+        }
+    }
+
+    /// The engine has computed an activation.
+    pub(super) fn forwarded(&mut self, sample: SampleId, output: Hash) {
+        let inner_step = self.inner_steps;
+        if let Some(passage) = self.samples.get_mut(&sample) {
+            passage.output = Some(output);
+            passage.inner_step = inner_step;
+            passage.step = Step::Sent;
+            self.owe(Direction::Forward, sample);
+        }
+    }
+
+    /// The engine has finished a sample.
+    pub(super) fn finished(
+        &mut self,
+        sample: SampleId,
+        input_gradient: Option<Hash>,
+        loss_micro: Option<i64>,
+    ) {
+        let inner_step = self.inner_steps;
+        if let Some(passage) = self.samples.get_mut(&sample) {
+            passage.input_gradient = input_gradient;
+            passage.loss_micro = loss_micro;
+            if loss_micro.is_some() {
+                passage.inner_step = inner_step;
+            }
+            passage.step = Step::Done;
+            if input_gradient.is_some() {
+                self.owe(Direction::Backward, sample);
+            }
+        }
+    }
+
+    /// The engine has taken an inner step.
+    pub(super) fn stepped(&mut self) {
+        self.inner_steps += 1;
+        self.stepped_samples = self.done();
+    }
+
+    /// What can be sent now, to whom: the debts whose receiver is known, in reach of credit, and not
+    /// being tried already.
+    pub(super) fn deliveries(
+        &self,
+        cx: &Context<'_>,
+        credit: &mut BTreeMap<PeerId, u16>,
+    ) -> Vec<(Direction, SampleId, Hash, PeerId)> {
+        let deal = |stage: Option<u16>| {
+            stage.and_then(|s| cx.state.stage(StageIndex(s))).and_then(|s| s.deal(self.epoch))
+        };
+        let (above, below) = (deal(self.stage.0.checked_sub(1)), deal(self.stage.0.checked_add(1)));
+        let mut ready = Vec::new();
+        for ((direction, sample), debt) in &self.debts {
+            let Some(passage) = self.samples.get(sample) else { continue };
+            let (deal, hash) = match direction {
+                Direction::Forward => (below, passage.output),
+                Direction::Backward => (above, passage.input_gradient),
+            };
+            let (Some(to), Some(hash)) = (deal.and_then(|deal| deal.owner(*sample)), hash) else { continue };
+            if debt.in_flight.is_some() || cx.now < debt.retry_at {
+                continue;
+            }
+            if *direction == Direction::Forward && !spend(credit, to, debt) {
+                continue;
+            }
+            ready.push((*direction, *sample, hash, to));
+        }
+        ready
+    }
+
+    /// A push is under way.
+    pub(super) fn sending(&mut self, direction: Direction, sample: SampleId, id: u64, to: PeerId) {
+        if let Some(debt) = self.debts.get_mut(&(direction, sample)) {
+            debt.in_flight = Some(id);
+        }
+        if let (Direction::Forward, Some(passage)) = (direction, self.samples.get_mut(&sample)) {
+            passage.taken_by = Some(to);
+        }
+    }
+
+    /// A push has ended: taken, refused, or without an answer.
+    pub(super) fn delivered(
+        &mut self,
+        now: Instant,
+        direction: Direction,
+        sample: SampleId,
+        to: PeerId,
+        ack: Option<PushAck>,
+    ) {
+        let Some(debt) = self.debts.get_mut(&(direction, sample)) else { return };
+        let moved = direction == Direction::Forward
+            && self.samples.get(&sample).is_some_and(|passage| passage.taken_by != Some(to));
+        let retry = match ack {
+            Some(PushAck::Accepted(_)) => moved,
+            Some(PushAck::Refused(refusal)) => refusal.is_passing(),
+            None => true,
+        };
+        if retry {
+            debt.in_flight = None;
+            debt.pause = backed_off(debt.pause);
+            debt.retry_at = now + debt.pause;
+            return;
+        }
+        self.debts.remove(&(direction, sample));
+        let refused = matches!(ack, Some(PushAck::Refused(_)));
+        if let (true, Direction::Forward, Some(passage)) = (refused, direction, self.samples.get_mut(&sample))
+            && passage.step == Step::Sent
+        {
+            passage.step = Step::Lost;
+        }
+    }
+
+    /// When the next try of something owed is due.
+    pub(super) fn deadline(&self) -> Option<Instant> {
+        let waiting =
+            self.debts.values().filter(|debt| debt.in_flight.is_none() && debt.retry_at > Instant::ZERO);
+        waiting.map(|debt| debt.retry_at).min()
+    }
+
+    /// The next thing for the engine. `inner_steps` is *H* in local mode.
+    pub(super) fn job(&mut self, position: Position, window: usize, inner_steps: Option<u32>) -> Option<Job> {
+        if !matches!(self.progress, Progress::Working) {
+            return None;
+        }
+        let epoch = self.epoch;
+        let unspent = self.done() > self.stepped_samples;
+        // Steps beyond *H* are taken at the epoch's last learning rate, not at that of the next epoch.
+        let step = inner_steps
+            .map(|steps| Job::InnerStep { epoch, step: self.inner_steps.min(steps.saturating_sub(1)) });
+        if unspent && inner_steps.is_some_and(|steps| self.inner_steps < self.steps_due(steps)) {
+            return step;
+        }
+        if let Some((&sample, passage)) =
+            self.samples.iter_mut().find(|(_, passage)| passage.step == Step::Returned)
+        {
+            passage.step = Step::Backwarding;
+            return passage.output_gradient.map(|gradient| Job::Backward { epoch, sample, gradient });
+        }
+        let complete = self.samples.values().all(|passage| matches!(passage.step, Step::Done | Step::Lost));
+        let done = self.done();
+        if complete || self.cut_off {
+            // Samples issued again after all steps were taken, or fewer than expected, leave a remainder.
+            if unspent && step.is_some() {
+                return step;
+            }
+            self.progress = Progress::Contributing;
+            return (done > 0).then_some(Job::Contribute { stage: self.stage, epoch, samples: done });
+        }
+        let step = if position.head { Step::Waiting } else { Step::Ready };
+        let in_flight = |passage: &&Passage| {
+            matches!(passage.step, Step::Forwarding | Step::Sent | Step::Returned | Step::Backwarding)
+        };
+        if position.head && self.samples.values().filter(in_flight).count() >= window {
+            return None;
+        }
+        let (&sample, passage) = self.samples.iter_mut().find(|(_, passage)| passage.step == step)?;
+        let input = passage.input;
+        Some(if position.tail {
+            passage.step = Step::Backwarding;
+            Job::Loss { epoch, sample, input }
+        } else {
+            passage.step = Step::Forwarding;
+            Job::Forward { epoch, sample, input }
+        })
+    }
+
+    /// Inner steps that the finished samples allow: `steps` of them, evenly spread over the share, but no more
+    /// than it has samples.
+    fn steps_due(&self, steps: u32) -> u32 {
+        let dealt = self.samples.len().max(1) as u64;
+        u32::try_from(u64::from(self.done()) * u64::from(steps).min(dealt) / dealt).unwrap_or(steps)
+    }
+
+    /// Commits to the contribution; `store` keeps the receipts as a blob.
+    pub(super) fn submit(
+        &mut self,
+        state: &RunState,
+        me: PeerId,
+        partitions: Vec<Hash>,
+        store: impl FnOnce(Vec<u8>) -> Hash,
+    ) -> Manifest {
+        let receipts = self.receipts(state);
+        let done: Vec<SampleId> = receipts.iter().map(|receipt| receipt.sample).collect();
+        let dealt: Vec<SampleId> = self.samples.keys().copied().collect();
+        let manifest = Manifest {
+            peer: me,
+            stage: self.stage,
+            epoch: self.epoch,
+            base: self.base,
+            samples: u32::try_from(done.len()).unwrap_or(u32::MAX),
+            sample_set: sample_set_hash(&done),
+            dealt: sample_set_hash(&dealt),
+            receipt_root: merkle_root(&receipts),
+            receipts: store(encode_receipts(&receipts)),
+            loss_micro: self.share().loss_micro,
+            partitions,
+        };
+        self.progress = Progress::Submitted(Box::new(manifest.clone()));
+        manifest
+    }
+
+    fn receipts(&self, state: &RunState) -> Vec<Receipt> {
+        let owner = |stage: Option<u16>, sample: SampleId| {
+            let stage = stage.and_then(|stage| state.stage(StageIndex(stage)))?;
+            stage.deal(self.epoch)?.owner(sample)
+        };
+        let done = self.samples.iter().filter(|(_, passage)| passage.step == Step::Done);
+        done.map(|(&sample, passage)| Receipt {
+            sample,
+            upstream: owner(self.stage.0.checked_sub(1), sample),
+            downstream: passage.taken_by,
+            input: passage.input,
+            output: passage.output,
+            output_gradient: passage.output_gradient,
+            input_gradient: passage.input_gradient,
+            loss_micro: passage.loss_micro,
+            inner_step: passage.inner_step,
+        })
+        .collect()
+    }
+}
+
+impl Passage {
+    const fn new() -> Self {
+        Self {
+            step: Step::Waiting,
+            input: None,
+            output: None,
+            output_gradient: None,
+            input_gradient: None,
+            loss_micro: None,
+            inner_step: 0,
+            taken_by: None,
+        }
+    }
+}
+
+/// Takes one credit for `to`. A receiver without credit is asked again after the debt's pause, since
+/// its next answer is what brings news of its credit.
+fn spend(credit: &mut BTreeMap<PeerId, u16>, to: PeerId, debt: &Debt) -> bool {
+    match credit.get_mut(&to) {
+        None => true,
+        Some(0) => debt.pause >= RETRY_PAUSE_MIN,
+        Some(left) => {
+            *left -= 1;
+            true
+        }
+    }
+}

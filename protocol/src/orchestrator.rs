@@ -1,0 +1,437 @@
+//! What the leader proposes: a function of the state, of what peers say of themselves, and of time.
+//!
+//! Every candidate keeps an [`Orchestrator`] up to date; only the leader's proposals go anywhere. It is
+//! level-triggered: each call compares what is with what should be and proposes the difference, so a new
+//! leader takes over in mid-epoch without being told anything. A proposal that turns out void is harmless.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use crate::id::{Epoch, Hash, LogIndex, PartitionIndex, PeerId, StageIndex};
+use crate::limits::PROPOSAL_REPEAT;
+use crate::merge::agreement::{AgreementMatrix, Tally, Verdict};
+use crate::peer::book::Book;
+use crate::run_state::{Phase, Plan, RunState, Stage, Training};
+use crate::samples::sample_set_hash;
+use crate::time::Instant;
+use crate::wire::encode;
+use crate::wire::message::{Decision, DigestReport, EvictReason, Manifest, Submission};
+
+/// Largest weight of a member in a deal; the fastest has it, the others a share. Coarse, so that the
+/// noise of a measurement does not unbalance equal machines.
+const WEIGHT_MAX: u64 = 8;
+/// Multiples of the epoch deadline after which the epoch is cut off.
+const CUTOFF_DEADLINES: u32 = 2;
+
+/// What a stage has been doing, and since when.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Doing {
+    Waiting(Epoch),
+    Training(LogIndex, u16),
+    Merging(LogIndex, u16),
+}
+
+/// A manifest heard of, with its hash and the set of samples its peer was dealt when it submitted.
+#[derive(Clone, Debug)]
+struct Submitted {
+    manifest: Manifest,
+    hash: Hash,
+}
+
+/// The leader's mind.
+#[derive(Debug, Default)]
+pub struct Orchestrator {
+    proposed: BTreeMap<Hash, Instant>,
+    doing: BTreeMap<StageIndex, (Doing, Instant)>,
+    manifests: BTreeMap<(StageIndex, PeerId), Submitted>,
+    tallies: BTreeMap<(StageIndex, Epoch, u16), Tally>,
+    agreement: BTreeMap<StageIndex, AgreementMatrix>,
+    /// Since when this candidate could have heard of anybody: its start, or its return from a pause.
+    listening_since: Option<Instant>,
+}
+
+impl Orchestrator {
+    /// How often two peers' redundant results of a stage were equal.
+    #[must_use]
+    pub fn agreement(&self, stage: StageIndex) -> Option<&AgreementMatrix> {
+        self.agreement.get(&stage)
+    }
+
+    /// Takes a miner's commitment. The newest of a peer and stage stands; an honest peer sends another only
+    /// when samples were dealt to it anew.
+    pub fn handle_manifest(&mut self, manifest: &Manifest) {
+        let hash = Hash::of(&encode(manifest));
+        self.manifests
+            .insert((manifest.stage, manifest.peer), Submitted { manifest: manifest.clone(), hash });
+    }
+
+    /// Takes an owner's results.
+    pub fn handle_digest(&mut self, owner: PeerId, report: &DigestReport, partitions: usize) {
+        self.tallies
+            .entry((report.stage, report.epoch, report.attempt))
+            .or_default()
+            .add(owner, report, partitions);
+    }
+
+    /// After this process was not running for a while, everybody looks late. Starts all waits anew.
+    pub fn handle_pause(&mut self, now: Instant) {
+        self.listening_since = Some(now);
+        for (_, since) in self.doing.values_mut() {
+            *since = now;
+        }
+    }
+
+    /// What should be decided now.
+    pub fn propose(&mut self, now: Instant, state: &RunState, book: &Book) -> Vec<Decision> {
+        self.observe(now, state);
+        let listening_since = *self.listening_since.get_or_insert(now);
+        if state.finished() {
+            return Vec::new();
+        }
+        let mut wanted = membership(now, listening_since, state, book);
+        for (index, stage) in state.spec().stages().zip(state.stages()) {
+            match &stage.phase {
+                Phase::Waiting => wanted.extend(self.open(now, state, book, index, stage)),
+                Phase::Training(training) => wanted.extend(self.training(now, state, index, training)),
+                Phase::Merging(training, plan) => {
+                    wanted.extend(self.merging(now, state, index, training, plan))
+                }
+            }
+        }
+        if state.stages().iter().all(|stage| stage.version.0 >= state.spec().training.epochs) {
+            wanted.push(Decision::Finish);
+        }
+        wanted.retain(|decision| {
+            let key = Hash::of(&encode(decision));
+            let due = self.proposed.get(&key).is_none_or(|at| now.since(*at) >= PROPOSAL_REPEAT);
+            if due {
+                self.proposed.insert(key, now);
+            }
+            due
+        });
+        self.proposed.retain(|_, at| now.since(*at) < PROPOSAL_REPEAT * 4);
+        wanted
+    }
+
+    /// Notes when each stage began what it is doing, and forgets what is over.
+    fn observe(&mut self, now: Instant, state: &RunState) {
+        for (index, stage) in state.spec().stages().zip(state.stages()) {
+            let doing = match &stage.phase {
+                Phase::Waiting => Doing::Waiting(stage.version),
+                Phase::Training(training) => Doing::Training(training.opened, training.attempt),
+                Phase::Merging(training, plan) => Doing::Merging(training.opened, plan.attempt),
+            };
+            let entry = self.doing.entry(index).or_insert((doing, now));
+            if entry.0 != doing {
+                *entry = (doing, now);
+            }
+        }
+        let version = |stage: StageIndex| state.stage(stage).map(|stage| stage.version);
+        self.manifests.retain(|(stage, _), submitted| {
+            version(*stage).is_some_and(|version| submitted.manifest.epoch >= version)
+        });
+        let finished: Vec<_> = self
+            .tallies
+            .keys()
+            .filter(|(stage, epoch, _)| version(*stage).is_none_or(|version| *epoch < version))
+            .copied()
+            .collect();
+        for key in finished {
+            self.settle(key, state);
+        }
+    }
+
+    /// Moves a finished plan's comparisons into the agreement matrix.
+    fn settle(&mut self, key: (StageIndex, Epoch, u16), state: &RunState) {
+        let Some(tally) = self.tallies.remove(&key) else { return };
+        let closed = state.stage(key.0).and_then(|stage| stage.closed_epoch(key.1));
+        if let Some(closed) = closed.filter(|closed| closed.plan.attempt == key.2) {
+            self.agreement.entry(key.0).or_default().record(&tally.pairs(&closed.plan.owners));
+        }
+    }
+
+    fn waited(&self, now: Instant, stage: StageIndex) -> std::time::Duration {
+        self.doing.get(&stage).map_or(std::time::Duration::ZERO, |(_, since)| now.since(*since))
+    }
+
+    /// Opens the next epoch of a waiting stage, once its miners agree on the weights to start from.
+    fn open(
+        &self,
+        now: Instant,
+        state: &RunState,
+        book: &Book,
+        index: StageIndex,
+        stage: &Stage,
+    ) -> Option<Decision> {
+        let spec = state.spec();
+        if stage.version.0 >= spec.training.epochs || !started(state, book) {
+            return None;
+        }
+        let mut ready: BTreeMap<Hash, Vec<PeerId>> = BTreeMap::new();
+        let mut expected = 0_usize;
+        for peer in state.replicas(index) {
+            let Some(weights) =
+                book.record(peer).and_then(|record| record.weights).filter(|weights| weights.stage == index)
+            else {
+                continue;
+            };
+            if weights.version == stage.version {
+                ready.entry(weights.hash).or_default().push(peer);
+            } else if weights.version.next() == stage.version {
+                expected += 1;
+            }
+        }
+        let waited_enough = self.waited(now, index) >= spec.timing.ready_grace.duration();
+        if expected > 0 && !waited_enough {
+            return None;
+        }
+        let (base, peers) =
+            ready.into_iter().max_by_key(|(hash, peers)| (peers.len(), std::cmp::Reverse(*hash)))?;
+        let members = weigh(&peers, book);
+        Some(Decision::OpenEpoch { stage: index, epoch: stage.version, base, members })
+    }
+
+    /// Plans the merge once all members have submitted; past the deadline releases those who have not.
+    fn training(
+        &self,
+        now: Instant,
+        state: &RunState,
+        index: StageIndex,
+        training: &Training,
+    ) -> Vec<Decision> {
+        let spec = state.spec();
+        let (stage, epoch) = (index, training.epoch);
+        let live: Vec<PeerId> = training.deal.live().collect();
+        let submissions: Vec<Submission> =
+            live.iter().filter_map(|peer| self.submission(index, training, *peer)).collect();
+        let plan = |submitters: Vec<Submission>| {
+            let submitters: Vec<_> =
+                submitters.into_iter().filter(|submission| submission.samples > 0).collect();
+            let decision = Decision::MergePlan {
+                stage,
+                epoch,
+                attempt: training.attempt,
+                submitters: submitters.clone(),
+            };
+            (!submitters.is_empty()).then_some(decision)
+        };
+        if submissions.len() == live.len() {
+            return plan(submissions).into_iter().collect();
+        }
+        let (waited, deadline) = (self.waited(now, index), spec.timing.epoch_deadline.duration());
+        let quorum = quorum(spec.merge.quorum, live.len());
+        if training.cut_off && waited >= deadline * (CUTOFF_DEADLINES + 1) && submissions.len() >= quorum {
+            return plan(submissions).into_iter().collect();
+        }
+        if !training.cut_off && waited >= deadline * CUTOFF_DEADLINES {
+            return vec![Decision::Cutoff { stage, epoch }];
+        }
+        if waited >= deadline && submissions.len() >= quorum {
+            let done: BTreeSet<PeerId> = submissions.iter().map(|submission| submission.peer).collect();
+            return live
+                .into_iter()
+                .filter(|peer| !done.contains(peer))
+                .map(|peer| Decision::Release { stage, epoch, peer })
+                .collect();
+        }
+        Vec::new()
+    }
+
+    /// The submission of `peer`, if its manifest fits the epoch as it stands: same base, and no samples
+    /// beyond those dealt to it. Before a cutoff it must have been made for all samples dealt to it.
+    fn submission(&self, index: StageIndex, training: &Training, peer: PeerId) -> Option<Submission> {
+        let Submitted { manifest, hash } = self.manifests.get(&(index, peer))?;
+        let dealt = training.deal.samples_of(peer);
+        let complete = training.cut_off || manifest.dealt == sample_set_hash(&dealt);
+        let fits = manifest.epoch == training.epoch
+            && manifest.base == training.base
+            && manifest.samples as usize <= dealt.len();
+        (fits && complete).then_some(Submission {
+            peer,
+            manifest: *hash,
+            samples: manifest.samples,
+            loss_micro: manifest.loss_micro,
+        })
+    }
+
+    /// Closes the merge once every partition is agreed on; finds other owners where it cannot be.
+    fn merging(
+        &self,
+        now: Instant,
+        state: &RunState,
+        stage: StageIndex,
+        training: &Training,
+        plan: &Plan,
+    ) -> Vec<Decision> {
+        let (epoch, attempt) = (training.epoch, plan.attempt);
+        let deadline = state.spec().timing.merge_deadline.duration();
+        let waited = self.waited(now, stage);
+        let empty = Tally::default();
+        let tally = self.tallies.get(&(stage, epoch, attempt)).unwrap_or(&empty);
+
+        let gone = |peer: PeerId| state.stage_of(peer).is_none();
+        let invalid = tally.invalid(2.min(plan.submitters.len()));
+        let mut lost: BTreeSet<PeerId> = invalid.iter().copied().collect();
+        lost.extend(tally.unavailable().into_iter().filter(|&peer| gone(peer) || waited >= deadline));
+        if waited >= deadline * 3 {
+            lost.extend(plan.submitters.iter().map(|submission| submission.peer).filter(|&peer| gone(peer)));
+        }
+        lost.retain(|peer| plan.submitters.iter().any(|submission| submission.peer == *peer));
+        if !lost.is_empty() {
+            let mut decisions: Vec<_> = invalid
+                .into_iter()
+                .map(|peer| Decision::Evict { peer, reason: EvictReason::InvalidContribution })
+                .collect();
+            decisions.push(Decision::MergeAbort { stage, epoch, attempt, lost: lost.into_iter().collect() });
+            return decisions;
+        }
+
+        let mut agreed = Vec::new();
+        let mut decisions = Vec::new();
+        let mut liars = BTreeSet::new();
+        for (i, owners) in plan.owners.iter().enumerate() {
+            let partition = PartitionIndex(u32::try_from(i).unwrap_or(u32::MAX));
+            // Each further owner gets the whole deadline again.
+            let patience = deadline * u32::try_from(owners.len().max(1)).unwrap_or(1);
+            match tally.judge(partition, owners, |owner| gone(owner) || waited >= patience) {
+                Verdict::Agreed(hash, losers) => {
+                    agreed.push(hash);
+                    liars.extend(losers);
+                }
+                Verdict::Pending => {}
+                Verdict::NeedsOwner => {
+                    let owner = further_owner(state, stage, owners);
+                    decisions.extend(owner.map(|owner| Decision::MergeReassign {
+                        stage,
+                        epoch,
+                        attempt,
+                        partition,
+                        owner,
+                    }));
+                }
+            }
+        }
+        decisions.extend(
+            liars
+                .into_iter()
+                .filter(|peer| !gone(*peer))
+                .map(|peer| Decision::Evict { peer, reason: EvictReason::WrongMerge }),
+        );
+        if agreed.len() == plan.owners.len() {
+            decisions.push(Decision::MergeOutcome { stage, epoch, attempt, partitions: agreed });
+        }
+        decisions
+    }
+}
+
+/// Evicts the silent and the leaving, admits the asking: to the stage with the fewest miners, to its
+/// former stage among equals. A member never heard is silent only since this candidate listens: one that
+/// has just started has heard nobody.
+fn membership(now: Instant, listening_since: Instant, state: &RunState, book: &Book) -> Vec<Decision> {
+    let timing = &state.spec().timing;
+    let mut decisions = Vec::new();
+    for &peer in state.members().keys() {
+        if book.silence(now, peer).unwrap_or(now.since(listening_since)) >= timing.eviction.duration() {
+            decisions.push(Decision::Evict { peer, reason: EvictReason::Silent });
+        } else if book.record(peer).is_some_and(|record| !record.miner) {
+            decisions.push(Decision::Evict { peer, reason: EvictReason::Left });
+        }
+    }
+    let mut sizes: BTreeMap<StageIndex, usize> =
+        state.spec().stages().map(|stage| (stage, state.replicas(stage).count())).collect();
+    for (peer, record) in book.records() {
+        let recent = book.silence(now, peer).is_some_and(|silence| silence < timing.eviction.duration());
+        let banned =
+            matches!(state.eviction(peer), Some(EvictReason::InvalidContribution | EvictReason::WrongMerge));
+        if !record.miner || !recent || banned || state.stage_of(peer).is_some() {
+            continue;
+        }
+        let former = record.weights.map(|weights| weights.stage);
+        let Some((&stage, _)) =
+            sizes.iter().min_by_key(|(stage, size)| (**size, former != Some(**stage), **stage))
+        else {
+            continue;
+        };
+        sizes.entry(stage).and_modify(|size| *size += 1);
+        decisions.push(Decision::Admit { peer, stage });
+    }
+    decisions
+}
+
+/// How many of `members` make a quorum of share `share`: at least one.
+#[expect(
+    clippy::cast_possible_truncation,
+    clippy::cast_sign_loss,
+    clippy::cast_precision_loss,
+    reason = "a share of a small count"
+)]
+fn quorum(share: f64, members: usize) -> usize {
+    ((share * members as f64).ceil() as usize).max(1)
+}
+
+/// Whether the run has begun, or every stage has the miners it waits for.
+fn started(state: &RunState, book: &Book) -> bool {
+    let begun = state.stages().iter().any(|stage| stage.version > Epoch(0) || stage.training().is_some());
+    let ready = |stage: StageIndex| {
+        let replicas = state.replicas(stage).filter(|peer| {
+            let weights = book.record(*peer).and_then(|record| record.weights);
+            weights.is_some_and(|weights| weights.stage == stage)
+        });
+        replicas.count() >= usize::from(state.spec().pipeline.start_replicas)
+    };
+    begun || state.spec().stages().all(ready)
+}
+
+/// Members with weights in proportion to their measured speed; equal if any of them is unmeasured.
+fn weigh(peers: &[PeerId], book: &Book) -> Vec<(PeerId, u32)> {
+    let speed = |peer: &PeerId| book.record(*peer).map_or(0, |record| u64::from(record.speed_milli));
+    let fastest = peers.iter().map(speed).max().unwrap_or(0);
+    let unmeasured = peers.iter().any(|peer| speed(peer) == 0);
+    let weight = |peer: &PeerId| {
+        if unmeasured {
+            1
+        } else {
+            ((speed(peer) * WEIGHT_MAX + fastest / 2) / fastest.max(1)).clamp(1, WEIGHT_MAX)
+        }
+    };
+    let mut members: Vec<_> =
+        peers.iter().map(|peer| (*peer, u32::try_from(weight(peer)).unwrap_or(1))).collect();
+    members.sort_unstable();
+    members
+}
+
+/// Another peer to compute a partition: of the same stage if there is one, else any miner.
+fn further_owner(state: &RunState, stage: StageIndex, owners: &[PeerId]) -> Option<PeerId> {
+    let same = state.replicas(stage).find(|peer| !owners.contains(peer));
+    same.or_else(|| state.members().keys().copied().find(|peer| !owners.contains(peer)))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+    use std::time::Duration;
+
+    use super::*;
+    use crate::spec::{Candidate, OrchestratorSpec, RunSpec};
+    use crate::wire::message::Entry;
+
+    const MEMBER: PeerId = PeerId([2; 32]);
+
+    #[test]
+    fn a_leader_that_has_just_started_gives_members_time_to_be_heard() {
+        let candidates = vec![Candidate { peer: PeerId([1; 32]), priority: 0 }];
+        let spec = RunSpec { orchestrator: OrchestratorSpec { candidates }, ..RunSpec::default() };
+        let eviction = spec.timing.eviction.duration();
+        let mut state = RunState::new(Arc::new(spec), &[10; 3]);
+        let entry = Entry {
+            proposer: PeerId([1; 32]),
+            decision: Decision::Admit { peer: MEMBER, stage: StageIndex(0) },
+        };
+        state.apply(LogIndex(0), Hash::default(), Some(&entry));
+
+        let (mut leader, book, start) = (Orchestrator::default(), Book::default(), Instant::from_nanos(1));
+        assert_eq!(leader.propose(start, &state, &book), []);
+        assert_eq!(leader.propose(start + (eviction - Duration::from_nanos(1)), &state, &book), []);
+        let evicted = Decision::Evict { peer: MEMBER, reason: EvictReason::Silent };
+        assert_eq!(leader.propose(start + eviction, &state, &book), [evicted]);
+    }
+}

@@ -1,0 +1,524 @@
+//! A peer: all its roles behind one door. The unit that drivers drive.
+//!
+//! Calling order: feed inputs through `handle_*`, then drain [`Peer::poll_action`] until it is empty, then
+//! sleep until the next input or [`Peer::deadline`], whichever comes first, and call
+//! [`Peer::handle_timeout`]. Inputs may be handled several at a time before draining.
+
+pub mod book;
+mod candidate;
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use omnipaxos::storage::Storage;
+
+use crate::id::{Identity, LogIndex, PeerId, RunId};
+use crate::limits::{GOSSIP_BYTES_MAX, HEAD_REPEAT, RPC_BYTES_MAX, TRANSFER_DEADLINE};
+use crate::log::decided::Extended;
+use crate::log::{DecidedLog, LogBytes};
+use crate::miner::{Action, Context, JobDone, Miner, Notice, Outbox};
+use crate::run_state::RunState;
+use crate::spec::RunSpec;
+use crate::time::Instant;
+use crate::wire::frame::{PushAck, PushHeader, PushRefusal};
+use crate::wire::message::{
+    ControlUpdate, DigestReport, Manifest, MergeMessage, PeerRecord, Request, Response, Topic,
+};
+use crate::wire::{RejectReason, ReplayWindow, decode, encode, open};
+
+use book::Book;
+use candidate::Candidate;
+
+/// Silence of a peer that is no member, in evictions, after which its record is forgotten.
+const FORGET_EVICTIONS: u32 = 10;
+/// Time without any input or timeout after which this process must have been stopped: a laptop lid, a
+/// debugger, an overloaded host. Everybody else would look silent.
+const PAUSE: Duration = Duration::from_secs(1);
+
+/// What a peer does in the run.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Roles {
+    /// Asks for a miner's place.
+    pub miner: bool,
+    /// Validates.
+    pub validator: bool,
+}
+
+/// Where a peer can be reached.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Addresses {
+    /// libp2p multiaddresses.
+    pub multiaddrs: Vec<String>,
+    /// Socket addresses of the data plane.
+    pub data: Vec<String>,
+}
+
+/// What a request under way is for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Asked {
+    Consensus(PeerId),
+    Log,
+    State,
+}
+
+/// A peer of a run.
+pub struct Peer<S: Storage<LogBytes>> {
+    me: PeerId,
+    run: RunId,
+    spec: Arc<RunSpec>,
+    roles: Roles,
+    addresses: Addresses,
+    log: DecidedLog,
+    state: RunState,
+    book: Book,
+    replay: ReplayWindow,
+    candidate: Option<Candidate<S>>,
+    miner: Option<Miner>,
+    out: Outbox,
+    asked: BTreeMap<u64, Asked>,
+    sequence: u64,
+    now: Instant,
+    record_due: Instant,
+    log_fetch_due: Instant,
+    log_fetch_turn: usize,
+    leader: Option<PeerId>,
+    told_finish: bool,
+}
+
+impl<S: Storage<LogBytes>> Peer<S> {
+    /// A peer of `spec`'s run.
+    ///
+    /// `parameters` holds the length of each stage's flat vector. `storage` is what consensus remembers, used
+    /// only if the spec names this peer as a candidate. `sequence` has to be larger than any number this
+    /// identity used before; microseconds of wall time serve.
+    #[must_use]
+    pub fn new(
+        spec: Arc<RunSpec>,
+        identity: Identity,
+        roles: Roles,
+        parameters: &[usize],
+        sequence: u64,
+        storage: S,
+    ) -> Self {
+        let (me, run) = (identity.peer(), spec.run_id());
+        Self {
+            me,
+            run,
+            roles,
+            addresses: Addresses::default(),
+            log: DecidedLog::new(&spec),
+            state: RunState::new(Arc::clone(&spec), parameters),
+            book: Book::default(),
+            replay: ReplayWindow::default(),
+            candidate: Candidate::new(&spec, identity.clone(), storage),
+            miner: roles.miner.then(|| Miner::new(me, Arc::clone(&spec), sequence)),
+            out: Outbox::new(identity, run),
+            asked: BTreeMap::new(),
+            sequence,
+            now: Instant::ZERO,
+            record_due: Instant::ZERO,
+            log_fetch_due: Instant::ZERO,
+            log_fetch_turn: 0,
+            leader: None,
+            told_finish: false,
+            spec,
+        }
+    }
+
+    /// This peer.
+    #[must_use]
+    pub const fn id(&self) -> PeerId {
+        self.me
+    }
+
+    /// The fold of the log.
+    #[must_use]
+    pub const fn state(&self) -> &RunState {
+        &self.state
+    }
+
+    /// The verified log.
+    #[must_use]
+    pub const fn log(&self) -> &DecidedLog {
+        &self.log
+    }
+
+    /// What peers say of themselves.
+    #[must_use]
+    pub const fn book(&self) -> &Book {
+        &self.book
+    }
+
+    /// The miner, if this peer is one.
+    #[must_use]
+    pub const fn miner(&self) -> Option<&Miner> {
+        self.miner.as_ref()
+    }
+
+    /// Who leads, as far as this peer knows; only candidates know.
+    #[must_use]
+    pub const fn leader(&self) -> Option<PeerId> {
+        self.leader
+    }
+
+    /// The leader's or a stand-by's view of redundant work, if this peer is a candidate.
+    #[must_use]
+    pub fn orchestrator(&self) -> Option<&crate::orchestrator::Orchestrator> {
+        self.candidate.as_ref().map(Candidate::orchestrator)
+    }
+
+    /// When [`handle_timeout`](Self::handle_timeout) has something to do.
+    #[must_use]
+    pub fn deadline(&self) -> Instant {
+        // Parts report deadlines that have passed while they wait for something else; those are no reason to wake.
+        let ahead = |deadline: &Instant| *deadline > self.now;
+        let parts =
+            [self.miner.as_ref().and_then(Miner::deadline), self.candidate.as_ref().map(Candidate::deadline)];
+        let soonest = parts.into_iter().flatten().filter(ahead).min();
+        soonest.map_or(self.record_due, |deadline| deadline.min(self.record_due))
+    }
+
+    /// Takes this peer's own addresses, for its records.
+    pub fn handle_addresses(&mut self, now: Instant, addresses: Addresses) {
+        if self.addresses != addresses {
+            self.addresses = addresses;
+            self.record_due = now;
+        }
+    }
+
+    /// Stops asking for a miner's place: the peer leaves politely.
+    pub fn leave(&mut self, now: Instant) {
+        self.roles.miner = false;
+        self.record_due = now;
+        self.handle_timeout(now);
+    }
+
+    /// Takes a gossiped message.
+    ///
+    /// # Errors
+    /// [`RejectReason`] says why it must not be believed or forwarded.
+    pub fn handle_gossip(&mut self, now: Instant, topic: Topic, bytes: &[u8]) -> Result<(), RejectReason> {
+        match topic {
+            Topic::Control => self.take_update(decode(bytes, GOSSIP_BYTES_MAX)?)?,
+            Topic::Records => self.take_record(now, bytes)?,
+            Topic::Merge => {
+                let (sender, message) = open::<MergeMessage>(self.run, bytes)?;
+                self.replay.accept(sender, &message)?;
+                self.take_merge_message(sender, &message)?;
+            }
+        }
+        self.pump(now);
+        Ok(())
+    }
+
+    fn take_record(&mut self, now: Instant, bytes: &[u8]) -> Result<(), RejectReason> {
+        let (sender, record) = open::<PeerRecord>(self.run, bytes)?;
+        self.replay.accept(sender, &record)?;
+        let news = self.book.insert(now, sender, record)?;
+        if news {
+            self.out.addresses(sender);
+            // Somebody new is here; it should hear of us before our next heartbeat.
+            self.record_due = self.record_due.min(now + self.spec.timing.heartbeat.duration() / 4);
+        }
+        Ok(())
+    }
+
+    fn take_merge_message(&mut self, sender: PeerId, message: &MergeMessage) -> Result<(), RejectReason> {
+        match message {
+            MergeMessage::Manifest(announce) => self.take_manifest(sender, &announce.manifest),
+            MergeMessage::Digest(report) => self.take_digest(sender, report),
+        }
+    }
+
+    fn take_manifest(&mut self, sender: PeerId, manifest: &Manifest) -> Result<(), RejectReason> {
+        if sender != manifest.peer {
+            return Err(RejectReason::Inconsistent("manifest of another peer"));
+        }
+        let stage = self.state.stage(manifest.stage).ok_or(RejectReason::Inconsistent("stage"))?;
+        if manifest.epoch < stage.version {
+            return Err(RejectReason::Stale);
+        }
+        if self.state.stage_of(sender) != Some(manifest.stage) {
+            return Err(RejectReason::NotEntitled);
+        }
+        if manifest.partitions.len() != stage.partitions {
+            return Err(RejectReason::Inconsistent("number of partitions"));
+        }
+        if let Some(miner) = &mut self.miner {
+            miner.handle_manifest(manifest, crate::Hash::of(&encode(manifest)));
+        }
+        if let Some(candidate) = &mut self.candidate {
+            candidate.orchestrator_mut().handle_manifest(manifest);
+        }
+        Ok(())
+    }
+
+    fn take_digest(&mut self, sender: PeerId, report: &DigestReport) -> Result<(), RejectReason> {
+        let stage = self.state.stage(report.stage).ok_or(RejectReason::Inconsistent("stage"))?;
+        if report.epoch < stage.version {
+            return Err(RejectReason::Stale);
+        }
+        let plan = stage
+            .plan()
+            .filter(|(training, plan)| training.epoch == report.epoch && plan.attempt == report.attempt);
+        let (_, plan) = plan.ok_or(RejectReason::Stale)?;
+        if !plan.owners.iter().any(|owners| owners.contains(&sender)) {
+            return Err(RejectReason::NotEntitled);
+        }
+        let partitions = stage.partitions;
+        if let Some(candidate) = &mut self.candidate {
+            candidate.orchestrator_mut().handle_digest(sender, report, partitions);
+        }
+        Ok(())
+    }
+
+    /// Takes certified entries.
+    fn take_update(&mut self, update: ControlUpdate) -> Result<(), RejectReason> {
+        if let Some(candidate) = &mut self.candidate {
+            // A candidate hears of decisions from consensus; the certificate is what it may lack.
+            candidate.certifier_mut().adopt(&update.certificate)?;
+            self.log.set_certificate(update.certificate);
+            return Ok(());
+        }
+        match self.log.extend(&update)? {
+            Extended::By(_) => self.apply_log(),
+            Extended::Gap => self.log_fetch_due = Instant::ZERO,
+        }
+        Ok(())
+    }
+
+    fn apply_log(&mut self) {
+        while let Ok(index) = usize::try_from(self.state.applied()) {
+            let Some((entry, chain)) = self.log.entry(index) else { break };
+            for event in self.state.apply(LogIndex(index as u64), chain, entry.as_ref()) {
+                self.out.notice(Notice::State(event));
+            }
+        }
+    }
+
+    /// Takes a request; the answer comes as [`Action::Respond`] with the same ticket.
+    ///
+    /// # Errors
+    /// [`RejectReason`] if it is none; then there is no answer.
+    pub fn handle_request(
+        &mut self,
+        now: Instant,
+        from: PeerId,
+        ticket: u64,
+        bytes: &[u8],
+    ) -> Result<(), RejectReason> {
+        match decode(bytes, RPC_BYTES_MAX)? {
+            Request::Consensus(bundle) => {
+                let candidate = self.candidate.as_mut().ok_or(RejectReason::NotEntitled)?;
+                candidate.handle_bundle(from, bundle)?;
+                self.out.answer(ticket, &Response::Done);
+            }
+            Request::Log { from } => {
+                let response = self.log.range(from).map_or(Response::Unavailable, Response::Log);
+                self.out.answer(ticket, &response);
+            }
+            Request::State { stage, version } => {
+                let member = self.state.stage_of(from) == Some(stage);
+                let miner = self.miner.as_mut().filter(|_| member);
+                let mut cx = Context { now, state: &self.state, book: &self.book, out: &mut self.out };
+                match miner {
+                    Some(miner) => miner.handle_state_request(&mut cx, ticket, stage, version),
+                    None => cx.out.respond(ticket, None),
+                }
+            }
+        }
+        self.pump(now);
+        Ok(())
+    }
+
+    /// Takes the answer to a request, or that there is none.
+    ///
+    /// # Errors
+    /// [`RejectReason`] if the answer is not one.
+    pub fn handle_response(
+        &mut self,
+        now: Instant,
+        id: u64,
+        bytes: Option<&[u8]>,
+    ) -> Result<(), RejectReason> {
+        let Some(asked) = self.asked.remove(&id) else { return Ok(()) };
+        let response = bytes.map(|bytes| decode::<Response>(bytes, RPC_BYTES_MAX)).transpose();
+        match asked {
+            Asked::Consensus(peer) => {
+                if let Some(candidate) = &mut self.candidate {
+                    candidate.handle_delivered(peer, matches!(response, Ok(Some(Response::Done))));
+                }
+            }
+            Asked::Log => {
+                if let Ok(Some(Response::Log(update))) = &response {
+                    self.take_update(update.clone())?;
+                    // More may be waiting behind what one message holds.
+                    self.log_fetch_due = Instant::ZERO;
+                }
+            }
+            Asked::State => {
+                let offer = match &response {
+                    Ok(Some(Response::State(offer))) => Some(offer.clone()),
+                    _ => None,
+                };
+                self.with_miner(now, |miner, cx| miner.handle_state_offer(cx, offer));
+            }
+        }
+        self.pump(now);
+        response.map(drop).map_err(RejectReason::from)
+    }
+
+    /// Takes a pushed tensor whose payload passed [`check_payload`](crate::wire::frame::check_payload).
+    pub fn handle_push(&mut self, now: Instant, from: PeerId, header: &PushHeader) -> PushAck {
+        let mut ack = PushAck::Refused(PushRefusal::WrongStage);
+        self.with_miner(now, |miner, cx| ack = miner.handle_push(cx, from, header));
+        self.pump(now);
+        ack
+    }
+
+    /// Takes the end of a push: the receiver's answer, or that there was none.
+    pub fn handle_push_result(&mut self, now: Instant, id: u64, to: PeerId, ack: Option<PushAck>) {
+        self.with_miner(now, |miner, cx| miner.handle_push_result(cx, id, to, ack));
+        self.pump(now);
+    }
+
+    /// Takes the end of a fetch: the blob is in the store (with its bytes, if they were asked for, else
+    /// empty), or could not be had.
+    pub fn handle_fetched(&mut self, now: Instant, id: u64, bytes: Option<&[u8]>) {
+        self.with_miner(now, |miner, cx| miner.handle_fetched(cx, id, bytes));
+        self.pump(now);
+    }
+
+    /// Takes the result of the engine's job.
+    pub fn handle_job_done(&mut self, now: Instant, done: JobDone) {
+        self.with_miner(now, |miner, cx| miner.handle_job_done(cx, done));
+        self.pump(now);
+    }
+
+    /// A connection to `peer` was made; messages to it may have been lost before.
+    pub fn handle_connected(&mut self, now: Instant, peer: PeerId) {
+        if let Some(candidate) = &mut self.candidate {
+            candidate.handle_connected(peer);
+        }
+        self.pump(now);
+    }
+
+    /// Lets time pass.
+    pub fn handle_timeout(&mut self, now: Instant) {
+        self.pump(now);
+    }
+
+    /// The next thing for the driver to do.
+    pub fn poll_action(&mut self) -> Option<Action> {
+        self.out.pop()
+    }
+
+    fn with_miner(&mut self, now: Instant, handle: impl FnOnce(&mut Miner, &mut Context<'_>)) {
+        if let Some(miner) = &mut self.miner {
+            handle(miner, &mut Context { now, state: &self.state, book: &self.book, out: &mut self.out });
+        }
+    }
+
+    /// Everything that follows from the inputs so far.
+    fn pump(&mut self, now: Instant) {
+        if now.since(self.now) > PAUSE && self.now > Instant::ZERO {
+            self.book.handle_pause(now);
+            if let Some(candidate) = &mut self.candidate {
+                candidate.orchestrator_mut().handle_pause(now);
+            }
+        }
+        self.now = self.now.max(now);
+        self.pump_candidate(now);
+        self.fetch_log(now);
+        self.with_miner(now, |miner, cx| miner.pump(cx));
+        for message in self.out.take_own() {
+            // Our own messages do not come back by gossip. They are never news to the replay window.
+            let _ = self.take_merge_message(self.me, &message);
+        }
+        if self.state.finished() && !std::mem::replace(&mut self.told_finish, true) {
+            // Peers stay until everybody knows that the run is over.
+            self.record_due = now;
+        }
+        if now >= self.record_due || self.miner.as_mut().is_some_and(Miner::take_news) {
+            self.publish_record(now);
+        }
+        self.pump_candidate(now);
+        for id in self.out.take_state_requests() {
+            self.asked.insert(id, Asked::State);
+        }
+    }
+
+    /// Runs consensus and, as leader, the orchestrator, until neither has anything new.
+    fn pump_candidate(&mut self, now: Instant) {
+        loop {
+            let Some(candidate) = &mut self.candidate else { return };
+            let decided = candidate.poll_decided(now, &mut self.log);
+            let leader = candidate.leader();
+            if leader != self.leader {
+                self.leader = leader;
+                self.out.notice(Notice::Leader(leader));
+            }
+            let proposed = !decided && candidate.propose(now, self.me, &self.state, &self.book);
+            if decided {
+                self.apply_log();
+            } else if !proposed {
+                break;
+            }
+        }
+        let Some(candidate) = &mut self.candidate else { return };
+        candidate.publish(&mut self.log, &mut self.out);
+        for (peer, id) in candidate.send(now, &mut self.out) {
+            self.asked.insert(id, Asked::Consensus(peer));
+        }
+    }
+
+    /// Asks for missing entries when somebody says it has more.
+    fn fetch_log(&mut self, now: Instant) {
+        if self.candidate.is_some()
+            || now < self.log_fetch_due
+            || self.asked.values().any(|asked| *asked == Asked::Log)
+        {
+            return;
+        }
+        let have = self.log.len() as u64;
+        let ahead = self.book.records().filter(|(_, record)| record.log_length > have).map(|(peer, _)| peer);
+        let ahead: Vec<PeerId> = ahead.collect();
+        // In turn, so that one that only says so holds nothing up.
+        self.log_fetch_turn = self.log_fetch_turn.wrapping_add(1);
+        let Some(&peer) = ahead.get(self.log_fetch_turn % ahead.len().max(1)) else { return };
+        self.log_fetch_due = now + HEAD_REPEAT;
+        let id = self.out.request(peer, &Request::Log { from: LogIndex(have) });
+        self.asked.insert(id, Asked::Log);
+    }
+
+    fn publish_record(&mut self, now: Instant) {
+        let heartbeat = self.spec.timing.heartbeat.duration();
+        self.record_due = now + heartbeat;
+        self.sequence += 1;
+        let share =
+            self.miner.as_ref().and_then(Miner::progress).map(|(_, _, share)| share).unwrap_or_default();
+        let record = PeerRecord {
+            sequence: self.sequence,
+            miner: self.roles.miner,
+            validator: self.roles.validator,
+            multiaddrs: self.addresses.multiaddrs.clone(),
+            data_addresses: self.addresses.data.clone(),
+            log_length: self.log.certified(),
+            weights: self.miner.as_ref().and_then(Miner::weights),
+            done: share.done,
+            assigned: share.dealt,
+            credits: self.miner.as_ref().map_or(0, Miner::credits),
+            speed_milli: self.miner.as_ref().map_or(0, Miner::speed_milli),
+            tokens: self.miner.as_ref().map_or(0, Miner::tokens),
+        };
+        self.out.publish(Topic::Records, &record);
+        // Ours is within the limits unless the host has more addresses than a record may carry.
+        let _ = self.book.insert(now, self.me, record);
+        let forget = self.spec.timing.eviction.duration() * FORGET_EVICTIONS;
+        let state = &self.state;
+        let forgotten =
+            self.book.forget(now, forget.max(TRANSFER_DEADLINE), |peer| state.stage_of(peer).is_some());
+        forgotten.into_iter().for_each(|peer| self.out.forget(peer));
+    }
+}

@@ -1,0 +1,208 @@
+//! A candidate's part: consensus, certificates, and, while it leads, proposals.
+
+use std::collections::{BTreeMap, VecDeque};
+
+use omnipaxos::storage::Storage;
+use serde_bytes::ByteBuf;
+
+use super::book::Book;
+use crate::id::{Identity, LogIndex, PeerId};
+use crate::limits::{CONSENSUS_BUNDLE_MAX, HEAD_REPEAT};
+use crate::log::certificate::Electorate;
+use crate::log::{Certifier, Consensus, DecidedLog, LogBytes, Vote};
+use crate::miner::Outbox;
+use crate::orchestrator::Orchestrator;
+use crate::run_state::RunState;
+use crate::spec::RunSpec;
+use crate::time::Instant;
+use crate::wire::message::{ConsensusBundle, Entry, Request, Topic};
+use crate::wire::{RejectReason, encode};
+
+/// Consensus messages kept for a candidate that does not take them. OmniPaxos resynchronizes after a loss.
+const QUEUE_MAX: usize = 1024;
+/// Newest entries voted for after a restart; older ones are covered by the certificate of newer ones.
+const VOTES_AFTER_RESTART: usize = 64;
+
+/// What is to be sent to another candidate. One request is under way at a time, which keeps order.
+#[derive(Debug, Default)]
+struct Lane {
+    messages: VecDeque<ByteBuf>,
+    /// Votes to send. A vote goes out even if its entry is certified here already: the other may lack just this one.
+    votes: BTreeMap<LogIndex, Vote>,
+    /// Votes sent whose entry is not certified here.
+    sent: BTreeMap<LogIndex, Vote>,
+    /// When those are sent again.
+    again_due: Instant,
+    in_flight: bool,
+    lost: bool,
+}
+
+/// A candidate.
+pub(super) struct Candidate<S: Storage<LogBytes>> {
+    identity: Identity,
+    consensus: Consensus<S>,
+    certifier: Certifier,
+    orchestrator: Orchestrator,
+    lanes: BTreeMap<PeerId, Lane>,
+    /// Entries certified and published.
+    published: u64,
+}
+
+impl<S: Storage<LogBytes>> Candidate<S> {
+    /// The candidate of this identity, if the spec names it.
+    pub(super) fn new(spec: &RunSpec, identity: Identity, storage: S) -> Option<Self> {
+        let me = u16::try_from(spec.candidate_index(identity.peer())?).ok()?;
+        let consensus = Consensus::new(spec, identity.peer(), storage).ok()?;
+        Some(Self {
+            lanes: consensus.others().map(|peer| (peer, Lane::default())).collect(),
+            consensus,
+            certifier: Certifier::new(Electorate::new(spec), me),
+            orchestrator: Orchestrator::default(),
+            identity,
+            published: 0,
+        })
+    }
+
+    pub(super) fn leader(&self) -> Option<PeerId> {
+        self.consensus.leader()
+    }
+
+    pub(super) const fn deadline(&self) -> Instant {
+        self.consensus.deadline()
+    }
+
+    pub(super) const fn orchestrator(&self) -> &Orchestrator {
+        &self.orchestrator
+    }
+
+    pub(super) const fn orchestrator_mut(&mut self) -> &mut Orchestrator {
+        &mut self.orchestrator
+    }
+
+    pub(super) const fn certifier_mut(&mut self) -> &mut Certifier {
+        &mut self.certifier
+    }
+
+    /// Takes another candidate's messages and votes.
+    pub(super) fn handle_bundle(
+        &mut self,
+        from: PeerId,
+        bundle: ConsensusBundle,
+    ) -> Result<(), RejectReason> {
+        if !self.lanes.contains_key(&from) {
+            return Err(RejectReason::NotEntitled);
+        }
+        for message in &bundle.messages {
+            self.consensus.handle_message(from, message)?;
+        }
+        bundle.votes.into_iter().try_for_each(|vote| self.certifier.handle(from, vote))
+    }
+
+    /// A bundle was taken, or lost.
+    pub(super) fn handle_delivered(&mut self, peer: PeerId, taken: bool) {
+        let Some(lane) = self.lanes.get_mut(&peer) else { return };
+        lane.in_flight = false;
+        if !taken {
+            lane.lost = true;
+            lane.votes.append(&mut lane.sent);
+        } else if std::mem::take(&mut lane.lost) {
+            self.consensus.handle_reconnected(peer);
+        }
+    }
+
+    pub(super) fn handle_connected(&mut self, peer: PeerId) {
+        if self.lanes.contains_key(&peer) {
+            self.consensus.handle_reconnected(peer);
+        }
+    }
+
+    /// Moves newly decided entries into the log and votes for them. Returns whether there were any.
+    pub(super) fn poll_decided(&mut self, now: Instant, log: &mut DecidedLog) -> bool {
+        self.consensus.handle_timeout(now);
+        let decided = self.consensus.poll_decided();
+        let (count, any) = (decided.len(), !decided.is_empty());
+        for (i, entry) in decided.into_iter().enumerate() {
+            let (index, chain) = log.push_decided(entry);
+            if count - i <= VOTES_AFTER_RESTART {
+                let vote = self.certifier.vote(&self.identity, index, chain);
+                for lane in self.lanes.values_mut() {
+                    lane.votes.insert(index, vote.clone());
+                }
+            }
+        }
+        any
+    }
+
+    /// As leader, proposes what should be decided. Returns whether anything was proposed.
+    pub(super) fn propose(&mut self, now: Instant, me: PeerId, state: &RunState, book: &Book) -> bool {
+        // Stand-bys keep the same view, so that one of them can take over at once.
+        if !self.consensus.is_leader() {
+            return false;
+        }
+        let decisions = self.orchestrator.propose(now, state, book);
+        let any = !decisions.is_empty();
+        for decision in decisions {
+            self.consensus.propose(encode(&Entry { proposer: me, decision }));
+        }
+        any
+    }
+
+    /// Publishes newly certified entries as leader. A new leader starts at the head: what the old one did not
+    /// publish, peers fetch when records show that they lack it.
+    pub(super) fn publish(&mut self, log: &mut DecidedLog, out: &mut Outbox) {
+        if let Some(certificate) = self.certifier.latest() {
+            log.set_certificate(certificate.clone());
+        }
+        let Some(certified) = log.certificate().map(|certificate| certificate.index.0 + 1) else { return };
+        for lane in self.lanes.values_mut() {
+            lane.sent.retain(|index, _| index.0 >= certified);
+        }
+        if !self.consensus.is_leader() {
+            self.published = certified;
+            return;
+        }
+        let mut from = self.published;
+        while let Some(update) = (from < certified).then(|| log.range(LogIndex(from))).flatten() {
+            from = update.certificate.index.0 + 1;
+            out.publish_raw(Topic::Control, encode(&update));
+        }
+        self.published = certified;
+    }
+
+    /// Sends what is queued for other candidates; returns to whom, and the requests' numbers.
+    pub(super) fn send(&mut self, now: Instant, out: &mut Outbox) -> Vec<(PeerId, u64)> {
+        for (peer, messages) in self.consensus.poll_messages() {
+            if let Some(lane) = self.lanes.get_mut(&peer) {
+                lane.messages.extend(messages);
+                while lane.messages.len() > QUEUE_MAX {
+                    lane.messages.pop_front();
+                    lane.lost = true;
+                }
+            }
+        }
+        let mut sent = Vec::new();
+        for (peer, lane) in &mut self.lanes {
+            if now >= lane.again_due {
+                lane.votes.append(&mut lane.sent);
+            }
+            let vote = !lane.votes.is_empty();
+            if lane.in_flight || !vote && lane.messages.is_empty() {
+                continue;
+            }
+            let count = lane.messages.len().min(CONSENSUS_BUNDLE_MAX);
+            let mut bundle =
+                ConsensusBundle { messages: lane.messages.drain(..count).collect(), votes: Vec::new() };
+            if vote {
+                for _ in 0..CONSENSUS_BUNDLE_MAX {
+                    let Some((index, vote)) = lane.votes.pop_first() else { break };
+                    lane.sent.insert(index, vote.clone());
+                    bundle.votes.push(vote);
+                }
+                lane.again_due = now + HEAD_REPEAT;
+            }
+            lane.in_flight = true;
+            sent.push((*peer, out.request(*peer, &Request::Consensus(bundle))));
+        }
+        sent
+    }
+}

@@ -1,0 +1,101 @@
+//! Receipts: what a miner says it did with each sample, and the root it commits to.
+
+use serde::{Deserialize, Serialize};
+
+use crate::id::{Hash, PeerId, SampleId};
+use crate::limits::RECEIPTS_BYTES_MAX;
+use crate::wire::{DecodeError, decode, encode};
+
+/// One sample's passage through one miner. Every hash names a blob that stays fetchable until the epoch is settled.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Receipt {
+    /// The sample.
+    pub sample: SampleId,
+    /// Who it came from; none at the head.
+    pub upstream: Option<PeerId>,
+    /// Who it went to; none at the tail.
+    pub downstream: Option<PeerId>,
+    /// Activation received; none at the head, whose input is the sample itself.
+    pub input: Option<Hash>,
+    /// Activation sent on; none at the tail.
+    pub output: Option<Hash>,
+    /// Gradient received; none at the tail.
+    pub output_gradient: Option<Hash>,
+    /// Gradient sent back; none at the head.
+    pub input_gradient: Option<Hash>,
+    /// The sample's loss in millionths of a nat; at the tail only.
+    pub loss_micro: Option<i64>,
+    /// Inner optimizer steps taken before its forward pass: with the epoch, the weights version it saw.
+    pub inner_step: u32,
+}
+
+/// The receipts of one miner and epoch, in sample order, as one blob.
+#[must_use]
+pub fn encode_receipts(receipts: &[Receipt]) -> Vec<u8> {
+    encode(&receipts)
+}
+
+/// Reads a receipts blob.
+///
+/// # Errors
+/// [`DecodeError`] if it is none.
+pub fn decode_receipts(bytes: &[u8]) -> Result<Vec<Receipt>, DecodeError> {
+    decode(bytes, RECEIPTS_BYTES_MAX)
+}
+
+/// Merkle root of the receipts (RFC 6962 section 2.1, with BLAKE3): leaf `H(0x00 ‖ receipt)`, node
+/// `H(0x01 ‖ left ‖ right)`, split at the largest power of two below the count; the empty list is `H("")`.
+#[must_use]
+pub fn merkle_root(receipts: &[Receipt]) -> Hash {
+    let leaves: Vec<Hash> =
+        receipts.iter().map(|receipt| Hash::of_parts(&[&[0], &encode(receipt)])).collect();
+    root(&leaves)
+}
+
+fn root(leaves: &[Hash]) -> Hash {
+    match leaves {
+        [] => Hash::of(b""),
+        [leaf] => *leaf,
+        _ => {
+            let split = leaves.len().next_power_of_two() / 2;
+            let (left, right) = leaves.split_at(split);
+            Hash::of_parts(&[&[1], &root(left).0, &root(right).0])
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn receipt(sample: u64) -> Receipt {
+        Receipt {
+            sample: SampleId(sample),
+            upstream: None,
+            downstream: Some(PeerId([2; 32])),
+            input: None,
+            output: Some(Hash::of(b"o")),
+            output_gradient: Some(Hash::of(b"g")),
+            input_gradient: None,
+            loss_micro: None,
+            inner_step: 0,
+        }
+    }
+
+    #[test]
+    fn the_root_depends_on_every_receipt_and_on_their_order() {
+        for n in 0..9 {
+            let receipts: Vec<_> = (0..n).map(receipt).collect();
+            let expected = merkle_root(&receipts);
+            for i in 0..receipts.len() {
+                let mut changed = receipts.clone();
+                changed[i].inner_step = 1;
+                assert_ne!(merkle_root(&changed), expected);
+            }
+            assert_ne!(merkle_root(&[receipts.as_slice(), &[receipt(n)]].concat()), expected);
+            assert_eq!(decode_receipts(&encode_receipts(&receipts)), Ok(receipts));
+        }
+        assert_ne!(merkle_root(&[receipt(0), receipt(1)]), merkle_root(&[receipt(1), receipt(0)]));
+    }
+}

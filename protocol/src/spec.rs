@@ -1,0 +1,648 @@
+//! The run spec: everything that defines a run, in TOML for people and in canonical CBOR for its hash.
+//!
+//! Every field has a default, so an empty file plus candidates is a complete spec. Unknown keys are
+//! errors. [`RunSpec::validate`] checks the relations between fields; nothing else in the workspace
+//! accepts a spec that did not pass it.
+
+use serde::{Deserialize, Serialize};
+
+use crate::id::{Hash, PeerId, RunId};
+use crate::limits;
+use crate::time::{ByteCount, Millis};
+use crate::wire;
+
+/// Why a spec was refused.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum SpecError {
+    /// The text is no TOML, has an unknown key, or a value of the wrong type.
+    #[error("not a run spec: {0}")]
+    Syntax(String),
+    /// A value is out of range or two values contradict each other.
+    #[error("`{field}`: expected {expected}, got {got}")]
+    Value {
+        /// Path of the field, such as `model.heads`.
+        field: &'static str,
+        /// What would be accepted.
+        expected: String,
+        /// What the spec says.
+        got: String,
+    },
+}
+
+/// Defines a section: a struct whose missing keys take the defaults given here.
+macro_rules! section {
+    ($(#[$doc:meta])* $name:ident { $($(#[$fdoc:meta])* $field:ident: $ty:ty = $default:expr,)* }) => {
+        $(#[$doc])*
+        #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+        #[serde(default, deny_unknown_fields)]
+        pub struct $name {
+            $($(#[$fdoc])* pub $field: $ty,)*
+        }
+
+        impl Default for $name {
+            fn default() -> Self {
+                Self { $($field: $default,)* }
+            }
+        }
+    };
+}
+
+section! {
+    /// A run, completely.
+    RunSpec {
+        /// Name of the run, for people. Default `iota`.
+        name: String = "iota".to_owned(),
+        /// Seed of initial weights, sample windows and assignments. Default 7.
+        seed: u64 = 7,
+        /// The network.
+        model: ModelSpec = ModelSpec::default(),
+        /// How it is cut and how work flows through the cuts.
+        pipeline: PipelineSpec = PipelineSpec::default(),
+        /// What it learns from.
+        data: DataSpec = DataSpec::default(),
+        /// How it learns.
+        training: TrainingSpec = TrainingSpec::default(),
+        /// How replicas become one again.
+        merge: MergeSpec = MergeSpec::default(),
+        /// Who may lead.
+        orchestrator: OrchestratorSpec = OrchestratorSpec::default(),
+        /// How long to wait for what.
+        timing: TimingSpec = TimingSpec::default(),
+    }
+}
+
+section! {
+    /// The decoder-only transformer.
+    ModelSpec {
+        /// Distinct tokens. Default 256: bytes.
+        vocab_size: u32 = 256,
+        /// Tokens of one window. Default 128.
+        context: u32 = 128,
+        /// Channels of the residual stream. Default 128.
+        width: u32 = 128,
+        /// Transformer blocks, over all stages. Default 6.
+        layers: u32 = 6,
+        /// Query heads; divides `width`. Default 4.
+        heads: u32 = 4,
+        /// Key and value heads; divides `heads`. Default 2.
+        kv_heads: u32 = 2,
+        /// Channels inside the feed-forward part. Default 344.
+        hidden: u32 = 344,
+        /// Base of the rotary frequencies. Default 10000.
+        rope_base: f64 = 10_000.0,
+        /// Added to the mean square in `RMSNorm`. Default 1e-5.
+        norm_eps: f64 = 1e-5,
+        /// Standard deviation of the initial weights. Default 0.02.
+        init_std: f64 = 0.02,
+        /// What crosses a cut: `"none"` for the whole width, or a number of channels. Default 32.
+        bottleneck: Bottleneck = Bottleneck::Width(32),
+    }
+}
+
+/// What crosses a cut between two stages.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Bottleneck {
+    /// The whole residual stream: a plain Llama.
+    None,
+    /// A bottleneck of this many channels, with an identity path through it.
+    Width(u32),
+}
+
+impl Serialize for Bottleneck {
+    fn serialize<S: serde::Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        match self {
+            Self::None => serializer.serialize_str("none"),
+            Self::Width(width) => serializer.serialize_u32(*width),
+        }
+    }
+}
+
+impl<'de> Deserialize<'de> for Bottleneck {
+    fn deserialize<D: serde::Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct Visitor;
+        impl serde::de::Visitor<'_> for Visitor {
+            type Value = Bottleneck;
+
+            fn expecting(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+                f.write_str("\"none\" or a number of channels")
+            }
+
+            fn visit_str<E: serde::de::Error>(self, text: &str) -> Result<Bottleneck, E> {
+                if text == "none" {
+                    Ok(Bottleneck::None)
+                } else {
+                    Err(E::invalid_value(serde::de::Unexpected::Str(text), &self))
+                }
+            }
+
+            fn visit_u64<E: serde::de::Error>(self, width: u64) -> Result<Bottleneck, E> {
+                u32::try_from(width)
+                    .map(Bottleneck::Width)
+                    .map_err(|_| E::invalid_value(serde::de::Unexpected::Unsigned(width), &self))
+            }
+
+            fn visit_i64<E: serde::de::Error>(self, width: i64) -> Result<Bottleneck, E> {
+                u32::try_from(width)
+                    .map(Bottleneck::Width)
+                    .map_err(|_| E::invalid_value(serde::de::Unexpected::Signed(width), &self))
+            }
+        }
+        deserializer.deserialize_any(Visitor)
+    }
+}
+
+section! {
+    /// The pipeline.
+    PipelineSpec {
+        /// Stages the model is cut into. Default 3.
+        stages: u16 = 3,
+        /// Miners each stage waits for before the first epoch opens. Default 2.
+        start_replicas: u16 = 2,
+        /// Samples a head miner keeps in flight. More hides latency and costs activation memory and, in local mode, staleness. Default 4.
+        window: u16 = 4,
+        /// Forwarded activations a miner takes before it grants no more credit. Default 32.
+        credits: u16 = 32,
+        /// Element type of activations and their gradients on the wire: `f32` or `bf16`. Default `f32`.
+        activation_dtype: WireDtype = WireDtype::F32,
+    }
+}
+
+/// Element type of tensors between peers.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum WireDtype {
+    /// IEEE 754 single precision, 4 bytes.
+    F32,
+    /// bfloat16, 2 bytes.
+    Bf16,
+}
+
+impl WireDtype {
+    /// Bytes of one element.
+    #[must_use]
+    pub const fn bytes(self) -> usize {
+        match self {
+            Self::F32 => 4,
+            Self::Bf16 => 2,
+        }
+    }
+}
+
+section! {
+    /// The corpus.
+    DataSpec {
+        /// `builtin` generates stories from a grammar; `file` reads a text file whose hash is `hash`. Default `builtin`.
+        source: DataSource = DataSource::Builtin,
+        /// Size of the generated corpus. Default 4MiB.
+        builtin_bytes: ByteCount = ByteCount(4 << 20),
+        /// BLAKE3 hash of the file; every peer's copy must match it. Required with `file`.
+        hash: Option<Hash> = None,
+        /// Last part of the corpus, kept for validation. Default 0.05.
+        validation_fraction: f64 = 0.05,
+    }
+}
+
+/// Where the text comes from.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum DataSource {
+    /// The generator of the fixtures crate, from the run's seed.
+    Builtin,
+    /// A file that each peer brings and whose hash the spec names.
+    File,
+}
+
+section! {
+    /// Optimization.
+    TrainingSpec {
+        /// `synchronous` or `local`. Default `local`.
+        mode: TrainingMode = TrainingMode::Local,
+        /// Epochs of every stage: merges until the run is finished. Default 24.
+        epochs: u32 = 24,
+        /// Samples of one epoch, over all miners of a stage. Default 64.
+        samples_per_epoch: u32 = 64,
+        /// Windows in one sample. Default 8.
+        sequences_per_sample: u32 = 8,
+        /// Inner optimizer steps of each miner per epoch in `local` mode (*H*). Default 8.
+        inner_steps: u32 = 8,
+        /// Peak learning rate of `AdamW`. Default 0.002.
+        learning_rate: f64 = 2e-3,
+        /// Share of all steps over which the learning rate rises linearly from zero. Default 0.05.
+        warmup_fraction: f64 = 0.05,
+        /// Learning rate at the end of the cosine, relative to its peak. Default 0.1.
+        final_factor: f64 = 0.1,
+        /// First-moment decay of `AdamW`. Default 0.9.
+        beta1: f64 = 0.9,
+        /// Second-moment decay of `AdamW`. Default 0.95.
+        beta2: f64 = 0.95,
+        /// Added to the root of the second moment. Default 1e-8.
+        eps: f64 = 1e-8,
+        /// Decoupled weight decay, on matrices only. Default 0.1.
+        weight_decay: f64 = 0.1,
+        /// Gradient norm of the whole model above which it is scaled down; a stage takes the root of its parameter share of it. Default 1.
+        clip_norm: f64 = 1.0,
+    }
+}
+
+/// What a miner does between two merges.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum TrainingMode {
+    /// Sums gradients; one optimizer step after the merge. Equal to one process with the whole batch.
+    Synchronous,
+    /// Takes inner steps; the pseudo-gradient is merged and an outer step taken (`DiLoCo`, Douillard et al. 2023).
+    Local,
+}
+
+section! {
+    /// The butterfly merge.
+    MergeSpec {
+        /// How contributions are combined, element by element. Default `weighted-mean`.
+        reducer: ReducerName = ReducerName::WeightedMean,
+        /// How contributions are encoded: `f32` or `bf16`. Default `f32`.
+        codec: WireDtype = WireDtype::F32,
+        /// Largest partition of a stage's vector, in encoded bytes. Default 1MiB.
+        partition_bytes: ByteCount = ByteCount(1 << 20),
+        /// Fewest partitions of a stage, so that small stages too are spread over their owners. Default 8.
+        partitions_min: u32 = 8,
+        /// Owners of each partition. Default 2.
+        redundancy: u16 = 2,
+        /// Share of an epoch's members whose contributions suffice once its deadline has passed. Default 0.5.
+        quorum: f64 = 0.5,
+        /// Outer learning rate (Nesterov) in `local` mode. Default 0.7.
+        outer_learning_rate: f64 = 0.7,
+        /// Outer momentum in `local` mode. Default 0.6.
+        outer_momentum: f64 = 0.6,
+    }
+}
+
+/// How contributions are combined.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum ReducerName {
+    /// Mean weighted by samples.
+    WeightedMean,
+    /// Sign-aware geometric mean of magnitudes.
+    GeometricMean,
+}
+
+section! {
+    /// Election and admission.
+    OrchestratorSpec {
+        /// Peers that may lead, at most seven. At least one.
+        candidates: Vec<Candidate> = Vec::new(),
+    }
+}
+
+/// A peer that may lead.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Candidate {
+    /// Its public key, hexadecimal.
+    pub peer: PeerId,
+    /// Among candidates that could lead, a higher priority is preferred. Default 0.
+    #[serde(default)]
+    pub priority: u32,
+}
+
+section! {
+    /// Deadlines. Every wait in the protocol ends by one of these.
+    TimingSpec {
+        /// Between two records of a peer. Default 1s.
+        heartbeat: Millis = Millis::from_secs(1),
+        /// Silence after which a member is evicted. Default 6s.
+        eviction: Millis = Millis::from_secs(6),
+        /// After an epoch opens, members that have not submitted are released and their samples move. Default 2m.
+        epoch_deadline: Millis = Millis::from_secs(120),
+        /// After a merge plan, owners that have not reported are replaced. Default 20s.
+        merge_deadline: Millis = Millis::from_secs(20),
+        /// Once one replica is ready for the next epoch, how long it waits for the others. Default 5s.
+        ready_grace: Millis = Millis::from_secs(5),
+        /// After the last epoch, how long a peer stays to serve others. Default 10s.
+        linger: Millis = Millis::from_secs(10),
+    }
+}
+
+impl RunSpec {
+    /// Reads a spec from TOML and validates it.
+    ///
+    /// # Errors
+    /// [`SpecError`] names the field, what was expected and what was found.
+    pub fn from_toml(text: &str) -> Result<Self, SpecError> {
+        let spec: Self = toml::from_str(text)
+            .map_err(|error| SpecError::Syntax(error.to_string().trim_end().to_owned()))?;
+        spec.validate()?;
+        Ok(spec)
+    }
+
+    /// The spec as TOML with every field written out.
+    ///
+    /// # Panics
+    /// Never: every field of a spec has a TOML form.
+    #[must_use]
+    pub fn to_toml(&self) -> String {
+        #[expect(clippy::expect_used, reason = "every field of a spec has a TOML form")]
+        toml::to_string_pretty(self).expect("a spec has a TOML form")
+    }
+
+    /// The run's name on the wire: the BLAKE3 hash of the spec's canonical CBOR.
+    #[must_use]
+    pub fn run_id(&self) -> RunId {
+        RunId(Hash::of(&wire::encode(self)).0)
+    }
+
+    /// The candidate's position in the spec, if `peer` is one.
+    #[must_use]
+    pub fn candidate_index(&self, peer: PeerId) -> Option<usize> {
+        self.orchestrator.candidates.iter().position(|candidate| candidate.peer == peer)
+    }
+
+    /// How many candidates' signatures make a certificate: a majority.
+    #[must_use]
+    pub fn certificate_quorum(&self) -> usize {
+        self.orchestrator.candidates.len() / 2 + 1
+    }
+
+    /// The stages, head first.
+    pub fn stages(&self) -> impl DoubleEndedIterator<Item = crate::StageIndex> + use<> {
+        (0..self.pipeline.stages).map(crate::StageIndex)
+    }
+
+    /// Number of partitions of a stage of `parameters` elements: enough that none exceeds
+    /// `merge.partition_bytes`, at least `merge.partitions_min`, never more than elements.
+    #[must_use]
+    pub fn partitions(&self, parameters: usize) -> usize {
+        let bytes = parameters.saturating_mul(self.merge.codec.bytes());
+        let limit = usize::try_from(self.merge.partition_bytes.0).unwrap_or(usize::MAX).max(1);
+        bytes
+            .div_ceil(limit)
+            .max(self.merge.partitions_min as usize)
+            .clamp(1, limits::PARTITIONS_MAX)
+            .min(parameters.max(1))
+    }
+
+    /// Checks ranges and relations.
+    ///
+    /// # Errors
+    /// The first field found wrong.
+    pub fn validate(&self) -> Result<(), SpecError> {
+        self.validate_model()?;
+        self.validate_pipeline()?;
+        self.validate_training()?;
+        self.validate_candidates()
+    }
+
+    fn validate_model(&self) -> Result<(), SpecError> {
+        let m = &self.model;
+        let positive = [
+            ("model.vocab_size", m.vocab_size),
+            ("model.context", m.context),
+            ("model.width", m.width),
+            ("model.layers", m.layers),
+            ("model.heads", m.heads),
+            ("model.kv_heads", m.kv_heads),
+            ("model.hidden", m.hidden),
+        ];
+        for (field, value) in positive {
+            require(value > 0, field, "at least 1", value)?;
+        }
+        require(
+            m.width.is_multiple_of(m.heads),
+            "model.heads",
+            format!("a divisor of model.width ({})", m.width),
+            m.heads,
+        )?;
+        require(
+            (m.width / m.heads).is_multiple_of(2),
+            "model.heads",
+            "an even width / heads (rotary positions turn pairs)",
+            m.heads,
+        )?;
+        require(
+            m.heads.is_multiple_of(m.kv_heads),
+            "model.kv_heads",
+            format!("a divisor of model.heads ({})", m.heads),
+            m.kv_heads,
+        )?;
+        require(
+            m.rope_base.is_finite() && m.rope_base > 1.0,
+            "model.rope_base",
+            "a number above 1",
+            m.rope_base,
+        )?;
+        require(
+            m.norm_eps.is_finite() && m.norm_eps > 0.0,
+            "model.norm_eps",
+            "a positive number",
+            m.norm_eps,
+        )?;
+        require(
+            m.init_std.is_finite() && m.init_std > 0.0,
+            "model.init_std",
+            "a positive number",
+            m.init_std,
+        )?;
+        if let Bottleneck::Width(width) = m.bottleneck {
+            require(
+                width > 0 && width <= m.width,
+                "model.bottleneck",
+                format!("1 to model.width ({}), or \"none\"", m.width),
+                width,
+            )?;
+        }
+        Ok(())
+    }
+
+    fn validate_pipeline(&self) -> Result<(), SpecError> {
+        let p = &self.pipeline;
+        let stages_max = limits::STAGES_MAX.min(self.model.layers as usize);
+        require(
+            p.stages >= 1 && usize::from(p.stages) <= stages_max,
+            "pipeline.stages",
+            format!("1 to {stages_max} (no more than model.layers)"),
+            p.stages,
+        )?;
+        require(
+            p.start_replicas >= 1 && usize::from(p.start_replicas) <= limits::REPLICAS_MAX,
+            "pipeline.start_replicas",
+            format!("1 to {}", limits::REPLICAS_MAX),
+            p.start_replicas,
+        )?;
+        require(p.window >= 1, "pipeline.window", "at least 1", p.window)?;
+        require(p.credits >= 1, "pipeline.credits", "at least 1", p.credits)?;
+        let d = &self.data;
+        require(
+            d.source != DataSource::File || d.hash.is_some(),
+            "data.hash",
+            "the BLAKE3 hash of the file, since data.source is `file`",
+            "nothing",
+        )?;
+        require(
+            d.validation_fraction > 0.0 && d.validation_fraction < 1.0,
+            "data.validation_fraction",
+            "a number between 0 and 1",
+            d.validation_fraction,
+        )?;
+        let window = u64::from(self.model.context) + 1;
+        let bytes_min = 64 * window;
+        require(
+            d.source != DataSource::Builtin || d.builtin_bytes.0 >= bytes_min,
+            "data.builtin_bytes",
+            format!("at least {bytes_min} bytes (64 windows of model.context + 1)"),
+            d.builtin_bytes,
+        )
+    }
+
+    fn validate_training(&self) -> Result<(), SpecError> {
+        let t = &self.training;
+        require(t.epochs >= 1, "training.epochs", "at least 1", t.epochs)?;
+        require(
+            t.samples_per_epoch >= 1 && u64::from(t.samples_per_epoch) <= limits::SAMPLES_PER_EPOCH_MAX,
+            "training.samples_per_epoch",
+            format!("1 to {}", limits::SAMPLES_PER_EPOCH_MAX),
+            t.samples_per_epoch,
+        )?;
+        require(
+            t.sequences_per_sample >= 1,
+            "training.sequences_per_sample",
+            "at least 1",
+            t.sequences_per_sample,
+        )?;
+        require(t.inner_steps >= 1, "training.inner_steps", "at least 1", t.inner_steps)?;
+        let unit = [
+            ("training.warmup_fraction", t.warmup_fraction),
+            ("training.final_factor", t.final_factor),
+            ("training.beta1", t.beta1),
+            ("training.beta2", t.beta2),
+        ];
+        for (field, value) in unit {
+            require((0.0..=1.0).contains(&value), field, "a number from 0 to 1", value)?;
+        }
+        let positive = [
+            ("training.learning_rate", t.learning_rate),
+            ("training.eps", t.eps),
+            ("training.clip_norm", t.clip_norm),
+        ];
+        for (field, value) in positive {
+            require(value.is_finite() && value > 0.0, field, "a positive number", value)?;
+        }
+        require(
+            t.weight_decay.is_finite() && t.weight_decay >= 0.0,
+            "training.weight_decay",
+            "zero or more",
+            t.weight_decay,
+        )?;
+        let m = &self.merge;
+        require(
+            m.partition_bytes.0 >= 1024 && m.partition_bytes.0 <= limits::PARTITION_BYTES_MAX as u64,
+            "merge.partition_bytes",
+            format!("1KiB to {}", ByteCount(limits::PARTITION_BYTES_MAX as u64)),
+            m.partition_bytes,
+        )?;
+        require(
+            m.partitions_min >= 1 && m.partitions_min as usize <= limits::PARTITIONS_MAX,
+            "merge.partitions_min",
+            format!("1 to {}", limits::PARTITIONS_MAX),
+            m.partitions_min,
+        )?;
+        require((1..=3).contains(&m.redundancy), "merge.redundancy", "1 to 3", m.redundancy)?;
+        require(m.quorum > 0.0 && m.quorum <= 1.0, "merge.quorum", "a share above 0, at most 1", m.quorum)?;
+        require(
+            m.outer_learning_rate.is_finite() && m.outer_learning_rate > 0.0,
+            "merge.outer_learning_rate",
+            "a positive number",
+            m.outer_learning_rate,
+        )?;
+        require(
+            (0.0..1.0).contains(&m.outer_momentum),
+            "merge.outer_momentum",
+            "0 or more, below 1",
+            m.outer_momentum,
+        )
+    }
+
+    fn validate_candidates(&self) -> Result<(), SpecError> {
+        let candidates = &self.orchestrator.candidates;
+        require(
+            !candidates.is_empty() && candidates.len() <= limits::CANDIDATES_MAX,
+            "orchestrator.candidates",
+            format!("1 to {} candidates", limits::CANDIDATES_MAX),
+            candidates.len(),
+        )?;
+        for (i, candidate) in candidates.iter().enumerate() {
+            let twice = candidates.iter().take(i).any(|other| other.peer == candidate.peer);
+            require(!twice, "orchestrator.candidates", "each peer once", candidate.peer)?;
+        }
+        let t = &self.timing;
+        require(t.heartbeat.0 >= 100, "timing.heartbeat", "100ms or more", t.heartbeat)?;
+        require(
+            t.eviction.0 >= 3 * t.heartbeat.0,
+            "timing.eviction",
+            format!("at least three heartbeats ({})", Millis(3 * t.heartbeat.0)),
+            t.eviction,
+        )?;
+        require(t.epoch_deadline.0 > 0, "timing.epoch_deadline", "more than 0s", t.epoch_deadline)?;
+        require(t.merge_deadline.0 > 0, "timing.merge_deadline", "more than 0s", t.merge_deadline)
+    }
+}
+
+/// `Ok` when `holds`, otherwise the error that says why not.
+fn require(
+    holds: bool,
+    field: &'static str,
+    expected: impl Into<String>,
+    got: impl std::fmt::Display,
+) -> Result<(), SpecError> {
+    if holds {
+        Ok(())
+    } else {
+        Err(SpecError::Value { field, expected: expected.into(), got: got.to_string() })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::Identity;
+
+    fn spec() -> RunSpec {
+        let candidates = vec![Candidate { peer: Identity::from_secret([1; 32]).peer(), priority: 0 }];
+        RunSpec { orchestrator: OrchestratorSpec { candidates }, ..RunSpec::default() }
+    }
+
+    #[test]
+    fn defaults_with_a_candidate_are_valid_and_survive_toml() {
+        let spec = spec();
+        assert_eq!(RunSpec::from_toml(&spec.to_toml()), Ok(spec));
+    }
+
+    #[test]
+    fn every_field_changes_the_run_id() {
+        let (a, mut b) = (spec(), spec());
+        assert_eq!(a.run_id(), b.run_id());
+        b.timing.linger = Millis(1);
+        assert_ne!(a.run_id(), b.run_id());
+    }
+
+    #[test]
+    fn an_unknown_key_is_an_error_that_names_it() {
+        let error = RunSpec::from_toml("[model]\nwidht = 3\n").expect_err("unknown key");
+        assert!(error.to_string().contains("widht"), "{error}");
+    }
+
+    #[test]
+    fn impossible_relations_are_refused() {
+        let refused = |change: fn(&mut RunSpec), text: &str| {
+            let mut bad = spec();
+            change(&mut bad);
+            let error = bad.validate().expect_err(text).to_string();
+            assert!(error.contains(text), "{error}");
+        };
+        refused(|s| s.model.heads = 3, "model.heads");
+        refused(|s| s.pipeline.stages = 7, "pipeline.stages");
+        refused(|s| s.orchestrator.candidates.clear(), "orchestrator.candidates");
+        refused(|s| s.timing.eviction = Millis(2000), "timing.eviction");
+        refused(|s| s.training.learning_rate = f64::NAN, "training.learning_rate");
+        refused(|s| s.data.source = DataSource::File, "data.hash");
+    }
+}

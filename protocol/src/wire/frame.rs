@@ -1,0 +1,226 @@
+//! Frames of the activation push protocol: a small CBOR header, then raw little-endian numbers.
+//!
+//! The connection authenticates both ends by the same keys that sign everything else, so a frame
+//! carries no signature of its own; receipts commit to its hash.
+
+use serde::{Deserialize, Serialize};
+
+use super::{DecodeError, RejectReason, decode, encode};
+use crate::id::{Epoch, Hash, RunId, SampleId, StageIndex};
+use crate::limits::{PUSH_HEADER_BYTES_MAX, PUSH_PAYLOAD_BYTES_MAX, WIRE_VERSION};
+use crate::spec::WireDtype;
+
+/// Which way a tensor travels.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Direction {
+    /// An activation, towards the tail.
+    Forward,
+    /// The gradient of an activation, towards the head.
+    Backward,
+}
+
+/// What a pushed tensor is.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct PushHeader {
+    /// Version of the wire format.
+    pub version: u16,
+    /// The run it belongs to.
+    pub run: RunId,
+    /// Which way it travels.
+    pub direction: Direction,
+    /// The receiving stage.
+    pub stage: StageIndex,
+    /// Epoch of the sample.
+    pub epoch: Epoch,
+    /// The sample.
+    pub sample: SampleId,
+    /// Element type.
+    pub dtype: WireDtype,
+    /// `[sequences, context, channels]`.
+    pub shape: [u32; 3],
+    /// BLAKE3 of the payload, under which both ends keep it.
+    pub hash: Hash,
+}
+
+impl PushHeader {
+    /// Bytes the payload of this shape has, `None` if it exceeds every limit.
+    #[must_use]
+    pub fn payload_bytes(&self) -> Option<usize> {
+        let elements =
+            self.shape.iter().try_fold(1_usize, |product, &dim| product.checked_mul(dim as usize))?;
+        elements.checked_mul(self.dtype.bytes()).filter(|&bytes| bytes <= PUSH_PAYLOAD_BYTES_MAX)
+    }
+
+    /// Reads a header.
+    ///
+    /// # Errors
+    /// [`RejectReason`] if it is undecodable, of another version or run.
+    pub fn parse(run: RunId, bytes: &[u8]) -> Result<Self, RejectReason> {
+        let header: Self = decode(bytes, PUSH_HEADER_BYTES_MAX)?;
+        if header.version != WIRE_VERSION {
+            return Err(RejectReason::Version(header.version));
+        }
+        if header.run != run {
+            return Err(RejectReason::Inconsistent("another run"));
+        }
+        Ok(header)
+    }
+}
+
+/// Why a pushed tensor was not taken. Sent back to the sender.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum PushRefusal {
+    /// The header is undecodable, or of another version or run.
+    Malformed,
+    /// Shape or element type are not those of this cut.
+    Shape,
+    /// The payload's length does not fit its shape.
+    Length,
+    /// The payload does not have the hash its header names.
+    Hash,
+    /// The payload holds an infinity or not-a-number.
+    NotFinite,
+    /// The receiver does not hold this stage.
+    WrongStage,
+    /// The sender or receiver is not on this sample's path, as the receiver knows it now.
+    WrongPath,
+    /// The epoch is over here.
+    Stale,
+    /// The epoch has not opened here yet, and there is no room to wait.
+    Early,
+    /// No credit: try again later.
+    Busy,
+}
+
+impl PushRefusal {
+    /// A short name for metrics.
+    #[must_use]
+    pub const fn label(self) -> &'static str {
+        match self {
+            Self::Malformed => "malformed",
+            Self::Shape => "shape",
+            Self::Length => "length",
+            Self::Hash => "hash",
+            Self::NotFinite => "not_finite",
+            Self::WrongStage => "wrong_stage",
+            Self::WrongPath => "wrong_path",
+            Self::Stale => "stale",
+            Self::Early => "early",
+            Self::Busy => "busy",
+        }
+    }
+
+    /// Whether the same push may be accepted later.
+    #[must_use]
+    pub const fn is_passing(self) -> bool {
+        matches!(self, Self::WrongPath | Self::Early | Self::Busy | Self::WrongStage)
+    }
+}
+
+/// The answer to a push.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum PushAck {
+    /// Taken. The receiver can take this many more forward activations.
+    Accepted(u16),
+    /// Not taken.
+    Refused(PushRefusal),
+}
+
+impl PushAck {
+    /// The bytes of an answer.
+    #[must_use]
+    pub fn to_bytes(self) -> Vec<u8> {
+        encode(&self)
+    }
+
+    /// Reads an answer.
+    ///
+    /// # Errors
+    /// [`DecodeError`] if it is none.
+    pub fn parse(bytes: &[u8]) -> Result<Self, DecodeError> {
+        decode(bytes, PUSH_HEADER_BYTES_MAX)
+    }
+}
+
+/// Checks a payload, whose hash the transport computed as it arrived, against its header: length, hash,
+/// then finite values.
+///
+/// # Errors
+/// The first [`PushRefusal`] that applies.
+pub fn check_payload(header: &PushHeader, payload: &[u8], hash: Hash) -> Result<(), PushRefusal> {
+    if header.payload_bytes() != Some(payload.len()) {
+        return Err(PushRefusal::Length);
+    }
+    if hash != header.hash {
+        return Err(PushRefusal::Hash);
+    }
+    let finite = match header.dtype {
+        WireDtype::F32 => payload.chunks_exact(4).all(|b| b[3] & 0x7f != 0x7f || b[2] & 0x80 == 0),
+        WireDtype::Bf16 => payload.chunks_exact(2).all(|b| b[1] & 0x7f != 0x7f || b[0] & 0x80 == 0),
+    };
+    if !finite {
+        return Err(PushRefusal::NotFinite);
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const RUN: RunId = RunId([4; 32]);
+
+    fn header(values: &[f32]) -> (PushHeader, Vec<u8>) {
+        let payload: Vec<u8> = values.iter().flat_map(|v| v.to_le_bytes()).collect();
+        let header = PushHeader {
+            version: WIRE_VERSION,
+            run: RUN,
+            direction: Direction::Forward,
+            stage: StageIndex(1),
+            epoch: Epoch(0),
+            sample: SampleId(3),
+            dtype: WireDtype::F32,
+            shape: [1, 1, u32::try_from(values.len()).expect("small")],
+            hash: Hash::of(&payload),
+        };
+        (header, payload)
+    }
+
+    #[test]
+    fn a_payload_is_taken_only_if_length_values_and_hash_fit() {
+        let (good, payload) = header(&[1.0, -2.5, 0.0, f32::MAX]);
+        assert_eq!(check_payload(&good, &payload, good.hash), Ok(()));
+        assert_eq!(check_payload(&good, &payload[4..], good.hash), Err(PushRefusal::Length));
+        let mut changed = payload.clone();
+        changed[0] ^= 1;
+        assert_eq!(check_payload(&good, &changed, Hash::of(&changed)), Err(PushRefusal::Hash));
+        for bad in [f32::NAN, f32::INFINITY, f32::NEG_INFINITY, -f32::NAN] {
+            let (named, payload) = header(&[1.0, bad]);
+            assert_eq!(check_payload(&named, &payload, named.hash), Err(PushRefusal::NotFinite));
+        }
+    }
+
+    #[test]
+    fn a_shape_beyond_memory_has_no_size() {
+        let (mut huge, _) = header(&[0.0]);
+        huge.shape = [u32::MAX; 3];
+        assert_eq!(huge.payload_bytes(), None);
+        assert_eq!(check_payload(&huge, &[], huge.hash), Err(PushRefusal::Length));
+    }
+
+    #[test]
+    fn headers_of_other_runs_and_versions_are_refused() {
+        let (good, _) = header(&[0.0]);
+        assert_eq!(PushHeader::parse(RUN, &encode(&good)), Ok(good.clone()));
+        assert!(matches!(
+            PushHeader::parse(RunId([5; 32]), &encode(&good)),
+            Err(RejectReason::Inconsistent(_))
+        ));
+        let other = PushHeader { version: 2, ..good };
+        assert_eq!(PushHeader::parse(RUN, &encode(&other)), Err(RejectReason::Version(2)));
+    }
+}

@@ -1,0 +1,401 @@
+//! The messages: what travels by gossip, what by request and response, what is decided.
+
+use serde::{Deserialize, Serialize};
+use serde_bytes::ByteBuf;
+
+use super::Payload;
+use crate::id::{Epoch, Hash, LogIndex, PartitionIndex, PeerId, StageIndex};
+use crate::log::Certificate;
+
+/// Gossip topics; the driver puts `iota/<run id>/` before the name.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Topic {
+    /// [`ControlUpdate`]s: decided entries with their certificate.
+    Control,
+    /// Signed [`PeerRecord`]s.
+    Records,
+    /// Signed [`Manifest`] announcements and [`DigestReport`]s.
+    Merge,
+}
+
+impl Topic {
+    /// All topics.
+    pub const ALL: [Self; 3] = [Self::Control, Self::Records, Self::Merge];
+
+    /// The topic's name.
+    #[must_use]
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Control => "control",
+            Self::Records => "records",
+            Self::Merge => "merge",
+        }
+    }
+
+    /// The topic called `name`.
+    #[must_use]
+    pub fn from_name(name: &str) -> Option<Self> {
+        Self::ALL.into_iter().find(|topic| topic.name() == name)
+    }
+}
+
+/// What a peer says of itself every heartbeat.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct PeerRecord {
+    /// Grows with every record of this peer, across restarts.
+    pub sequence: u64,
+    /// Whether it asks for, or holds, a miner's place.
+    pub miner: bool,
+    /// Whether it validates.
+    pub validator: bool,
+    /// libp2p multiaddresses it can be dialled at.
+    pub multiaddrs: Vec<String>,
+    /// Socket addresses of its data plane (QUIC).
+    pub data_addresses: Vec<String>,
+    /// Entries of the log it knows.
+    pub log_length: u64,
+    /// The weights it holds, if any.
+    pub weights: Option<WeightsRecord>,
+    /// Samples it has finished in the current epoch.
+    pub done: u32,
+    /// Samples of which it is the pinned replica in the current epoch.
+    pub assigned: u32,
+    /// Forward activations it can still take.
+    pub credits: u16,
+    /// Measured speed: thousandths of a sample per second, while computing.
+    pub speed_milli: u32,
+    /// Tokens it has finished since it started, counted at the head and tail once each.
+    pub tokens: u64,
+}
+
+/// The weights a miner holds.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct WeightsRecord {
+    /// Their stage.
+    pub stage: StageIndex,
+    /// Their version: the epoch that starts from them.
+    pub version: Epoch,
+    /// Their hash, over little-endian f32 in flat order.
+    pub hash: Hash,
+}
+
+impl Payload for PeerRecord {
+    const KIND: &'static str = "record";
+
+    fn sequence(&self) -> u64 {
+        self.sequence
+    }
+}
+
+/// A signed message on the merge topic.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum MergeMessage {
+    /// A miner's commitment to its contribution.
+    Manifest(ManifestAnnounce),
+    /// An owner's result for its partitions.
+    Digest(DigestReport),
+}
+
+/// A manifest with the number that protects it from replay.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ManifestAnnounce {
+    /// Grows with every merge message of this peer.
+    pub sequence: u64,
+    /// The commitment. Its canonical encoding is also a blob, named in the merge plan by its hash.
+    pub manifest: Manifest,
+}
+
+/// What a miner commits to before it knows who will merge or check it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Manifest {
+    /// The submitter.
+    pub peer: PeerId,
+    /// Its stage.
+    pub stage: StageIndex,
+    /// The epoch.
+    pub epoch: Epoch,
+    /// Hash of the weights the epoch started from.
+    pub base: Hash,
+    /// Number of samples in the contribution: its weight in the mean.
+    pub samples: u32,
+    /// The samples in the contribution: BLAKE3 of their ids in ascending order, 8 little-endian bytes each.
+    pub sample_set: Hash,
+    /// The samples it was dealt when it submitted, in the same form.
+    pub dealt: Hash,
+    /// Merkle root of the receipts.
+    pub receipt_root: Hash,
+    /// The blob that holds the receipts.
+    pub receipts: Hash,
+    /// Sum of the samples' losses in millionths of a nat, from the tail only.
+    pub loss_micro: Option<i64>,
+    /// The blob of each encoded partition.
+    pub partitions: Vec<Hash>,
+}
+
+/// What an owner computed.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct DigestReport {
+    /// Grows with every merge message of this peer.
+    pub sequence: u64,
+    /// The stage.
+    pub stage: StageIndex,
+    /// The epoch.
+    pub epoch: Epoch,
+    /// Which plan of this epoch.
+    pub attempt: u16,
+    /// The hash of the merged partition, for each partition this peer owns and has finished.
+    pub merged: Vec<(PartitionIndex, Hash)>,
+    /// Contributions it could not use.
+    pub faults: Vec<ContributionFault>,
+}
+
+/// A contribution that an owner could not use.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ContributionFault {
+    /// Whose.
+    pub submitter: PeerId,
+    /// What is wrong.
+    pub kind: FaultKind,
+}
+
+/// What is wrong with a contribution.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum FaultKind {
+    /// No peer serves its bytes. May be the network's fault.
+    Unavailable,
+    /// The bytes are there and no valid partition: wrong length, or not finite.
+    Invalid,
+}
+
+impl Payload for MergeMessage {
+    const KIND: &'static str = "merge";
+
+    fn sequence(&self) -> u64 {
+        match self {
+            Self::Manifest(announce) => announce.sequence,
+            Self::Digest(report) => report.sequence,
+        }
+    }
+}
+
+/// Decided entries with the certificate of the last one. Certificates carry their own signatures.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ControlUpdate {
+    /// Index of the first entry.
+    pub first: LogIndex,
+    /// The entries' canonical bytes.
+    pub entries: Vec<ByteBuf>,
+    /// Certifies the last entry, and through its chain hash all before it.
+    pub certificate: Certificate,
+}
+
+/// A request of one peer to another.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Request {
+    /// Between candidates: consensus messages and votes.
+    Consensus(ConsensusBundle),
+    /// Decided entries from this index on.
+    Log {
+        /// First index wanted.
+        from: LogIndex,
+    },
+    /// The state of a stage, for a peer that has none or an old one.
+    State {
+        /// The stage.
+        stage: StageIndex,
+        /// The version wanted.
+        version: Epoch,
+    },
+}
+
+/// Messages of the consensus library and votes on decided entries.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ConsensusBundle {
+    /// OmniPaxos messages, each in CBOR.
+    pub messages: Vec<ByteBuf>,
+    /// The sender's votes.
+    pub votes: Vec<crate::log::Vote>,
+}
+
+/// The answer to a [`Request`].
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Response {
+    /// Received; nothing to say.
+    Done,
+    /// Decided entries.
+    Log(ControlUpdate),
+    /// The state asked for, as blobs of this peer.
+    State(StateOffer),
+    /// Not available here.
+    Unavailable,
+}
+
+/// Where the state of a stage can be fetched.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct StateOffer {
+    /// The stage.
+    pub stage: StageIndex,
+    /// Version of the weights.
+    pub version: Epoch,
+    /// Hash of the weights.
+    pub weights: Hash,
+    /// Blobs whose concatenation is the state: weights, then outer optimizer state.
+    pub parts: Vec<Hash>,
+}
+
+/// A decision of the run, as it stands in the log.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Decision {
+    /// A miner joins a stage.
+    Admit {
+        /// The miner.
+        peer: PeerId,
+        /// Its stage.
+        stage: StageIndex,
+    },
+    /// A miner loses its place.
+    Evict {
+        /// The miner.
+        peer: PeerId,
+        /// Why.
+        reason: EvictReason,
+    },
+    /// An epoch of a stage begins.
+    OpenEpoch {
+        /// The stage.
+        stage: StageIndex,
+        /// The epoch.
+        epoch: Epoch,
+        /// Hash of the weights it starts from.
+        base: Hash,
+        /// Who takes part, in [`PeerId`] order, with a weight in proportion to speed.
+        members: Vec<(PeerId, u32)>,
+    },
+    /// A member is too slow or gone: its unfinished epoch's samples move to the others.
+    Release {
+        /// The stage.
+        stage: StageIndex,
+        /// The epoch.
+        epoch: Epoch,
+        /// The member.
+        peer: PeerId,
+    },
+    /// The epoch's last deadline has passed: members submit what they have.
+    Cutoff {
+        /// The stage.
+        stage: StageIndex,
+        /// The epoch.
+        epoch: Epoch,
+    },
+    /// Freezes who is merged.
+    MergePlan {
+        /// The stage.
+        stage: StageIndex,
+        /// The epoch.
+        epoch: Epoch,
+        /// Counts the plans of this epoch.
+        attempt: u16,
+        /// Whose contributions, in [`PeerId`] order.
+        submitters: Vec<Submission>,
+    },
+    /// A further owner of a partition: its owners are missing or disagree.
+    MergeReassign {
+        /// The stage.
+        stage: StageIndex,
+        /// The epoch.
+        epoch: Epoch,
+        /// The plan.
+        attempt: u16,
+        /// The partition.
+        partition: PartitionIndex,
+        /// Its additional owner.
+        owner: PeerId,
+    },
+    /// The plan cannot be carried out: contributions are missing or invalid.
+    MergeAbort {
+        /// The stage.
+        stage: StageIndex,
+        /// The epoch.
+        epoch: Epoch,
+        /// The plan.
+        attempt: u16,
+        /// Whose contributions.
+        lost: Vec<PeerId>,
+    },
+    /// The merge is done.
+    MergeOutcome {
+        /// The stage.
+        stage: StageIndex,
+        /// The epoch.
+        epoch: Epoch,
+        /// The plan.
+        attempt: u16,
+        /// The merged partitions, in order.
+        partitions: Vec<Hash>,
+    },
+    /// Every stage has finished its last epoch.
+    Finish,
+}
+
+/// A contribution in a merge plan.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Submission {
+    /// The submitter.
+    pub peer: PeerId,
+    /// Hash of its [`Manifest`]'s encoding.
+    pub manifest: Hash,
+    /// Its weight.
+    pub samples: u32,
+    /// Its loss, as in the manifest.
+    pub loss_micro: Option<i64>,
+}
+
+/// Why a miner lost its place.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum EvictReason {
+    /// No record for `timing.eviction`.
+    Silent,
+    /// It left: its record no longer asks for a miner's place.
+    Left,
+    /// Its contribution's bytes are there and no valid partition.
+    InvalidContribution,
+    /// Its merged partition differs from what two others computed from the same inputs.
+    WrongMerge,
+}
+
+impl std::fmt::Display for EvictReason {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(match self {
+            Self::Silent => "silent",
+            Self::Left => "left",
+            Self::InvalidContribution => "invalid contribution",
+            Self::WrongMerge => "wrong merge",
+        })
+    }
+}
+
+/// An entry of the log.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Entry {
+    /// The candidate that proposed it.
+    pub proposer: PeerId,
+    /// What is decided.
+    pub decision: Decision,
+}

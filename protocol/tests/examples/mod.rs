@@ -1,0 +1,240 @@
+//! One fixed value of every kind that is sent, signed or hashed. Shared by the tests of golden bytes and of
+//! decoding; `docs/WIRE.md` describes the same values.
+
+use iota_protocol::log::Vote;
+use iota_protocol::log::certificate::{Certificate, chain_hash, chain_start, vote_bytes};
+use iota_protocol::receipts::{Receipt, encode_receipts, merkle_root};
+use iota_protocol::samples::sample_set_hash;
+use iota_protocol::spec::WireDtype;
+use iota_protocol::wire::encode;
+use iota_protocol::wire::frame::{Direction, PushHeader};
+use iota_protocol::wire::message::{
+    ConsensusBundle, ContributionFault, ControlUpdate, Decision, DigestReport, Entry, EvictReason, FaultKind,
+    Manifest, ManifestAnnounce, MergeMessage, PeerRecord, Request, Response, StateOffer, Submission,
+    WeightsRecord,
+};
+use iota_protocol::{
+    Epoch, Hash, Identity, LogIndex, PartitionIndex, PeerId, RunId, RunSpec, SampleId, StageIndex,
+};
+use serde_bytes::ByteBuf;
+
+/// The spec of the examples: `fixtures/golden/spec.toml`.
+pub(crate) fn spec() -> RunSpec {
+    RunSpec::from_toml(include_str!("../../../fixtures/golden/spec.toml")).expect("a valid spec")
+}
+
+pub(crate) fn run() -> RunId {
+    spec().run_id()
+}
+
+/// Peer `i` has the secret `[i; 32]`. Peers 1, 2 and 3 are the candidates.
+pub(crate) fn identity(i: u8) -> Identity {
+    Identity::from_secret([i; 32])
+}
+
+pub(crate) fn peer(i: u8) -> PeerId {
+    identity(i).peer()
+}
+
+/// The hash of a short text.
+pub(crate) fn hash(text: &str) -> Hash {
+    Hash::of(text.as_bytes())
+}
+
+pub(crate) fn record() -> PeerRecord {
+    PeerRecord {
+        sequence: 1_700_000_000_000_000,
+        miner: true,
+        validator: false,
+        multiaddrs: vec!["/ip4/192.0.2.7/udp/4001/quic-v1".to_owned()],
+        data_addresses: vec!["192.0.2.7:4002".to_owned()],
+        log_length: 300,
+        weights: Some(WeightsRecord { stage: StageIndex(1), version: Epoch(2), hash: hash("weights") }),
+        done: 23,
+        assigned: 24,
+        credits: 32,
+        speed_milli: 1500,
+        tokens: 65_536,
+    }
+}
+
+pub(crate) fn receipts() -> Vec<Receipt> {
+    let receipt = |sample: u64, inner_step| Receipt {
+        sample: SampleId(sample),
+        upstream: Some(peer(4)),
+        downstream: None,
+        input: Some(hash("input")),
+        output: None,
+        output_gradient: None,
+        input_gradient: Some(hash("input gradient")),
+        loss_micro: Some(2_345_678),
+        inner_step,
+    };
+    vec![receipt(128, 0), receipt(131, 0), receipt(190, 7)]
+}
+
+pub(crate) fn manifest() -> Manifest {
+    let receipts = receipts();
+    let samples: Vec<SampleId> = receipts.iter().map(|receipt| receipt.sample).collect();
+    Manifest {
+        peer: peer(5),
+        stage: StageIndex(1),
+        epoch: Epoch(2),
+        base: hash("weights"),
+        samples: 3,
+        sample_set: sample_set_hash(&samples),
+        dealt: sample_set_hash(&samples),
+        receipt_root: merkle_root(&receipts),
+        receipts: Hash::of(&encode_receipts(&receipts)),
+        loss_micro: Some(7_037_034),
+        partitions: vec![hash("partition 0"), hash("partition 1")],
+    }
+}
+
+pub(crate) fn merge_manifest() -> MergeMessage {
+    MergeMessage::Manifest(ManifestAnnounce { sequence: 1_700_000_000_000_001, manifest: manifest() })
+}
+
+pub(crate) fn merge_digest() -> MergeMessage {
+    MergeMessage::Digest(DigestReport {
+        sequence: 1_700_000_000_000_002,
+        stage: StageIndex(1),
+        epoch: Epoch(2),
+        attempt: 0,
+        merged: vec![(PartitionIndex(0), hash("merged 0")), (PartitionIndex(1), hash("merged 1"))],
+        faults: vec![ContributionFault { submitter: peer(6), kind: FaultKind::Unavailable }],
+    })
+}
+
+/// One decision of each kind, with the name of its golden file.
+pub(crate) fn decisions() -> Vec<(&'static str, Decision)> {
+    let (stage, epoch, attempt) = (StageIndex(1), Epoch(2), 0);
+    let submission = |i, samples| Submission {
+        peer: peer(i),
+        manifest: Hash::of(&encode(&manifest())),
+        samples,
+        loss_micro: Some(7_037_034),
+    };
+    vec![
+        ("admit", Decision::Admit { peer: peer(5), stage }),
+        ("evict", Decision::Evict { peer: peer(5), reason: EvictReason::InvalidContribution }),
+        (
+            "open-epoch",
+            Decision::OpenEpoch {
+                stage,
+                epoch,
+                base: hash("weights"),
+                members: members(&[(5, 8), (6, 5), (7, 3)]),
+            },
+        ),
+        ("release", Decision::Release { stage, epoch, peer: peer(6) }),
+        ("cutoff", Decision::Cutoff { stage, epoch }),
+        (
+            "merge-plan",
+            Decision::MergePlan {
+                stage,
+                epoch,
+                attempt,
+                submitters: vec![submission(5, 3), submission(7, 61)],
+            },
+        ),
+        (
+            "merge-reassign",
+            Decision::MergeReassign { stage, epoch, attempt, partition: PartitionIndex(1), owner: peer(6) },
+        ),
+        ("merge-abort", Decision::MergeAbort { stage, epoch, attempt, lost: vec![peer(7)] }),
+        (
+            "merge-outcome",
+            Decision::MergeOutcome {
+                stage,
+                epoch,
+                attempt,
+                partitions: vec![hash("merged 0"), hash("merged 1")],
+            },
+        ),
+        ("finish", Decision::Finish),
+    ]
+}
+
+/// Peers by number with their weights, in the order of their public keys.
+pub(crate) fn members(numbers: &[(u8, u32)]) -> Vec<(PeerId, u32)> {
+    let mut members: Vec<_> = numbers.iter().map(|&(i, weight)| (peer(i), weight)).collect();
+    members.sort_unstable();
+    members
+}
+
+pub(crate) fn entry(decision: Decision) -> Entry {
+    Entry { proposer: peer(1), decision }
+}
+
+/// A log of two entries: candidate 1 admits peer 5 and peer 6 to stage 1.
+pub(crate) fn log() -> Vec<Vec<u8>> {
+    let admit = |i| encode(&entry(Decision::Admit { peer: peer(i), stage: StageIndex(1) }));
+    vec![admit(5), admit(6)]
+}
+
+/// Position and chain hash of the log's last entry.
+pub(crate) fn head() -> (LogIndex, Hash) {
+    (LogIndex(1), log().iter().fold(chain_start(run()), |chain, entry| chain_hash(chain, entry)))
+}
+
+pub(crate) fn vote(candidate: u8) -> Vote {
+    let (index, chain) = head();
+    let signature = identity(candidate).sign(&vote_bytes(run(), index, chain));
+    Vote { candidate: u16::from(candidate) - 1, index, chain, signature: ByteBuf::from(signature) }
+}
+
+/// Candidates 1 and 3 of three.
+pub(crate) fn certificate() -> Certificate {
+    let (index, chain) = head();
+    let signatures = [1, 3].map(|i| (vote(i).candidate, vote(i).signature)).to_vec();
+    Certificate { index, chain, signatures }
+}
+
+pub(crate) fn control_update() -> ControlUpdate {
+    let entries = log().into_iter().map(ByteBuf::from).collect();
+    ControlUpdate { first: LogIndex(0), entries, certificate: certificate() }
+}
+
+pub(crate) fn requests() -> Vec<(&'static str, Request)> {
+    let bundle = ConsensusBundle { messages: vec![ByteBuf::from(*b"opaque")], votes: vec![vote(1)] };
+    vec![
+        ("consensus", Request::Consensus(bundle)),
+        ("log", Request::Log { from: LogIndex(300) }),
+        ("state", Request::State { stage: StageIndex(1), version: Epoch(2) }),
+    ]
+}
+
+pub(crate) fn responses() -> Vec<(&'static str, Response)> {
+    let offer = StateOffer {
+        stage: StageIndex(1),
+        version: Epoch(2),
+        weights: hash("weights"),
+        parts: vec![hash("part 0"), hash("part 1")],
+    };
+    vec![
+        ("done", Response::Done),
+        ("log", Response::Log(control_update())),
+        ("state", Response::State(offer)),
+        ("unavailable", Response::Unavailable),
+    ]
+}
+
+/// The payload of [`push_header`]: 1 × 2 × 2 numbers.
+pub(crate) fn push_payload() -> Vec<u8> {
+    [1.0_f32, -2.0, 0.5, 3.25].iter().flat_map(|value| value.to_le_bytes()).collect()
+}
+
+pub(crate) fn push_header() -> PushHeader {
+    PushHeader {
+        version: 1,
+        run: run(),
+        direction: Direction::Forward,
+        stage: StageIndex(1),
+        epoch: Epoch(2),
+        sample: SampleId(131),
+        dtype: WireDtype::F32,
+        shape: [1, 2, 2],
+        hash: Hash::of(&push_payload()),
+    }
+}

@@ -1,0 +1,626 @@
+//! A small virtual world: one event queue ordered by (time, sequence), one seed, made-up tensors.
+//!
+//! Tensors are byte strings derived from their inputs, so that equal work gives equal hashes and any
+//! difference in what was merged shows in the weights.
+
+use std::cmp::Reverse;
+use std::collections::{BTreeMap, BTreeSet, BinaryHeap};
+use std::sync::Arc;
+use std::time::Duration;
+
+use iota_protocol::log::{LogBytes, MemoryStorage};
+use iota_protocol::miner::{Action, Job, JobDone, Notice};
+use iota_protocol::peer::{Peer, Roles};
+use iota_protocol::run_state::StateEvent;
+use iota_protocol::spec::{Candidate, RunSpec, TrainingMode};
+use iota_protocol::time::Millis;
+use iota_protocol::wire::frame::{PushAck, PushHeader};
+use iota_protocol::wire::message::{StateOffer, Topic};
+use iota_protocol::{Epoch, Hash, Identity, Instant, PeerId, StageIndex};
+use rand_chacha::ChaCha8Rng;
+use rand_core::{Rng, SeedableRng};
+
+type VirtualPeer = Peer<MemoryStorage<LogBytes>>;
+
+const ENGINE_DELAY: Duration = Duration::from_millis(40);
+const PARAMETERS: usize = 1000;
+
+pub(crate) enum Fault {
+    Kill(usize),
+    KillLeader,
+    Freeze(usize, Duration),
+    Join,
+}
+
+enum Event {
+    Start(usize),
+    Timeout(usize, u64),
+    Gossip(usize, Topic, Vec<u8>),
+    Request { to: usize, from: usize, id: u64, bytes: Vec<u8> },
+    Response { to: usize, id: u64, bytes: Option<Vec<u8>> },
+    Push { to: usize, from: usize, id: u64, header: PushHeader },
+    PushResult { to: usize, id: u64, peer: PeerId, ack: Option<PushAck> },
+    Fetched { to: usize, id: u64, hash: Option<Hash>, deliver: bool },
+    JobDone(usize, JobDone),
+    Fault(Fault),
+    Thaw(usize),
+}
+
+struct Queued(Instant, u64, Event);
+
+impl PartialEq for Queued {
+    fn eq(&self, other: &Self) -> bool {
+        (self.0, self.1) == (other.0, other.1)
+    }
+}
+impl Eq for Queued {}
+impl PartialOrd for Queued {
+    fn partial_cmp(&self, other: &Self) -> Option<std::cmp::Ordering> {
+        Some(self.cmp(other))
+    }
+}
+impl Ord for Queued {
+    fn cmp(&self, other: &Self) -> std::cmp::Ordering {
+        (self.0, self.1).cmp(&(other.0, other.1))
+    }
+}
+
+#[derive(Default)]
+struct Engine {
+    base: Vec<u8>,
+    accumulated: BTreeSet<(u64, Hash)>,
+    /// Samples since the last inner step.
+    unspent: u32,
+}
+
+struct Node {
+    peer: VirtualPeer,
+    alive: bool,
+    frozen: bool,
+    started: bool,
+    inbox_while_frozen: Vec<Event>,
+    wake: u64,
+    blobs: BTreeMap<Hash, Vec<u8>>,
+    tags: BTreeMap<String, BTreeSet<Hash>>,
+    engine: Engine,
+    tickets: BTreeMap<u64, (usize, u64)>,
+}
+
+pub(crate) struct World {
+    spec: Arc<RunSpec>,
+    nodes: Vec<Node>,
+    ids: BTreeMap<PeerId, usize>,
+    queue: BinaryHeap<Reverse<Queued>>,
+    sequence: u64,
+    now: Instant,
+    rng: ChaCha8Rng,
+    loss: f64,
+    next_ticket: u64,
+    events: Vec<StateEvent>,
+    trace: blake3::Hasher,
+    leader_killed: Option<Instant>,
+    election: Duration,
+}
+
+fn identity(i: usize) -> Identity {
+    Identity::from_secret([u8::try_from(i + 1).expect("few"); 32])
+}
+
+impl World {
+    pub(crate) fn new(seed: u64, stages: u16, replicas: u16, mode: TrainingMode) -> Self {
+        Self::with_epochs(seed, stages, replicas, mode, 5)
+    }
+
+    pub(crate) fn with_epochs(
+        seed: u64,
+        stages: u16,
+        replicas: u16,
+        mode: TrainingMode,
+        epochs: u32,
+    ) -> Self {
+        let mut spec = RunSpec { seed, ..RunSpec::default() };
+        spec.pipeline.stages = stages;
+        spec.pipeline.start_replicas = replicas;
+        spec.training.mode = mode;
+        spec.training.epochs = epochs;
+        spec.training.samples_per_epoch = 24;
+        spec.timing.heartbeat = Millis(500);
+        spec.timing.eviction = Millis(3000);
+        spec.timing.epoch_deadline = Millis(30_000);
+        spec.timing.merge_deadline = Millis(10_000);
+        let count = usize::from(stages * replicas);
+        spec.orchestrator.candidates =
+            (0..count.min(3)).map(|i| Candidate { peer: identity(i).peer(), priority: 0 }).collect();
+        spec.validate().expect("a valid spec");
+        let mut world = Self {
+            spec: Arc::new(spec),
+            nodes: Vec::new(),
+            ids: BTreeMap::new(),
+            queue: BinaryHeap::new(),
+            sequence: 0,
+            now: Instant::from_nanos(1),
+            rng: ChaCha8Rng::seed_from_u64(seed),
+            loss: 0.0,
+            next_ticket: 0,
+            events: Vec::new(),
+            trace: blake3::Hasher::new(),
+            leader_killed: None,
+            election: Duration::ZERO,
+        };
+        for _ in 0..count {
+            world.add_node();
+        }
+        world
+    }
+
+    fn add_node(&mut self) {
+        let i = self.nodes.len();
+        let identity = identity(i);
+        let parameters = vec![PARAMETERS; self.stages()];
+        let roles = Roles { miner: true, validator: false };
+        let peer = Peer::new(
+            Arc::clone(&self.spec),
+            identity.clone(),
+            roles,
+            &parameters,
+            0,
+            MemoryStorage::default(),
+        );
+        self.ids.insert(identity.peer(), i);
+        self.nodes.push(Node {
+            peer,
+            alive: true,
+            frozen: false,
+            started: false,
+            inbox_while_frozen: Vec::new(),
+            wake: 0,
+            blobs: BTreeMap::new(),
+            tags: BTreeMap::new(),
+            engine: Engine::default(),
+            tickets: BTreeMap::new(),
+        });
+        let delay = Duration::from_millis(self.draw(200));
+        self.push(delay, Event::Start(i));
+    }
+
+    pub(crate) fn lose(&mut self, fraction: f64) {
+        self.loss = fraction;
+    }
+
+    pub(crate) fn schedule(&mut self, at: Duration, fault: Fault) {
+        self.push(at, Event::Fault(fault));
+    }
+
+    pub(crate) fn stages(&self) -> usize {
+        usize::from(self.spec.pipeline.stages)
+    }
+
+    pub(crate) fn epochs(&self) -> u32 {
+        self.spec.training.epochs
+    }
+
+    pub(crate) fn samples_per_epoch(&self) -> u64 {
+        u64::from(self.spec.training.samples_per_epoch)
+    }
+
+    pub(crate) fn peer(&self, i: usize) -> &VirtualPeer {
+        &self.nodes[i].peer
+    }
+
+    /// Tags under which a peer keeps blobs.
+    pub(crate) fn tags(&self, i: usize) -> impl Iterator<Item = &str> {
+        self.nodes[i].tags.keys().map(String::as_str)
+    }
+
+    pub(crate) fn len(&self) -> usize {
+        self.nodes.len()
+    }
+
+    pub(crate) fn alive(&self) -> impl Iterator<Item = usize> + '_ {
+        (0..self.nodes.len()).filter(|&i| self.nodes[i].alive)
+    }
+
+    pub(crate) fn events(&self) -> &[StateEvent] {
+        &self.events
+    }
+
+    pub(crate) fn election_time(&self) -> Duration {
+        self.election
+    }
+
+    pub(crate) fn elapsed(&self) -> Duration {
+        self.now.since(Instant::ZERO)
+    }
+
+    pub(crate) fn trace(&self) -> Hash {
+        Hash(*self.trace.finalize().as_bytes())
+    }
+
+    pub(crate) fn finished(&self) -> bool {
+        let last = Epoch(self.epochs());
+        self.alive().all(|i| {
+            let peer = self.peer(i);
+            let caught_up =
+                peer.miner().and_then(|miner| miner.weights()).is_none_or(|weights| weights.version == last);
+            peer.state().finished() && (caught_up || peer.state().stage_of(peer.id()).is_none())
+        })
+    }
+
+    pub(crate) fn describe(&self) -> String {
+        let mut text = String::new();
+        for i in self.alive() {
+            let peer = self.peer(i);
+            let weights = peer.miner().and_then(|miner| miner.weights());
+            let progress = peer.miner().and_then(|miner| miner.progress());
+            let (applied, leader) = (peer.state().applied(), peer.leader().map(|l| self.ids[&l]));
+            text += &format!("peer {i} applied {applied} leader {leader:?} {weights:?} {progress:?}\n");
+        }
+        for stage in self.peer(self.alive().next().expect("alive")).state().stages() {
+            text += &format!("stage at {:?}: {:?}\n", stage.version, stage.phase);
+        }
+        let tail = self.events.len().saturating_sub(12);
+        text + &format!("{:?}", &self.events[tail..])
+    }
+
+    fn draw(&mut self, below: u64) -> u64 {
+        self.rng.next_u64() % below
+    }
+
+    fn lost(&mut self) -> bool {
+        #[expect(clippy::cast_precision_loss, reason = "a coin")]
+        let coin = self.draw(1_000_000) as f64 / 1e6;
+        coin < self.loss
+    }
+
+    fn push(&mut self, delay: Duration, event: Event) {
+        self.sequence += 1;
+        self.queue.push(Reverse(Queued(self.now + delay, self.sequence, event)));
+    }
+
+    fn latency(&mut self) -> Duration {
+        Duration::from_micros(2000 + self.draw(6000))
+    }
+
+    pub(crate) fn run_for(&mut self, limit: Duration, done: impl Fn(&Self) -> bool) -> bool {
+        let end = self.now + limit;
+        let mut steps = 0_u64;
+        while let Some(Reverse(Queued(at, _, event))) = self.queue.pop() {
+            if at > end {
+                return false;
+            }
+            self.now = at;
+            self.dispatch(event);
+            steps += 1;
+            if steps.is_multiple_of(64) && done(self) {
+                return true;
+            }
+        }
+        false
+    }
+
+    fn target(event: &Event) -> Option<usize> {
+        match event {
+            Event::Start(i) | Event::Timeout(i, _) | Event::Gossip(i, ..) | Event::JobDone(i, _) => Some(*i),
+            Event::Request { to, .. } | Event::Response { to, .. } | Event::Push { to, .. } => Some(*to),
+            Event::PushResult { to, .. } | Event::Fetched { to, .. } => Some(*to),
+            Event::Fault(_) | Event::Thaw(_) => None,
+        }
+    }
+
+    fn dispatch(&mut self, event: Event) {
+        if let Some(i) = Self::target(&event) {
+            let node = &mut self.nodes[i];
+            if !node.alive || !(node.started || matches!(event, Event::Start(_))) {
+                return self.undeliverable(event);
+            }
+            if matches!(event, Event::Timeout(_, wake) if wake != node.wake) {
+                return;
+            }
+            if node.frozen {
+                node.inbox_while_frozen.push(event);
+                return;
+            }
+            self.handle(i, event);
+            self.drain(i);
+        } else {
+            match event {
+                Event::Fault(fault) => self.fault(fault),
+                Event::Thaw(i) => {
+                    self.nodes[i].frozen = false;
+                    for event in std::mem::take(&mut self.nodes[i].inbox_while_frozen) {
+                        self.dispatch(event);
+                    }
+                }
+                _ => {}
+            }
+        }
+    }
+
+    /// The network tells senders that nobody answered.
+    fn undeliverable(&mut self, event: Event) {
+        let wait = Duration::from_millis(500);
+        match event {
+            Event::Request { from, id, .. } => self.push(wait, Event::Response { to: from, id, bytes: None }),
+            Event::Push { to, from, id, .. } => {
+                let peer = self.nodes[to].peer.id();
+                self.push(wait, Event::PushResult { to: from, id, peer, ack: None });
+            }
+            _ => {}
+        }
+    }
+
+    fn fault(&mut self, fault: Fault) {
+        match fault {
+            Fault::Kill(i) => self.nodes[i].alive = false,
+            Fault::KillLeader => {
+                let leader = self
+                    .alive()
+                    .find(|&i| self.peer(i).leader() == Some(self.peer(i).id()))
+                    .expect("a leader");
+                self.nodes[leader].alive = false;
+                self.leader_killed = Some(self.now);
+            }
+            Fault::Freeze(i, time) => {
+                self.nodes[i].frozen = true;
+                self.push(time, Event::Thaw(i));
+            }
+            Fault::Join => self.add_node(),
+        }
+    }
+
+    fn handle(&mut self, i: usize, event: Event) {
+        let now = self.now;
+        match event {
+            Event::Start(_) => {
+                self.nodes[i].started = true;
+                self.nodes[i].peer.handle_timeout(now);
+            }
+            Event::Timeout(..) => self.nodes[i].peer.handle_timeout(now),
+            Event::Gossip(_, topic, bytes) => {
+                if let Err(reason) = self.nodes[i].peer.handle_gossip(now, topic, &bytes) {
+                    assert!(reason.is_innocent(), "honest peers are never guilty: {reason}");
+                }
+            }
+            Event::Request { from, id, bytes, .. } => {
+                self.next_ticket += 1;
+                let ticket = self.next_ticket;
+                self.nodes[i].tickets.insert(ticket, (from, id));
+                let from = self.nodes[from].peer.id();
+                self.nodes[i]
+                    .peer
+                    .handle_request(now, from, ticket, &bytes)
+                    .expect("honest requests are answered");
+            }
+            Event::Response { id, bytes, .. } => {
+                self.nodes[i]
+                    .peer
+                    .handle_response(now, id, bytes.as_deref())
+                    .expect("honest responses are understood");
+            }
+            Event::Push { from, id, header, .. } => {
+                let (sender, me) = (self.nodes[from].peer.id(), self.nodes[i].peer.id());
+                let Some(payload) = self.nodes[from].blobs.get(&header.hash).cloned() else {
+                    // The sender has let go of the settled epoch while the push was on its way.
+                    return self.undeliverable(Event::Push { to: i, from, id, header });
+                };
+                let tag = format!("e/{}/{}/", header.stage, header.epoch);
+                self.keep(i, payload, &tag);
+                let ack = self.nodes[i].peer.handle_push(now, sender, &header);
+                let delay = self.latency();
+                self.push(delay, Event::PushResult { to: from, id, peer: me, ack: Some(ack) });
+            }
+            Event::PushResult { id, peer, ack, .. } => {
+                self.nodes[i].peer.handle_push_result(now, id, peer, ack)
+            }
+            Event::Fetched { id, hash, deliver, .. } => {
+                let bytes =
+                    hash.map(|hash| if deliver { self.nodes[i].blobs[&hash].clone() } else { Vec::new() });
+                self.nodes[i].peer.handle_fetched(now, id, bytes.as_deref());
+            }
+            Event::JobDone(_, done) => self.nodes[i].peer.handle_job_done(now, done),
+            Event::Fault(_) | Event::Thaw(_) => {}
+        }
+    }
+
+    fn keep(&mut self, i: usize, bytes: Vec<u8>, tag: &str) -> Hash {
+        let hash = Hash::of(&bytes);
+        self.nodes[i].blobs.insert(hash, bytes);
+        self.nodes[i].tags.entry(tag.to_owned()).or_default().insert(hash);
+        hash
+    }
+
+    fn drain(&mut self, i: usize) {
+        while let Some(action) = self.nodes[i].peer.poll_action() {
+            self.act(i, action);
+        }
+        let deadline = self.nodes[i].peer.deadline().max(self.now + Duration::from_millis(1));
+        self.nodes[i].wake += 1;
+        let wake = self.nodes[i].wake;
+        self.push(deadline.since(self.now), Event::Timeout(i, wake));
+    }
+
+    fn act(&mut self, i: usize, action: Action) {
+        match action {
+            Action::Publish { topic, bytes } => {
+                for j in 0..self.nodes.len() {
+                    if j != i && !self.lost() {
+                        let delay = self.latency();
+                        self.push(delay, Event::Gossip(j, topic, bytes.clone()));
+                    }
+                }
+            }
+            Action::Request { id, to, bytes } => {
+                let (to, delay) = (self.ids[&to], self.latency());
+                let event = Event::Request { to, from: i, id, bytes };
+                if self.lost() { self.undeliverable(event) } else { self.push(delay, event) }
+            }
+            Action::Respond { ticket, bytes } => {
+                let (to, id) = self.nodes[i].tickets.remove(&ticket).expect("each request is answered once");
+                let delay = self.latency();
+                self.push(delay, Event::Response { to, id, bytes: Some(bytes) });
+            }
+            Action::Push { id, to, header } => {
+                let (to, delay) = (self.ids[&to], self.latency());
+                assert!(self.nodes[i].blobs.contains_key(&header.hash), "pushes what it holds");
+                let event = Event::Push { to, from: i, id, header };
+                if self.lost() { self.undeliverable(event) } else { self.push(delay, event) }
+            }
+            Action::Fetch { id, hash, providers, deliver, tag, .. } => {
+                self.fetch(i, id, hash, &providers, deliver, &tag)
+            }
+            Action::Store { bytes, tag, .. } => drop(self.keep(i, bytes, &tag)),
+            Action::Release { prefix } => {
+                self.nodes[i].tags.retain(|tag, _| !tag.starts_with(&prefix));
+                let kept: BTreeSet<Hash> = self.nodes[i].tags.values().flatten().copied().collect();
+                self.nodes[i].blobs.retain(|hash, _| kept.contains(hash));
+            }
+            Action::Compute(job) => {
+                let done = self.compute(i, &job);
+                let delay = ENGINE_DELAY + Duration::from_micros(self.draw(20_000));
+                self.push(delay, Event::JobDone(i, done));
+            }
+            Action::Addresses { .. } | Action::Forget { .. } => {}
+            Action::Notice(notice) => self.note(i, notice),
+        }
+    }
+
+    fn note(&mut self, i: usize, notice: Notice) {
+        self.trace.update(format!("{:?} {i} {notice:?}\n", self.now).as_bytes());
+        match notice {
+            Notice::JobFailed(reason) => panic!("job failed at {i}: {reason}"),
+            Notice::State(event) if self.alive().next() == Some(i) => self.events.push(event),
+            Notice::Leader(Some(_)) => {
+                if let Some(killed) = self.leader_killed.take() {
+                    self.election = self.now.since(killed);
+                }
+            }
+            _ => {}
+        }
+    }
+
+    fn fetch(&mut self, i: usize, id: u64, hash: Hash, providers: &[PeerId], deliver: bool, tag: &str) {
+        let have = |node: &Node| node.alive && !node.frozen && node.blobs.contains_key(&hash);
+        let local = self.nodes[i].blobs.contains_key(&hash).then_some(i);
+        let remote = providers.iter().map(|peer| self.ids[peer]).find(|&j| have(&self.nodes[j]));
+        let source = local.or_else(|| if self.lost() { None } else { remote });
+        let delay = self.latency() * 2;
+        if let Some(j) = source {
+            let bytes = self.nodes[j].blobs[&hash].clone();
+            self.keep(i, bytes, tag);
+        }
+        self.push(delay, Event::Fetched { to: i, id, hash: source.map(|_| hash), deliver });
+    }
+
+    /// Deterministic stand-ins for tensors: hashes of what they were computed from.
+    #[expect(clippy::too_many_lines, reason = "one short arm for each job")]
+    fn compute(&mut self, i: usize, job: &Job) -> JobDone {
+        let tag = |stage: StageIndex, epoch: Epoch| format!("e/{stage}/{epoch}/");
+        let stage_now = self.peer(i).state().stage_of(self.peer(i).id()).unwrap_or_default();
+        match job {
+            Job::Initialise { stage } => {
+                self.nodes[i].engine =
+                    Engine { base: vec![u8::try_from(stage.0).expect("few")], ..Engine::default() };
+                self.weights(i, *stage, Epoch(0))
+            }
+            Job::Load { stage, version, weights, parts } => {
+                let state: Vec<u8> =
+                    parts.iter().flat_map(|part| self.nodes[i].blobs[part].clone()).collect();
+                assert_eq!(Hash::of(&state), *weights, "the state is what was offered");
+                self.nodes[i].engine = Engine { base: state, ..Engine::default() };
+                self.weights(i, *stage, *version)
+            }
+            Job::Snapshot { stage, version, hash } => {
+                let state = self.nodes[i].engine.base.clone();
+                let part = self.keep(i, state, &format!("s/{stage}/{version}/"));
+                JobDone::Snapshot(StateOffer {
+                    stage: *stage,
+                    version: *version,
+                    weights: *hash,
+                    parts: vec![part],
+                })
+            }
+            Job::Reset => {
+                self.nodes[i].engine.accumulated.clear();
+                self.nodes[i].engine.unspent = 0;
+                JobDone::Reset
+            }
+            Job::Forward { epoch, sample, input } => {
+                let bytes = format!("activation {sample} {input:?}").into_bytes();
+                let output = self.keep(i, bytes, &tag(stage_now, *epoch));
+                JobDone::Forwarded { epoch: *epoch, sample: *sample, output }
+            }
+            Job::Loss { epoch, sample, input } => {
+                self.accumulate(i, sample.0);
+                let bytes = format!("gradient {sample} {input:?}").into_bytes();
+                let gradient = input.map(|_| self.keep(i, bytes, &tag(stage_now, *epoch)));
+                JobDone::Finished {
+                    epoch: *epoch,
+                    sample: *sample,
+                    input_gradient: gradient,
+                    loss_micro: Some(1_000_000),
+                }
+            }
+            Job::Backward { epoch, sample, gradient } => {
+                self.accumulate(i, sample.0);
+                let bytes = format!("gradient {sample} {gradient:?}").into_bytes();
+                let gradient = (stage_now.0 > 0).then(|| self.keep(i, bytes, &tag(stage_now, *epoch)));
+                JobDone::Finished {
+                    epoch: *epoch,
+                    sample: *sample,
+                    input_gradient: gradient,
+                    loss_micro: None,
+                }
+            }
+            Job::InnerStep { epoch, step } => {
+                let unspent = std::mem::take(&mut self.nodes[i].engine.unspent);
+                assert!(unspent > 0, "a step needs a gradient");
+                assert!(*step < self.spec.training.inner_steps, "the schedule has such a step");
+                JobDone::Stepped { epoch: *epoch }
+            }
+            Job::Contribute { stage, epoch, samples } => {
+                assert_eq!(
+                    self.nodes[i].engine.accumulated.len(),
+                    *samples as usize,
+                    "what is claimed was accumulated"
+                );
+                if self.spec.training.mode == TrainingMode::Local {
+                    assert_eq!(self.nodes[i].engine.unspent, 0, "every gradient is in a step");
+                }
+                let count = self.spec.partitions(PARAMETERS);
+                let sum = format!("{:?}", self.nodes[i].engine.accumulated);
+                let parts =
+                    (0..count).map(|p| self.keep(i, format!("{p} {sum}").into_bytes(), &tag(*stage, *epoch)));
+                JobDone::Contributed { epoch: *epoch, partitions: parts.collect() }
+            }
+            Job::Reduce { stage, epoch, partition, inputs } => {
+                let mut sum = Vec::new();
+                for (peer, weight, hash) in inputs {
+                    sum.extend(
+                        format!("{peer} {weight} {}", String::from_utf8_lossy(&self.nodes[i].blobs[hash]))
+                            .bytes(),
+                    );
+                }
+                let merged = self.keep(i, sum, &tag(*stage, *epoch));
+                JobDone::Reduced { stage: *stage, partition: *partition, merged: Ok(merged) }
+            }
+            Job::Apply { stage, epoch, partitions } => {
+                let engine = &mut self.nodes[i].engine;
+                engine.base =
+                    Hash::of(format!("{:?} {partitions:?}", Hash::of(&engine.base)).as_bytes()).0.to_vec();
+                engine.accumulated.clear();
+                engine.unspent = 0;
+                self.weights(i, *stage, Epoch(epoch.0 + 1))
+            }
+        }
+    }
+
+    fn weights(&self, i: usize, stage: StageIndex, version: Epoch) -> JobDone {
+        JobDone::Weights { stage, version, hash: Hash::of(&self.nodes[i].engine.base) }
+    }
+
+    fn accumulate(&mut self, i: usize, sample: u64) {
+        let fresh = self.nodes[i].engine.accumulated.insert((sample, Hash::default()));
+        assert!(fresh, "sample {sample} accumulated twice at {i}");
+        self.nodes[i].engine.unspent += 1;
+    }
+}
