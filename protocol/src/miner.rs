@@ -28,6 +28,7 @@ use crate::run_state::{RunState, Training};
 use crate::spec::{Bottleneck, RunSpec, TrainingMode};
 use crate::time::Instant;
 use crate::wire::frame::{Direction, PushAck, PushHeader, PushRefusal};
+use crate::wire::gossip::HashedManifest;
 use crate::wire::message::{Manifest, ManifestAnnounce, MergeMessage, StateOffer, WeightsRecord};
 
 use catch_up::CatchUp;
@@ -87,7 +88,7 @@ pub struct Miner {
     works: BTreeMap<Epoch, EpochWork>,
     held: BTreeMap<(Epoch, SampleId), Held>,
     merges: BTreeMap<StageIndex, MergeWork>,
-    manifests: BTreeMap<Hash, Manifest>,
+    manifests: BTreeMap<Hash, Arc<HashedManifest>>,
     catch_up: CatchUp,
     /// Epochs of which blobs may be kept here, whoever put them: own work, a merge for any stage, catching up.
     kept_epochs: BTreeSet<(StageIndex, Epoch)>,
@@ -196,11 +197,11 @@ impl Miner {
     }
 
     /// Takes a manifest heard on the merge topic, so that its hash can be resolved later.
-    pub fn handle_manifest(&mut self, manifest: &Manifest, hash: Hash) {
+    pub fn handle_manifest(&mut self, submitted: Arc<HashedManifest>) {
         while self.manifests.len() >= MANIFESTS_KEPT {
             self.manifests.pop_first();
         }
-        self.manifests.insert(hash, manifest.clone());
+        self.manifests.insert(submitted.hash, submitted);
     }
 
     /// Takes a pushed tensor whose payload was checked against its header.
@@ -378,7 +379,7 @@ impl Miner {
         let tag = outbox::tag(work.stage, epoch);
         let manifest = work.submit(cx.state, self.me, partitions, |bytes| cx.out.store(bytes, &tag));
         let hash = cx.out.store(crate::wire::encode(&manifest), &tag);
-        self.manifests.insert(hash, manifest);
+        self.manifests.insert(hash, Arc::new(HashedManifest { manifest, hash }));
         self.announce_due = cx.now;
     }
 
@@ -410,6 +411,7 @@ impl Miner {
         self.release_settled(cx);
         if std::mem::replace(&mut self.followed, cx.state.applied()) != cx.state.applied() {
             self.works.values_mut().for_each(|work| work.follow_below(cx.state));
+            self.forget_manifests(cx.state);
         }
         self.follow_merges(cx);
     }
@@ -430,6 +432,11 @@ impl Miner {
         let work = self.works.entry(epoch).or_insert_with(|| EpochWork::new(spec, index, training));
         self.kept_epochs.insert((index, epoch));
         work.follow(me, training);
+        let above = index.0.checked_sub(1).and_then(|above| cx.state.stage(StageIndex(above)));
+        if above.is_none_or(|above| above.deal(epoch).is_none()) {
+            // Whose they are is decided in an entry that is not here yet; their senders were told that we have them.
+            return;
+        }
         let held: Vec<_> = self
             .held
             .range((epoch, SampleId(0))..=(epoch, SampleId(u64::MAX)))
@@ -454,8 +461,16 @@ impl Miner {
         let keep = version.0.saturating_sub(BLOB_EPOCHS_KEPT);
         self.works.retain(|epoch, _| epoch.0 >= keep);
         self.held.retain(|(epoch, _), _| *epoch >= version);
-        self.manifests.retain(|_, manifest| manifest.stage != index || manifest.epoch.0 >= keep);
         self.offer.take_if(|offer| offer.stage != index || offer.version < version);
+    }
+
+    /// Forgets manifests of epochs long settled, of every stage.
+    fn forget_manifests(&mut self, state: &RunState) {
+        self.manifests.retain(|_, submitted| {
+            let Manifest { stage, epoch, .. } = &submitted.manifest;
+            let settled = state.stage(*stage).map_or(Epoch(0), |stage| stage.version);
+            epoch.0.saturating_add(BLOB_EPOCHS_KEPT) >= settled.0
+        });
     }
 
     /// Lets go of the blobs that settled epochs left behind, of whatever stage and for whatever purpose.

@@ -5,6 +5,7 @@
 //! leader takes over in mid-epoch without being told anything. A proposal that turns out void is harmless.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
 
 use crate::id::{Epoch, Hash, LogIndex, PartitionIndex, PeerId, StageIndex};
 use crate::limits::PROPOSAL_REPEAT;
@@ -14,7 +15,8 @@ use crate::run_state::{Phase, Plan, RunState, Stage, Training};
 use crate::samples::sample_set_hash;
 use crate::time::Instant;
 use crate::wire::encode;
-use crate::wire::message::{Decision, DigestReport, EvictReason, Manifest, Submission};
+use crate::wire::gossip::HashedManifest;
+use crate::wire::message::{Decision, DigestReport, EvictReason, Submission};
 
 /// Largest weight of a member in a deal; the fastest has it, the others a share. Coarse, so that the
 /// noise of a measurement does not unbalance equal machines.
@@ -30,19 +32,12 @@ enum Doing {
     Merging(LogIndex, u16),
 }
 
-/// A manifest heard of, with its hash and the set of samples its peer was dealt when it submitted.
-#[derive(Clone, Debug)]
-struct Submitted {
-    manifest: Manifest,
-    hash: Hash,
-}
-
 /// The leader's mind.
 #[derive(Debug, Default)]
 pub struct Orchestrator {
     proposed: BTreeMap<Hash, Instant>,
     doing: BTreeMap<StageIndex, (Doing, Instant)>,
-    manifests: BTreeMap<(StageIndex, PeerId), Submitted>,
+    manifests: BTreeMap<(StageIndex, PeerId), Arc<HashedManifest>>,
     tallies: BTreeMap<(StageIndex, Epoch, u16), Tally>,
     agreement: BTreeMap<StageIndex, AgreementMatrix>,
     /// Since when this candidate could have heard of anybody: its start, or its return from a pause.
@@ -58,10 +53,9 @@ impl Orchestrator {
 
     /// Takes a miner's commitment. The newest of a peer and stage stands; an honest peer sends another only
     /// when samples were dealt to it anew.
-    pub fn handle_manifest(&mut self, manifest: &Manifest) {
-        let hash = Hash::of(&encode(manifest));
-        self.manifests
-            .insert((manifest.stage, manifest.peer), Submitted { manifest: manifest.clone(), hash });
+    pub fn handle_manifest(&mut self, submitted: Arc<HashedManifest>) {
+        let manifest = &submitted.manifest;
+        self.manifests.insert((manifest.stage, manifest.peer), submitted);
     }
 
     /// Takes an owner's results.
@@ -239,7 +233,7 @@ impl Orchestrator {
     /// The submission of `peer`, if its manifest fits the epoch as it stands: same base, and no samples
     /// beyond those dealt to it. Before a cutoff it must have been made for all samples dealt to it.
     fn submission(&self, index: StageIndex, training: &Training, peer: PeerId) -> Option<Submission> {
-        let Submitted { manifest, hash } = self.manifests.get(&(index, peer))?;
+        let HashedManifest { manifest, hash } = &**self.manifests.get(&(index, peer))?;
         let dealt = training.deal.samples_of(peer);
         let complete = training.cut_off || manifest.dealt == sample_set_hash(&dealt);
         let fits = manifest.epoch == training.epoch
@@ -407,7 +401,6 @@ fn further_owner(state: &RunState, stage: StageIndex, owners: &[PeerId]) -> Opti
 
 #[cfg(test)]
 mod tests {
-    use std::sync::Arc;
     use std::time::Duration;
 
     use super::*;

@@ -13,8 +13,9 @@ use std::time::Duration;
 
 use omnipaxos::storage::Storage;
 
-use crate::id::{Identity, LogIndex, PeerId, RunId};
-use crate::limits::{GOSSIP_BYTES_MAX, HEAD_REPEAT, RPC_BYTES_MAX, TRANSFER_DEADLINE};
+use crate::id::{Identity, LogIndex, PeerId};
+use crate::limits::{HEAD_REPEAT, RPC_BYTES_MAX, TRANSFER_DEADLINE};
+use crate::log::certificate::Certified;
 use crate::log::decided::Extended;
 use crate::log::{DecidedLog, LogBytes};
 use crate::miner::{Action, Context, JobDone, Miner, Notice, Outbox};
@@ -22,10 +23,9 @@ use crate::run_state::RunState;
 use crate::spec::RunSpec;
 use crate::time::Instant;
 use crate::wire::frame::{PushAck, PushHeader, PushRefusal};
-use crate::wire::message::{
-    ControlUpdate, DigestReport, Manifest, MergeMessage, PeerRecord, Request, Response, Topic,
-};
-use crate::wire::{RejectReason, ReplayWindow, decode, encode, open};
+use crate::wire::gossip::{Gossip, HashedManifest, Opened};
+use crate::wire::message::{DigestReport, MergeMessage, PeerRecord, Request, Response, Topic};
+use crate::wire::{RejectReason, ReplayWindow, decode};
 
 use book::Book;
 use candidate::Candidate;
@@ -65,7 +65,6 @@ enum Asked {
 /// A peer of a run.
 pub struct Peer<S: Storage<LogBytes>> {
     me: PeerId,
-    run: RunId,
     spec: Arc<RunSpec>,
     roles: Roles,
     addresses: Addresses,
@@ -80,6 +79,8 @@ pub struct Peer<S: Storage<LogBytes>> {
     sequence: u64,
     now: Instant,
     record_due: Instant,
+    /// Whether somebody may have entries that are missing here.
+    behind: bool,
     log_fetch_due: Instant,
     log_fetch_turn: usize,
     leader: Option<PeerId>,
@@ -104,7 +105,6 @@ impl<S: Storage<LogBytes>> Peer<S> {
         let (me, run) = (identity.peer(), spec.run_id());
         Self {
             me,
-            run,
             roles,
             addresses: Addresses::default(),
             log: DecidedLog::new(&spec),
@@ -118,6 +118,7 @@ impl<S: Storage<LogBytes>> Peer<S> {
             sequence,
             now: Instant::ZERO,
             record_due: Instant::ZERO,
+            behind: false,
             log_fetch_due: Instant::ZERO,
             log_fetch_turn: 0,
             leader: None,
@@ -199,23 +200,43 @@ impl<S: Storage<LogBytes>> Peer<S> {
     /// # Errors
     /// [`RejectReason`] says why it must not be believed or forwarded.
     pub fn handle_gossip(&mut self, now: Instant, topic: Topic, bytes: &[u8]) -> Result<(), RejectReason> {
-        match topic {
-            Topic::Control => self.take_update(decode(bytes, GOSSIP_BYTES_MAX)?)?,
-            Topic::Records => self.take_record(now, bytes)?,
-            Topic::Merge => {
-                let (sender, message) = open::<MergeMessage>(self.run, bytes)?;
-                self.replay.accept(sender, &message)?;
-                self.take_merge_message(sender, &message)?;
+        let gossip = Gossip::open(self.log.electorate(), topic, bytes)?;
+        self.handle_opened(now, &gossip)
+    }
+
+    /// Takes a gossiped message whose signatures were checked.
+    ///
+    /// # Errors
+    /// [`RejectReason`] says why it must not be believed or forwarded.
+    pub fn handle_opened(&mut self, now: Instant, gossip: &Gossip) -> Result<(), RejectReason> {
+        match &gossip.0 {
+            Opened::Control(certified) => self.take_update(certified)?,
+            Opened::Record(sender, record) => {
+                self.take_record(now, *sender, record)?;
+                if self.candidate.is_none() && now < self.record_due {
+                    // Nothing that a miner does at once depends on records.
+                    self.fetch_log(now);
+                    return Ok(());
+                }
+            }
+            Opened::Merge(sender, message, manifest) => {
+                self.replay.accept(*sender, message)?;
+                self.take_merge_message(*sender, message, manifest.clone())?;
             }
         }
         self.pump(now);
         Ok(())
     }
 
-    fn take_record(&mut self, now: Instant, bytes: &[u8]) -> Result<(), RejectReason> {
-        let (sender, record) = open::<PeerRecord>(self.run, bytes)?;
-        self.replay.accept(sender, &record)?;
-        let news = self.book.insert(now, sender, record)?;
+    fn take_record(
+        &mut self,
+        now: Instant,
+        sender: PeerId,
+        record: &Arc<PeerRecord>,
+    ) -> Result<(), RejectReason> {
+        self.replay.accept(sender, &**record)?;
+        self.behind |= record.log_length > self.log.len() as u64;
+        let news = self.book.insert(now, sender, Arc::clone(record))?;
         if news {
             self.out.addresses(sender);
             // Somebody new is here; it should hear of us before our next heartbeat.
@@ -224,14 +245,23 @@ impl<S: Storage<LogBytes>> Peer<S> {
         Ok(())
     }
 
-    fn take_merge_message(&mut self, sender: PeerId, message: &MergeMessage) -> Result<(), RejectReason> {
-        match message {
-            MergeMessage::Manifest(announce) => self.take_manifest(sender, &announce.manifest),
-            MergeMessage::Digest(report) => self.take_digest(sender, report),
+    fn take_merge_message(
+        &mut self,
+        sender: PeerId,
+        message: &MergeMessage,
+        manifest: Option<Arc<HashedManifest>>,
+    ) -> Result<(), RejectReason> {
+        match (message, manifest) {
+            (MergeMessage::Manifest(_), Some(submitted)) => self.take_manifest(sender, submitted),
+            (MergeMessage::Manifest(announce), None) => {
+                self.take_manifest(sender, Arc::new(announce.manifest.clone().into()))
+            }
+            (MergeMessage::Digest(report), _) => self.take_digest(sender, report),
         }
     }
 
-    fn take_manifest(&mut self, sender: PeerId, manifest: &Manifest) -> Result<(), RejectReason> {
+    fn take_manifest(&mut self, sender: PeerId, submitted: Arc<HashedManifest>) -> Result<(), RejectReason> {
+        let manifest = &submitted.manifest;
         if sender != manifest.peer {
             return Err(RejectReason::Inconsistent("manifest of another peer"));
         }
@@ -246,10 +276,10 @@ impl<S: Storage<LogBytes>> Peer<S> {
             return Err(RejectReason::Inconsistent("number of partitions"));
         }
         if let Some(miner) = &mut self.miner {
-            miner.handle_manifest(manifest, crate::Hash::of(&encode(manifest)));
+            miner.handle_manifest(Arc::clone(&submitted));
         }
         if let Some(candidate) = &mut self.candidate {
-            candidate.orchestrator_mut().handle_manifest(manifest);
+            candidate.orchestrator_mut().handle_manifest(submitted);
         }
         Ok(())
     }
@@ -274,16 +304,16 @@ impl<S: Storage<LogBytes>> Peer<S> {
     }
 
     /// Takes certified entries.
-    fn take_update(&mut self, update: ControlUpdate) -> Result<(), RejectReason> {
+    fn take_update(&mut self, certified: &Certified) -> Result<(), RejectReason> {
         if let Some(candidate) = &mut self.candidate {
             // A candidate hears of decisions from consensus; the certificate is what it may lack.
-            candidate.certifier_mut().adopt(&update.certificate)?;
-            self.log.set_certificate(update.certificate);
+            candidate.certifier_mut().adopt(certified);
+            self.log.set_certificate(certified.update().certificate.clone());
             return Ok(());
         }
-        match self.log.extend(&update)? {
+        match self.log.extend(certified)? {
             Extended::By(_) => self.apply_log(),
-            Extended::Gap => self.log_fetch_due = Instant::ZERO,
+            Extended::Gap => (self.behind, self.log_fetch_due) = (true, Instant::ZERO),
         }
         Ok(())
     }
@@ -352,9 +382,9 @@ impl<S: Storage<LogBytes>> Peer<S> {
             }
             Asked::Log => {
                 if let Ok(Some(Response::Log(update))) = &response {
-                    self.take_update(update.clone())?;
+                    self.take_update(&self.log.electorate().certify(update.clone())?)?;
                     // More may be waiting behind what one message holds.
-                    self.log_fetch_due = Instant::ZERO;
+                    (self.behind, self.log_fetch_due) = (true, Instant::ZERO);
                 }
             }
             Asked::State => {
@@ -422,7 +452,8 @@ impl<S: Storage<LogBytes>> Peer<S> {
 
     /// Everything that follows from the inputs so far.
     fn pump(&mut self, now: Instant) {
-        if now.since(self.now) > PAUSE && self.now > Instant::ZERO {
+        let pause = PAUSE.max(self.spec.timing.heartbeat.duration() * 2);
+        if now.since(self.now) > pause && self.now > Instant::ZERO {
             self.book.handle_pause(now);
             if let Some(candidate) = &mut self.candidate {
                 candidate.orchestrator_mut().handle_pause(now);
@@ -434,7 +465,7 @@ impl<S: Storage<LogBytes>> Peer<S> {
         self.with_miner(now, |miner, cx| miner.pump(cx));
         for message in self.out.take_own() {
             // Our own messages do not come back by gossip. They are never news to the replay window.
-            let _ = self.take_merge_message(self.me, &message);
+            let _ = self.take_merge_message(self.me, &message, None);
         }
         if self.state.finished() && !std::mem::replace(&mut self.told_finish, true) {
             // Peers stay until everybody knows that the run is over.
@@ -475,7 +506,8 @@ impl<S: Storage<LogBytes>> Peer<S> {
 
     /// Asks for missing entries when somebody says it has more.
     fn fetch_log(&mut self, now: Instant) {
-        if self.candidate.is_some()
+        if !self.behind
+            || self.candidate.is_some()
             || now < self.log_fetch_due
             || self.asked.values().any(|asked| *asked == Asked::Log)
         {
@@ -484,6 +516,7 @@ impl<S: Storage<LogBytes>> Peer<S> {
         let have = self.log.len() as u64;
         let ahead = self.book.records().filter(|(_, record)| record.log_length > have).map(|(peer, _)| peer);
         let ahead: Vec<PeerId> = ahead.collect();
+        self.behind = !ahead.is_empty();
         // In turn, so that one that only says so holds nothing up.
         self.log_fetch_turn = self.log_fetch_turn.wrapping_add(1);
         let Some(&peer) = ahead.get(self.log_fetch_turn % ahead.len().max(1)) else { return };
@@ -514,7 +547,7 @@ impl<S: Storage<LogBytes>> Peer<S> {
         };
         self.out.publish(Topic::Records, &record);
         // Ours is within the limits unless the host has more addresses than a record may carry.
-        let _ = self.book.insert(now, self.me, record);
+        let _ = self.book.insert(now, self.me, Arc::new(record));
         let forget = self.spec.timing.eviction.duration() * FORGET_EVICTIONS;
         let state = &self.state;
         let forgotten =

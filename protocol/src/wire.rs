@@ -6,12 +6,14 @@
 
 pub mod envelope;
 pub mod frame;
+pub mod gossip;
 pub mod message;
 
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
 pub use envelope::{Payload, RejectReason, ReplayWindow, open, seal};
+pub use gossip::Gossip;
 
 /// Why bytes were not taken for a value.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]

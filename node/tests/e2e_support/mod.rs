@@ -23,6 +23,8 @@ use serde_json::Value;
 pub(crate) const RUN_DEADLINE: Duration = Duration::from_secs(240);
 /// Longest any step of a run may take.
 pub(crate) const STEP_DEADLINE: Duration = Duration::from_secs(120);
+/// Exit code of a command that was interrupted, as `--help` documents it.
+pub(crate) const INTERRUPTED: i32 = 130;
 /// Between two looks at something that is waited for.
 const LOOK: Duration = Duration::from_millis(20);
 
@@ -156,6 +158,15 @@ impl Swarm {
         });
     }
 
+    /// The last epoch process `index` saw open on any stage.
+    pub(crate) fn last_epoch(&mut self, index: usize) -> u32 {
+        let opened = self.events()[index].iter().filter_map(|timed| match timed.event {
+            NodeEvent::EpochOpened { epoch, .. } => Some(epoch),
+            _ => None,
+        });
+        opened.max().unwrap_or(0)
+    }
+
     fn still_runs(&mut self, what: &str) {
         if let Some(status) = self.up.try_wait().expect("a child can be waited for") {
             panic!("{what}: `up` ended before, with {status}\n{}", self.logs());
@@ -175,15 +186,37 @@ impl Swarm {
         kill(self.pid(index), signal).expect("a child can be signalled");
     }
 
-    /// Sends `signal` to `up` and returns the exit code it ends with.
-    pub(crate) fn stop(mut self, signal: Signal) -> (Option<i32>, tempfile::TempDir) {
+    /// Interrupts `up` and returns its exit code once it and its children are gone.
+    fn interrupted(&mut self) -> Option<i32> {
         let pid = Pid::from_raw(i32::try_from(self.up.id()).expect("a process id"));
-        kill(pid, signal).expect("a child can be signalled");
+        kill(pid, Signal::SIGINT).expect("a child can be signalled");
         let status = wait_for("the end of `up`", STEP_DEADLINE, || {
             self.up.try_wait().expect("a child can be waited for")
         });
+        status.code()
+    }
+
+    /// Interrupts the run, which must go on until then, and returns what it did.
+    pub(crate) fn interrupt(mut self) -> Run {
+        self.still_runs("the interruption");
+        assert_eq!(self.interrupted(), Some(INTERRUPTED), "{}", self.logs());
+        let spec = self.spec();
+        let events = self.events().to_vec();
+        let mut merged = vec![0; usize::from(spec.pipeline.stages)];
+        for timed in events.iter().flatten() {
+            if let NodeEvent::WeightsReady { stage, version, .. } = timed.event {
+                merged[usize::from(stage)] = version.max(merged[usize::from(stage)]);
+            }
+        }
+        let epochs = merged.into_iter().min().expect("a run has a stage");
+        Run { spec, summary: Value::Null, epochs, events, swarm: self }
+    }
+
+    /// Interrupts `up` and returns its exit code and the run's folder.
+    pub(crate) fn stop(mut self) -> (Option<i32>, tempfile::TempDir) {
+        let code = self.interrupted();
         let scratch = std::mem::replace(&mut self.scratch, tempfile::tempdir().expect("a scratch folder"));
-        (status.code(), scratch)
+        (code, scratch)
     }
 
     /// Waits for the end of the run, which must be a success with agreeing replicas.
@@ -204,7 +237,8 @@ impl Swarm {
         }
         let events = self.events().to_vec();
         let spec = self.spec();
-        Run { spec, summary, events, swarm: self }
+        let epochs = spec.training.epochs;
+        Run { spec, summary, epochs, events, swarm: self }
     }
 
     /// What `up` and the processes said last, for a failed test.
@@ -228,10 +262,13 @@ impl Drop for Swarm {
     }
 }
 
-/// A finished run, whose folder is still there.
+/// A finished or interrupted run, whose folder is still there.
 pub(crate) struct Run {
     pub(crate) spec: RunSpec,
+    /// What `up` wrote at the end; nothing of an interrupted run.
     pub(crate) summary: Value,
+    /// Epochs merged on every stage.
+    pub(crate) epochs: u32,
     pub(crate) events: Vec<Vec<TimedEvent>>,
     pub(crate) swarm: Swarm,
 }
@@ -259,13 +296,15 @@ impl Run {
     pub(crate) fn agreed_weights(&self) -> BTreeMap<(u16, u32), Hash> {
         let mut agreed = BTreeMap::new();
         for (index, timed) in self.all_events() {
-            if let NodeEvent::WeightsReady { stage, version, hash } = timed.event {
+            if let NodeEvent::WeightsReady { stage, version, hash } = timed.event
+                && version <= self.epochs
+            {
                 let first = *agreed.entry((stage, version)).or_insert(hash);
                 assert_eq!(first, hash, "process {index}, stage {stage}, version {version}");
             }
         }
         let expected = (0..self.spec.pipeline.stages)
-            .flat_map(|stage| (0..=self.spec.training.epochs).map(move |version| (stage, version)));
+            .flat_map(|stage| (0..=self.epochs).map(move |version| (stage, version)));
         assert!(expected.eq(agreed.keys().copied()), "every version of every stage: {:?}", agreed.keys());
         agreed
     }
@@ -277,11 +316,13 @@ impl Run {
             if let NodeEvent::MergeClosed { stage, epoch, samples, .. } = timed.event {
                 let expected = self.spec.training.samples_per_epoch;
                 assert_eq!(samples, expected, "stage {stage}, epoch {epoch}, process {index}");
-                *merged.entry((stage, epoch)).or_insert(0) += 1;
+                if epoch < self.epochs {
+                    *merged.entry((stage, epoch)).or_insert(0) += 1;
+                }
             }
         }
-        let (stages, epochs) = (self.spec.pipeline.stages, self.spec.training.epochs);
-        assert_eq!(merged.len(), usize::from(stages) * epochs as usize, "one merge per stage and epoch");
+        let expected = usize::from(self.spec.pipeline.stages) * self.epochs as usize;
+        assert_eq!(merged.len(), expected, "one merge per stage and epoch");
     }
 
     /// Whether a process other than `index` saw `peer` evicted, with the reasons given.

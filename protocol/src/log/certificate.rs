@@ -12,9 +12,10 @@ use serde::{Deserialize, Serialize};
 use serde_bytes::ByteBuf;
 
 use crate::id::{Hash, Identity, LogIndex, PeerId, RunId};
-use crate::limits::VOTES_AHEAD_MAX;
+use crate::limits::{ENTRY_BYTES_MAX, VOTES_AHEAD_MAX};
 use crate::spec::RunSpec;
 use crate::wire::envelope::signed_bytes;
+use crate::wire::message::ControlUpdate;
 use crate::wire::{RejectReason, encode};
 
 /// A candidate's signature under "this is decided".
@@ -87,6 +88,28 @@ impl Electorate {
             .is_some_and(|peer| peer.verifies(&vote_bytes(self.run, index, chain), signature))
     }
 
+    /// The run it votes in.
+    #[must_use]
+    pub const fn run(&self) -> RunId {
+        self.run
+    }
+
+    /// Checks the signatures of an update, which needs no log and no state.
+    ///
+    /// # Errors
+    /// [`RejectReason::Certificate`], or [`RejectReason::Inconsistent`] if the certificate cannot be about the entries.
+    pub fn certify(&self, update: ControlUpdate) -> Result<Certified, RejectReason> {
+        let last = update.first.0.checked_add(update.entries.len() as u64);
+        if update.entries.is_empty() || update.certificate.index.0.checked_add(1) != last {
+            return Err(RejectReason::Inconsistent("certificate index"));
+        }
+        if update.entries.iter().any(|entry| entry.len() > ENTRY_BYTES_MAX) {
+            return Err(RejectReason::Inconsistent("entry length"));
+        }
+        self.check(&update.certificate)?;
+        Ok(Certified(update))
+    }
+
     /// Checks a certificate: ascending distinct candidates, valid signatures, a majority.
     ///
     /// # Errors
@@ -106,6 +129,18 @@ impl Electorate {
 
 /// Votes for one chain hash.
 type Ballots = BTreeMap<u16, ByteBuf>;
+
+/// Entries whose certificate carries valid signatures of a majority. That it fits the entries, only a log can tell.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Certified(ControlUpdate);
+
+impl Certified {
+    /// The entries and their certificate.
+    #[must_use]
+    pub const fn update(&self) -> &ControlUpdate {
+        &self.0
+    }
+}
 
 /// Turns votes into certificates, at a candidate.
 #[derive(Debug)]
@@ -159,16 +194,12 @@ impl Certifier {
         Ok(())
     }
 
-    /// Adopts a certificate made elsewhere, if it is valid and newer.
-    ///
-    /// # Errors
-    /// [`RejectReason::Certificate`] if it does not verify.
-    pub fn adopt(&mut self, certificate: &Certificate) -> Result<(), RejectReason> {
-        self.electorate.check(certificate)?;
+    /// Adopts a certificate made elsewhere, if it is newer.
+    pub fn adopt(&mut self, certified: &Certified) {
+        let certificate = &certified.0.certificate;
         if self.latest.as_ref().is_none_or(|latest| certificate.index > latest.index) {
             self.close(certificate.clone());
         }
-        Ok(())
     }
 
     fn count(&mut self, vote: Vote) {
@@ -210,7 +241,12 @@ mod tests {
         certifiers[1].handle(ids[0].peer(), vote).expect("valid vote");
         let certificate = certifiers[1].latest().expect("two of three").clone();
         assert_eq!(electorate.check(&certificate), Ok(()));
-        assert_eq!(certifiers[2].adopt(&certificate), Ok(()));
+        let update = ControlUpdate {
+            first: LogIndex(0),
+            entries: vec![ByteBuf::from(b"entry")],
+            certificate: certificate.clone(),
+        };
+        certifiers[2].adopt(&electorate.certify(update).expect("a valid certificate"));
         assert_eq!(certifiers[2].latest(), Some(&certificate));
     }
 

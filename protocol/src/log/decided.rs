@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use serde_bytes::ByteBuf;
 
-use super::certificate::{Certificate, Electorate, chain_hash, chain_start};
+use super::certificate::{Certificate, Certified, Electorate, chain_hash, chain_start};
 use crate::id::{Hash, LogIndex, RunId};
 use crate::limits::{ENTRY_BYTES_MAX, LOG_RANGE_BYTES_MAX, LOG_RANGE_ENTRIES_MAX};
 use crate::spec::RunSpec;
@@ -40,6 +40,12 @@ impl DecidedLog {
             entries: Vec::new(),
             certificates: BTreeMap::new(),
         }
+    }
+
+    /// Who certifies it.
+    #[must_use]
+    pub const fn electorate(&self) -> &Electorate {
+        &self.electorate
     }
 
     /// Number of entries, which is also the index of the next one.
@@ -109,18 +115,12 @@ impl DecidedLog {
     /// Appends certified entries.
     ///
     /// # Errors
-    /// [`RejectReason`] if the certificate does not verify, or does not fit the entries or the log.
-    pub fn extend(&mut self, update: &ControlUpdate) -> Result<Extended, RejectReason> {
+    /// [`RejectReason`] if the certificate does not fit the entries or the log.
+    pub fn extend(&mut self, certified: &Certified) -> Result<Extended, RejectReason> {
+        let update = certified.update();
         let first = usize::try_from(update.first.0).map_err(|_| RejectReason::Inconsistent("log index"))?;
         let last = first.checked_add(update.entries.len()).ok_or(RejectReason::Inconsistent("log index"))?;
-        if update.entries.is_empty() || update.certificate.index.0.checked_add(1) != Some(last as u64) {
-            return Err(RejectReason::Inconsistent("certificate index"));
-        }
-        if update.entries.iter().any(|entry| entry.len() > ENTRY_BYTES_MAX) {
-            return Err(RejectReason::Inconsistent("entry length"));
-        }
         if first > self.entries.len() {
-            self.electorate.check(&update.certificate)?;
             return Ok(Extended::Gap);
         }
         if last <= self.entries.len() {
@@ -138,7 +138,6 @@ impl DecidedLog {
         if chain != update.certificate.chain {
             return Err(RejectReason::Certificate);
         }
-        self.electorate.check(&update.certificate)?;
         let known = self.entries.len() - first;
         let new = update.entries.iter().cloned().zip(chains).skip(known);
         self.entries.extend(new);

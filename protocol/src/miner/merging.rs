@@ -1,6 +1,7 @@
 //! An owner's part in a merge: fetch its partitions of every contribution, reduce, report.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
 use std::time::Duration;
 
 use super::job::Job;
@@ -10,6 +11,7 @@ use crate::limits::{GOSSIP_BYTES_MAX, PARTITION_BYTES_MAX};
 use crate::run_state::{Plan, Training};
 use crate::time::Instant;
 use crate::wire::decode;
+use crate::wire::gossip::HashedManifest;
 use crate::wire::message::{ContributionFault, DigestReport, FaultKind, Manifest, Submission};
 
 /// Blobs fetched at once for one merge. Enough to fill a link whose delay is a few transfers long.
@@ -102,7 +104,7 @@ impl MergeWork {
     pub(super) fn wants(
         &mut self,
         cx: &Context<'_>,
-        known: &BTreeMap<Hash, Manifest>,
+        known: &BTreeMap<Hash, Arc<HashedManifest>>,
     ) -> Vec<(Want, Hash, Vec<PeerId>, usize, bool)> {
         self.resolve_known(known);
         let mut room =
@@ -143,13 +145,13 @@ impl MergeWork {
     }
 
     /// Takes manifests that gossip already brought.
-    fn resolve_known(&mut self, known: &BTreeMap<Hash, Manifest>) {
+    fn resolve_known(&mut self, known: &BTreeMap<Hash, Arc<HashedManifest>>) {
         let found: Vec<_> = self
             .submitters
             .iter()
             .filter(|submission| !self.manifests.contains_key(&submission.peer))
             .filter_map(|submission| {
-                known.get(&submission.manifest).map(|manifest| (submission.peer, manifest.clone()))
+                known.get(&submission.manifest).map(|known| (submission.peer, known.manifest.clone()))
             })
             .collect();
         for (peer, manifest) in found {

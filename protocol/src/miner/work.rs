@@ -53,12 +53,18 @@ struct Passage {
     taken_by: Option<PeerId>,
 }
 
-/// Something owed to a neighbour.
+/// Part of an epoch's deadline that an activation may be out before it is pushed again. A receiver that lost it after it
+/// had taken it, with its process or with its place, does not ask for it; one that is only slow answers at once.
+const PATIENCE_PARTS: u32 = 4;
+
+/// Something owed to a neighbour: a gradient until it is taken, an activation until its gradient is back.
 #[derive(Clone, Copy, Debug, Default)]
 struct Debt {
     in_flight: Option<u64>,
     retry_at: Instant,
     pause: Duration,
+    /// Times it was taken.
+    taken: u32,
 }
 
 /// Where a stage is in the pipeline. A pipeline of one stage is both ends.
@@ -102,6 +108,8 @@ pub(super) struct EpochWork {
     progress: Progress,
     cut_off: bool,
     last_stage: StageIndex,
+    /// How long an activation that was taken may be out.
+    patience: Duration,
 }
 
 impl EpochWork {
@@ -118,6 +126,7 @@ impl EpochWork {
             progress: Progress::Working,
             cut_off: false,
             last_stage: StageIndex(spec.pipeline.stages - 1),
+            patience: spec.timing.epoch_deadline.duration() / PATIENCE_PARTS,
         }
     }
 
@@ -148,7 +157,10 @@ impl EpochWork {
     }
 
     fn owe(&mut self, direction: Direction, sample: SampleId) {
-        self.debts.entry((direction, sample)).or_default();
+        let debt = self.debts.entry((direction, sample)).or_default();
+        if debt.in_flight.is_none() {
+            *debt = Debt::default();
+        }
     }
 
     /// Samples whose input is held and not finished: what counts against credit.
@@ -340,6 +352,12 @@ impl EpochWork {
             debt.in_flight = None;
             debt.pause = backed_off(debt.pause);
             debt.retry_at = now + debt.pause;
+            return;
+        }
+        if let (Direction::Forward, Some(PushAck::Accepted(_))) = (direction, ack) {
+            debt.in_flight = None;
+            debt.retry_at = now + self.patience * (1 << debt.taken.min(8));
+            debt.taken += 1;
             return;
         }
         self.debts.remove(&(direction, sample));

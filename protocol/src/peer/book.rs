@@ -1,6 +1,7 @@
 //! What peers say of themselves, and when they last said it.
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 use std::time::Duration;
 
 use crate::id::PeerId;
@@ -12,7 +13,7 @@ use crate::wire::message::PeerRecord;
 /// The newest record of each peer.
 #[derive(Clone, Debug, Default)]
 pub struct Book {
-    records: BTreeMap<PeerId, (PeerRecord, Instant)>,
+    records: BTreeMap<PeerId, (Arc<PeerRecord>, Instant)>,
 }
 
 impl Book {
@@ -20,7 +21,12 @@ impl Book {
     ///
     /// # Errors
     /// [`RejectReason`] if it breaks a limit, or the book is full of peers heard more recently.
-    pub fn insert(&mut self, now: Instant, peer: PeerId, record: PeerRecord) -> Result<bool, RejectReason> {
+    pub fn insert(
+        &mut self,
+        now: Instant,
+        peer: PeerId,
+        record: Arc<PeerRecord>,
+    ) -> Result<bool, RejectReason> {
         let addresses = [&record.multiaddrs, &record.data_addresses];
         if addresses.iter().any(|list| {
             list.len() > ADDRESSES_MAX || list.iter().any(|address| address.len() > ADDRESS_BYTES_MAX)
@@ -41,12 +47,12 @@ impl Book {
     /// The newest record of `peer`.
     #[must_use]
     pub fn record(&self, peer: PeerId) -> Option<&PeerRecord> {
-        self.records.get(&peer).map(|(record, _)| record)
+        self.records.get(&peer).map(|(record, _)| &**record)
     }
 
     /// All records, in [`PeerId`] order.
     pub fn records(&self) -> impl Iterator<Item = (PeerId, &PeerRecord)> {
-        self.records.iter().map(|(peer, (record, _))| (*peer, record))
+        self.records.iter().map(|(peer, (record, _))| (*peer, &**record))
     }
 
     /// How long `peer` has been silent; `None` if it was never heard.

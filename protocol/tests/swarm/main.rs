@@ -145,6 +145,20 @@ fn lossy_gossip_and_failing_transfers_only_cost_time() {
 }
 
 #[test]
+fn activations_that_overtake_the_decision_they_belong_to_are_kept() {
+    for seed in 0..8 {
+        let mut world = World::new(seed, 3, 2, TrainingMode::Local);
+        world.slow_gossip(Duration::from_millis(400));
+        let world = finish(world);
+        assert_every_sample_once(&world);
+        let released = world.events().iter().filter(|event| matches!(event, StateEvent::Released(..)));
+        assert_eq!(released.count(), 0, "seed {seed}: nobody was late");
+        // One that was forgotten is pushed again after a quarter of the epoch's deadline, 7.5 s.
+        assert!(world.elapsed() < Duration::from_secs(23), "seed {seed} took {:?}", world.elapsed());
+    }
+}
+
+#[test]
 fn nothing_of_settled_epochs_is_kept_though_members_come_and_go() {
     for seed in 0..3 {
         let mut world = World::with_epochs(seed, 2, 2, TrainingMode::Local, 12);

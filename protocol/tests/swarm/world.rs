@@ -95,6 +95,8 @@ pub(crate) struct World {
     now: Instant,
     rng: ChaCha8Rng,
     loss: f64,
+    /// Longest extra delay of gossip.
+    slow_gossip: Duration,
     next_ticket: u64,
     events: Vec<StateEvent>,
     trace: blake3::Hasher,
@@ -141,6 +143,7 @@ impl World {
             now: Instant::from_nanos(1),
             rng: ChaCha8Rng::seed_from_u64(seed),
             loss: 0.0,
+            slow_gossip: Duration::ZERO,
             next_ticket: 0,
             events: Vec::new(),
             trace: blake3::Hasher::new(),
@@ -185,6 +188,11 @@ impl World {
 
     pub(crate) fn lose(&mut self, fraction: f64) {
         self.loss = fraction;
+    }
+
+    /// Delays each delivery of gossip by up to `longest`, so that pushes overtake decisions.
+    pub(crate) fn slow_gossip(&mut self, longest: Duration) {
+        self.slow_gossip = longest;
     }
 
     pub(crate) fn schedule(&mut self, at: Duration, fault: Fault) {
@@ -444,7 +452,8 @@ impl World {
             Action::Publish { topic, bytes } => {
                 for j in 0..self.nodes.len() {
                     if j != i && !self.lost() {
-                        let delay = self.latency();
+                        let slow = self.slow_gossip.mul_f64(self.draw(1000) as f64 / 1e3);
+                        let delay = self.latency() + slow;
                         self.push(delay, Event::Gossip(j, topic, bytes.clone()));
                     }
                 }

@@ -1,0 +1,75 @@
+//! Gossiped messages, opened: decoded, and with their signatures checked.
+//!
+//! Opening asks nothing of any peer's state, so a driver may do it wherever it likes, and a simulator once for all
+//! receivers of a message. What a message means to a peer is [`Peer::handle_opened`](crate::peer::Peer::handle_opened).
+
+use std::sync::Arc;
+
+use super::message::{ControlUpdate, Manifest, MergeMessage, PeerRecord, Topic};
+use super::{RejectReason, decode, encode, open};
+use crate::id::{Hash, PeerId};
+use crate::limits::GOSSIP_BYTES_MAX;
+use crate::log::certificate::{Certified, Electorate};
+
+/// A message whose signature was checked.
+#[derive(Clone, Debug)]
+pub struct Gossip(pub(crate) Opened);
+
+/// What an opened message says.
+#[derive(Clone, Debug)]
+pub(crate) enum Opened {
+    Control(Certified),
+    Record(PeerId, Arc<PeerRecord>),
+    Merge(PeerId, MergeMessage, Option<Arc<HashedManifest>>),
+}
+
+/// A manifest and its hash, which names it in merge plans.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct HashedManifest {
+    /// The manifest.
+    pub manifest: Manifest,
+    /// BLAKE3 of its canonical bytes.
+    pub hash: Hash,
+}
+
+impl From<Manifest> for HashedManifest {
+    fn from(manifest: Manifest) -> Self {
+        Self { hash: Hash::of(&encode(&manifest)), manifest }
+    }
+}
+
+impl Gossip {
+    /// Opens a message of `topic` in the run of `electorate`.
+    ///
+    /// # Errors
+    /// [`RejectReason`] if it is undecodable, of another version or run, or its signatures do not verify.
+    pub fn open(electorate: &Electorate, topic: Topic, bytes: &[u8]) -> Result<Self, RejectReason> {
+        Ok(Self(match topic {
+            Topic::Control => {
+                let update: ControlUpdate = decode(bytes, GOSSIP_BYTES_MAX)?;
+                Opened::Control(electorate.certify(update)?)
+            }
+            Topic::Records => {
+                let (sender, record) = open::<PeerRecord>(electorate.run(), bytes)?;
+                Opened::Record(sender, Arc::new(record))
+            }
+            Topic::Merge => {
+                let (sender, message) = open::<MergeMessage>(electorate.run(), bytes)?;
+                let manifest = match &message {
+                    MergeMessage::Manifest(announce) => Some(Arc::new(announce.manifest.clone().into())),
+                    MergeMessage::Digest(_) => None,
+                };
+                Opened::Merge(sender, message, manifest)
+            }
+        }))
+    }
+
+    /// Who signed it; certified entries are signed by the candidates together.
+    #[must_use]
+    pub const fn sender(&self) -> Option<PeerId> {
+        match &self.0 {
+            Opened::Control(_) => None,
+            Opened::Record(sender, _) | Opened::Merge(sender, ..) => Some(*sender),
+        }
+    }
+}
