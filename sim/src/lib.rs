@@ -1,2 +1,28 @@
-//! The simulator will live here: virtual peers in virtual time, driving the same protocol core as the node, with
-//! faults and adversaries drawn from one seed. Nothing of it exists yet.
+//! Hundreds of virtual nodes, one seed, the same protocol code.
+//!
+//! A [`World`](world::World) holds virtual hosts on a virtual network; each drives a real [`iota_protocol::peer::Peer`],
+//! as the node does over sockets. Nothing here decides anything that the protocol decides. One event queue, ordered by
+//! time and insertion, and random streams of one seed make a run a function of its options: the same seed gives the same
+//! trace.
+//!
+//! Reading order: [`queue`] and [`random`] (what makes it deterministic), [`network`], [`mesh`] and [`blobs`] (what is
+//! between and on hosts), [`trainer`] and [`costs`] (what engines do), [`host`] and [`world`] (what ties them together),
+//! [`faults`] and [`adversary`] (what goes wrong), [`observe`] (who looks on).
+
+pub mod queue;
+pub mod random;
+
+pub mod blobs;
+pub mod clock;
+pub mod mesh;
+pub mod network;
+pub mod storage;
+
+pub mod costs;
+pub mod trainer;
+
+pub mod adversary;
+pub mod faults;
+pub mod host;
+pub mod observe;
+pub mod world;

@@ -1,0 +1,63 @@
+//! What is done to a swarm, and when.
+
+use std::fmt;
+use std::time::Duration;
+
+use crate::network::{HostIndex, Link};
+
+/// Something that happens to hosts or links.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Fault {
+    /// A process ends at once and leaves what was on its disk.
+    Crash(HostIndex),
+    /// It starts again, from what was on its disk.
+    Restart(HostIndex),
+    /// The leading candidate crashes, and starts again after a while.
+    CrashLeader(Duration),
+    /// A process does nothing for a while, then everything at once.
+    Freeze(HostIndex, Duration),
+    /// A host that was not there starts.
+    Join(HostIndex),
+    /// A miner says that it leaves, and ends when it is let go.
+    Leave(HostIndex),
+    /// A host can reach only hosts of the same group.
+    Group(HostIndex, u8),
+    /// Messages from the first do not reach the second.
+    Cut(HostIndex, HostIndex),
+    /// All groups and cuts are gone.
+    Heal,
+    /// A host changes its link.
+    Relink(HostIndex, Link),
+    /// A host computes at this speed.
+    Speed(HostIndex, f64),
+    /// A host's disk has room for this many bytes.
+    Disk(HostIndex, u64),
+    /// Each host misses each gossiped message with this probability.
+    DropGossip(f64),
+    /// Each host hears each gossiped message a second time with this probability.
+    RepeatGossip(f64),
+}
+
+impl fmt::Display for Fault {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Crash(host) => write!(f, "crash {host}"),
+            Self::Restart(host) => write!(f, "restart {host}"),
+            Self::CrashLeader(pause) => write!(f, "crash-leader for {pause:?}"),
+            Self::Freeze(host, pause) => write!(f, "freeze {host} for {pause:?}"),
+            Self::Join(host) => write!(f, "join {host}"),
+            Self::Leave(host) => write!(f, "leave {host}"),
+            Self::Group(host, group) => write!(f, "group {host} into {group}"),
+            Self::Cut(from, to) => write!(f, "cut {from} to {to}"),
+            Self::Heal => write!(f, "heal"),
+            Self::Relink(host, link) => write!(f, "relink {host} up {} down {}", link.up, link.down),
+            Self::Speed(host, speed) => write!(f, "speed {host} {speed}"),
+            Self::Disk(host, bytes) => write!(f, "disk {host} {bytes}"),
+            Self::DropGossip(share) => write!(f, "drop-gossip {share}"),
+            Self::RepeatGossip(share) => write!(f, "repeat-gossip {share}"),
+        }
+    }
+}
+
+/// A fault and its time since the start.
+pub type Scheduled = (Duration, Fault);

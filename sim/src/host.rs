@@ -1,0 +1,180 @@
+//! A virtual host: a real protocol peer, what it has on disk, and an engine.
+
+use std::collections::{BTreeMap, VecDeque};
+use std::sync::Arc;
+
+use iota_protocol::peer::{Peer, Roles};
+use iota_protocol::{Identity, Instant, RunSpec};
+
+use crate::adversary::Behaviour;
+use crate::blobs::BlobStore;
+use crate::clock::Clock;
+use crate::costs::Costs;
+use crate::network::{HostIndex, Link};
+use crate::storage::Disk;
+use crate::trainer::{Compute, Trainer};
+use crate::world::Event;
+
+/// The protocol's peer as hosts run it.
+pub type VirtualPeer = Peer<Disk>;
+
+/// What a host is.
+#[derive(Clone, Debug)]
+pub struct HostSetup {
+    /// How it is connected.
+    pub link: Link,
+    /// How fast it computes; 1 takes the times of [`Costs`].
+    pub speed: f64,
+    /// Its clock.
+    pub clock: Clock,
+    /// Bytes its disk holds.
+    pub disk: u64,
+    /// Whether it is there from the start, rather than from its [`Join`](crate::faults::Fault::Join).
+    pub from_start: bool,
+    /// Whether it asks for a miner's place.
+    pub miner: bool,
+    /// How it deviates from the protocol: the name of an adversary.
+    pub adversary: Option<crate::adversary::Kind>,
+}
+
+impl Default for HostSetup {
+    fn default() -> Self {
+        Self {
+            link: Link::DATACENTRE,
+            speed: 1.0,
+            clock: Clock::EXACT,
+            disk: 1 << 40,
+            from_start: true,
+            miner: true,
+            adversary: None,
+        }
+    }
+}
+
+/// Bytes a host moved, by what they were.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Traffic {
+    /// Gossip, with all copies, in both directions.
+    pub gossip: u64,
+    /// Gossip of merges alone.
+    pub merge_gossip: u64,
+    /// Gossiped messages received first, copies not counted.
+    pub gossip_messages: u64,
+    /// Requests and responses, in both directions.
+    pub requests: u64,
+    /// Activations and gradients sent.
+    pub pushed: u64,
+    /// Blobs fetched: partitions, manifests, states.
+    pub fetched: u64,
+    /// Blobs served to others.
+    pub served: u64,
+}
+
+/// A virtual host.
+pub struct Host {
+    /// Who it is.
+    pub identity: Identity,
+    /// What it is.
+    pub setup: HostSetup,
+    /// Its process, while one runs.
+    pub(crate) peer: Option<VirtualPeer>,
+    /// Counts its processes.
+    pub(crate) incarnation: u32,
+    pub(crate) frozen: bool,
+    /// What happened to it while it was frozen.
+    pub(crate) inbox: VecDeque<Event>,
+    /// Its blobs.
+    pub store: BlobStore,
+    pub(crate) disk: Disk,
+    pub(crate) trainer: Box<dyn Trainer>,
+    pub(crate) behaviour: Option<Box<dyn Behaviour>>,
+    /// The wake-up that counts.
+    pub(crate) wake: Option<(Instant, u64)>,
+    pub(crate) wakes: u64,
+    /// Requests to be answered: who asked, in which of its processes, under which number.
+    pub(crate) tickets: BTreeMap<u64, (HostIndex, u32, u64)>,
+    /// What it moved.
+    pub traffic: Traffic,
+    /// Time its engine was busy.
+    pub busy: std::time::Duration,
+}
+
+impl Host {
+    /// A host without a process.
+    pub(crate) fn new(
+        identity: Identity,
+        setup: HostSetup,
+        behaviour: Option<Box<dyn Behaviour>>,
+        trainer: Box<dyn Trainer>,
+    ) -> Self {
+        Self {
+            identity,
+            peer: None,
+            incarnation: 0,
+            frozen: false,
+            inbox: VecDeque::new(),
+            store: BlobStore::new(setup.disk),
+            disk: Disk::default(),
+            trainer,
+            behaviour,
+            wake: None,
+            wakes: 0,
+            tickets: BTreeMap::new(),
+            traffic: Traffic::default(),
+            busy: std::time::Duration::ZERO,
+            setup,
+        }
+    }
+
+    /// Its process, while one runs.
+    #[must_use]
+    pub const fn peer(&self) -> Option<&VirtualPeer> {
+        self.peer.as_ref()
+    }
+
+    /// Whether it follows the protocol.
+    #[must_use]
+    pub const fn is_honest(&self) -> bool {
+        self.setup.adversary.is_none()
+    }
+
+    /// Whether its process runs and is not frozen.
+    #[must_use]
+    pub const fn is_awake(&self) -> bool {
+        self.peer.is_some() && !self.frozen
+    }
+
+    /// The engine, to ask what it holds.
+    #[must_use]
+    pub fn trainer(&self) -> &dyn Trainer {
+        &*self.trainer
+    }
+
+    /// Starts a process from what is on disk.
+    pub(crate) fn start(&mut self, now: Instant, spec: &Arc<RunSpec>, costs: &Costs, compute: Compute) {
+        let parameters = vec![costs.parameters; usize::from(spec.pipeline.stages)];
+        let roles = Roles { miner: self.setup.miner, validator: false };
+        // Microseconds of this host's clock, as the node takes them.
+        let sequence = self.setup.clock.local(now).as_nanos() / 1_000;
+        self.incarnation += 1;
+        self.trainer = compute.trainer(spec, costs);
+        self.peer = Some(Peer::new(
+            Arc::clone(spec),
+            self.identity.clone(),
+            roles,
+            &parameters,
+            sequence,
+            self.disk.clone(),
+        ));
+    }
+
+    /// Ends the process. Blobs of an unfinished process are let go by the next one, as the node does.
+    pub(crate) fn stop(&mut self) {
+        self.peer = None;
+        self.frozen = false;
+        self.inbox.clear();
+        self.tickets.clear();
+        self.wake = None;
+        self.store.release("");
+    }
+}

@@ -1,0 +1,199 @@
+//! How gossip spreads: a random mesh, and along it the tree of first arrivals.
+//!
+//! Every host keeps a few neighbours, as gossipsub does (Vyzovitis et al. 2020). A message travels along every edge of
+//! the mesh; what a host hears first is what counts, so a message's way is the tree of shortest latencies from its
+//! author, found once per author until the mesh changes. Copies that arrive later cost bytes and nothing else.
+
+use std::cmp::Reverse;
+use std::collections::{BTreeMap, BTreeSet, BinaryHeap};
+use std::rc::Rc;
+use std::time::Duration;
+
+use crate::network::{HostIndex, Network};
+use crate::random::Random;
+
+/// Neighbours a host looks for; with those that find it, about twice as many, in the range gossipsub keeps (6 to 12).
+const NEIGHBOURS_SOUGHT: usize = 4;
+/// What validating and forwarding a message takes at each hop.
+const HOP: Duration = Duration::from_millis(1);
+
+/// First arrivals of one author's messages: host, position of whom it hears from, latency of that edge.
+type Tree = Rc<Vec<(HostIndex, usize, Duration)>>;
+
+/// Who passes gossip to whom.
+#[derive(Debug)]
+pub struct Mesh {
+    neighbours: Vec<BTreeSet<HostIndex>>,
+    up: Vec<bool>,
+    trees: BTreeMap<HostIndex, Tree>,
+    random: Random,
+}
+
+impl Mesh {
+    /// A mesh without hosts.
+    #[must_use]
+    pub fn new(seed: u64) -> Self {
+        Self {
+            neighbours: Vec::new(),
+            up: Vec::new(),
+            trees: BTreeMap::new(),
+            random: Random::new(seed, "mesh"),
+        }
+    }
+
+    /// Adds the next host, which is not up yet.
+    pub fn add(&mut self) {
+        self.neighbours.push(BTreeSet::new());
+        self.up.push(false);
+    }
+
+    /// A host passes messages on from now on, or does not.
+    pub fn set_up(&mut self, network: &Network, host: HostIndex, up: bool) {
+        self.up[host] = up;
+        self.trees.clear();
+        if up {
+            self.seek(network, host);
+        }
+    }
+
+    /// Links have changed: neighbours that cannot be reached any more are replaced.
+    pub fn rebuild(&mut self, network: &Network) {
+        self.trees.clear();
+        for host in 0..self.up.len() {
+            if self.up[host] {
+                self.seek(network, host);
+            }
+        }
+    }
+
+    /// Neighbours of a host that are up and in reach.
+    pub fn live_neighbours<'a>(
+        &'a self,
+        network: &'a Network,
+        host: HostIndex,
+    ) -> impl Iterator<Item = HostIndex> + 'a {
+        self.neighbours[host]
+            .iter()
+            .copied()
+            .filter(move |&other| self.up[other] && network.reaches(host, other))
+    }
+
+    fn seek(&mut self, network: &Network, host: HostIndex) {
+        let have = self.live_neighbours(network, host).count();
+        let candidates: Vec<HostIndex> = (0..self.up.len())
+            .filter(|&other| other != host && self.up[other] && network.reaches(host, other))
+            .filter(|other| !self.neighbours[host].contains(other))
+            .collect();
+        for i in self.random.distinct(NEIGHBOURS_SOUGHT.saturating_sub(have), candidates.len()) {
+            self.neighbours[host].insert(candidates[i]);
+            self.neighbours[candidates[i]].insert(host);
+        }
+    }
+
+    /// Who hears a message of `author`, after how long, in this order; the author itself does not.
+    pub fn spread(
+        &mut self,
+        network: &mut Network,
+        author: HostIndex,
+        bytes: u64,
+    ) -> Vec<(Duration, HostIndex)> {
+        let tree = match self.trees.get(&author) {
+            Some(tree) => Rc::clone(tree),
+            None => {
+                let tree = Rc::new(self.first_arrivals(network, author));
+                self.trees.insert(author, Rc::clone(&tree));
+                tree
+            }
+        };
+        let mut arrivals: Vec<Duration> = Vec::with_capacity(tree.len());
+        let mut heard = Vec::with_capacity(tree.len());
+        for (position, &(host, parent, latency)) in tree.iter().enumerate() {
+            if position == 0 {
+                arrivals.push(Duration::ZERO);
+                continue;
+            }
+            // A copy for each neighbour leaves through one uplink, half of them before this one.
+            let copies = self.neighbours[tree[parent].0].len().div_ceil(2) as u64;
+            let wire = network.gossip_time(tree[parent].0, bytes * copies);
+            let hop = latency.mul_f64(network.jitter_factor(host)) + wire + HOP;
+            let at = arrivals[parent] + hop;
+            arrivals.push(at);
+            heard.push((at, host));
+        }
+        heard.sort_unstable();
+        heard
+    }
+
+    /// Copies of each message that `host` sends on, and receives.
+    #[must_use]
+    pub fn degree(&self, host: HostIndex) -> usize {
+        self.neighbours[host].iter().filter(|&&other| self.up[other]).count()
+    }
+
+    /// Dijkstra (1959) over the mesh.
+    fn first_arrivals(&self, network: &Network, author: HostIndex) -> Vec<(HostIndex, usize, Duration)> {
+        let mut tree = Vec::new();
+        let mut seen = vec![false; self.up.len()];
+        let mut heap = BinaryHeap::from([Reverse((Duration::ZERO, author, 0, Duration::ZERO))]);
+        while let Some(Reverse((at, host, parent, edge))) = heap.pop() {
+            if std::mem::replace(&mut seen[host], true) {
+                continue;
+            }
+            tree.push((host, parent, edge));
+            let position = tree.len() - 1;
+            for other in self.live_neighbours(network, host).filter(|&other| !seen[other]) {
+                let latency = network.base_latency(host, other);
+                heap.push(Reverse((at + latency + HOP, other, position, latency)));
+            }
+        }
+        tree
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::network::Link;
+
+    fn swarm(hosts: usize) -> (Network, Mesh) {
+        let (mut network, mut mesh) = (Network::new(1), Mesh::new(1));
+        for host in 0..hosts {
+            network.add(Link::DATACENTRE);
+            mesh.add();
+            mesh.set_up(&network, host, true);
+        }
+        (network, mesh)
+    }
+
+    #[test]
+    fn a_message_reaches_everybody_once_within_a_few_hops() {
+        let (mut network, mut mesh) = swarm(200);
+        let heard = mesh.spread(&mut network, 7, 500);
+        let hosts: BTreeSet<HostIndex> = heard.iter().map(|(_, host)| *host).collect();
+        assert_eq!((heard.len(), hosts.len()), (199, 199), "each once, the author not");
+        assert!(!hosts.contains(&7));
+        let last = heard.last().expect("somebody").0;
+        assert!(last < Duration::from_millis(11 * 8), "a few hops of 11 ms: {last:?}");
+        assert!(heard.windows(2).all(|pair| pair[0].0 <= pair[1].0));
+    }
+
+    #[test]
+    fn a_message_stays_in_its_group_and_comes_back_after_the_heal() {
+        let (mut network, mut mesh) = swarm(60);
+        (0..20).for_each(|host| network.set_group(host, 1));
+        mesh.rebuild(&network);
+        assert_eq!(mesh.spread(&mut network, 3, 500).len(), 19);
+        assert_eq!(mesh.spread(&mut network, 30, 500).len(), 39);
+        network.heal();
+        mesh.rebuild(&network);
+        assert_eq!(mesh.spread(&mut network, 3, 500).len(), 59);
+    }
+
+    #[test]
+    fn hosts_behind_nat_hear_through_those_that_are_not() {
+        let (mut network, mut mesh) = swarm(40);
+        (10..40).for_each(|host| network.set_link(host, Link::HOME));
+        mesh.rebuild(&network);
+        assert_eq!(mesh.spread(&mut network, 20, 500).len(), 39);
+    }
+}

@@ -1,0 +1,366 @@
+//! Links, what they carry, and what is cut.
+//!
+//! Every host hangs on a backbone by one access link. Latency is the sum of both ends' and the distance of their
+//! regions, times a random jitter, so messages overtake each other. Small messages take latency and their own time on
+//! the wire; blobs are [`Flow`]s that share the sender's uplink and the receiver's downlink equally with all others
+//! there, the fluid model of a network whose core is not the bottleneck. Packet loss costs a retransmission: a round
+//! trip, not the message.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::time::Duration;
+
+use iota_protocol::Instant;
+
+use crate::random::Random;
+
+/// A virtual host, by its number.
+pub type HostIndex = usize;
+
+/// How a host is connected.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Link {
+    /// One way to the backbone.
+    pub latency: Duration,
+    /// Bytes per second it can send.
+    pub up: f64,
+    /// Bytes per second it can receive.
+    pub down: f64,
+    /// Mean of the exponential share added to each latency.
+    pub jitter: f64,
+    /// Share of messages that need one more round trip, each time.
+    pub loss: f64,
+    /// Whether others can open a connection to it; two hosts that are not cannot talk directly.
+    pub reachable: bool,
+    /// Where it is.
+    pub region: u8,
+}
+
+impl Link {
+    /// A host in a data centre: 5 ms, 1 Gbit/s both ways.
+    pub const DATACENTRE: Self = Self {
+        latency: Duration::from_millis(5),
+        up: 125e6,
+        down: 125e6,
+        jitter: 0.1,
+        loss: 0.0,
+        reachable: true,
+        region: 0,
+    };
+
+    /// A home: 15 ms, 50 Mbit/s up, 300 Mbit/s down, behind NAT.
+    pub const HOME: Self = Self {
+        latency: Duration::from_millis(15),
+        up: 6.25e6,
+        down: 37.5e6,
+        jitter: 0.3,
+        loss: 0.005,
+        reachable: false,
+        region: 0,
+    };
+}
+
+/// One way between two regions that are `apart` steps from each other.
+const REGION_STEP: Duration = Duration::from_millis(25);
+/// Bytes that need no share of a link: they leave in the first flight of a connection.
+const FIRST_FLIGHT_BYTES: u64 = 16 * 1024;
+/// Retransmissions after which a message counts as lost.
+const RETRANSMISSIONS_MAX: u32 = 5;
+
+/// A transfer under way.
+#[derive(Clone, Debug)]
+struct Flow {
+    from: HostIndex,
+    to: HostIndex,
+    remaining: f64,
+    rate: f64,
+    priced: Instant,
+    /// Counts the prices; an end announced for an older one is void.
+    generation: u64,
+}
+
+/// A flow that will have passed at a time, unless its price changes before.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct FlowEnd {
+    /// When.
+    pub at: Instant,
+    /// Which flow.
+    pub flow: u64,
+    /// At which of its prices.
+    pub generation: u64,
+}
+
+/// The links of all hosts.
+#[derive(Debug)]
+pub struct Network {
+    links: Vec<Link>,
+    /// Hosts of different groups cannot reach each other.
+    groups: Vec<u8>,
+    /// Directions that are cut.
+    one_way: BTreeSet<(HostIndex, HostIndex)>,
+    flows: BTreeMap<u64, Flow>,
+    outgoing: Vec<BTreeSet<u64>>,
+    incoming: Vec<BTreeSet<u64>>,
+    started: u64,
+    random: Random,
+}
+
+impl Network {
+    /// A network without hosts.
+    #[must_use]
+    pub fn new(seed: u64) -> Self {
+        Self {
+            links: Vec::new(),
+            groups: Vec::new(),
+            one_way: BTreeSet::new(),
+            flows: BTreeMap::new(),
+            outgoing: Vec::new(),
+            incoming: Vec::new(),
+            started: 0,
+            random: Random::new(seed, "network"),
+        }
+    }
+
+    /// Adds the next host.
+    pub fn add(&mut self, link: Link) {
+        self.links.push(link);
+        self.groups.push(0);
+        self.outgoing.push(BTreeSet::new());
+        self.incoming.push(BTreeSet::new());
+    }
+
+    /// The link of a host.
+    #[must_use]
+    pub fn link(&self, host: HostIndex) -> &Link {
+        &self.links[host]
+    }
+
+    /// Puts a host on another link. Flows on it keep their rate until the next one starts or ends there.
+    pub fn set_link(&mut self, host: HostIndex, link: Link) {
+        self.links[host] = link;
+    }
+
+    /// Puts a host into a group; groups cannot reach each other. All start in group 0.
+    pub fn set_group(&mut self, host: HostIndex, group: u8) {
+        self.groups[host] = group;
+    }
+
+    /// Cuts or restores one direction.
+    pub fn set_cut(&mut self, from: HostIndex, to: HostIndex, cut: bool) {
+        if cut {
+            self.one_way.insert((from, to));
+        } else {
+            self.one_way.remove(&(from, to));
+        }
+    }
+
+    /// Restores everything that was cut.
+    pub fn heal(&mut self) {
+        self.groups.fill(0);
+        self.one_way.clear();
+    }
+
+    /// Whether a message can get from one host to the other.
+    #[must_use]
+    pub fn reaches(&self, from: HostIndex, to: HostIndex) -> bool {
+        from == to
+            || self.groups[from] == self.groups[to]
+                && !self.one_way.contains(&(from, to))
+                && (self.links[from].reachable || self.links[to].reachable)
+    }
+
+    /// One way between two hosts, without jitter.
+    #[must_use]
+    pub fn base_latency(&self, from: HostIndex, to: HostIndex) -> Duration {
+        let (a, b) = (&self.links[from], &self.links[to]);
+        a.latency + b.latency + REGION_STEP * u32::from(a.region.abs_diff(b.region))
+    }
+
+    /// How long a message of `bytes` takes; nothing if it does not arrive.
+    pub fn message(&mut self, from: HostIndex, to: HostIndex, bytes: u64) -> Option<Duration> {
+        if !self.reaches(from, to) {
+            return None;
+        }
+        let latency = self.jittered(from, to)?;
+        Some(latency + wire_time(bytes, self.links[from].up.min(self.links[to].down)))
+    }
+
+    /// How long copies of a gossiped message occupy an uplink.
+    #[must_use]
+    pub fn gossip_time(&self, from: HostIndex, bytes: u64) -> Duration {
+        wire_time(bytes, self.links[from].up)
+    }
+
+    /// What the next latency to `host` is multiplied by.
+    pub fn jitter_factor(&mut self, host: HostIndex) -> f64 {
+        1.0 + self.links[host].jitter * self.random.exponential()
+    }
+
+    /// A latency with jitter and retransmissions.
+    fn jittered(&mut self, from: HostIndex, to: HostIndex) -> Option<Duration> {
+        let (jitter, loss) = (
+            self.links[from].jitter.max(self.links[to].jitter),
+            1.0 - (1.0 - self.links[from].loss) * (1.0 - self.links[to].loss),
+        );
+        let base = self.base_latency(from, to);
+        let mut latency = base.mul_f64(1.0 + jitter * self.random.exponential());
+        let mut tries = 0;
+        while self.random.chance(loss) {
+            tries += 1;
+            if tries > RETRANSMISSIONS_MAX {
+                return None;
+            }
+            latency += base * 2;
+        }
+        Some(latency)
+    }
+
+    /// Starts to move `bytes`, to end when all have arrived. Returns the flow's number and the ends that changed.
+    pub fn start_flow(
+        &mut self,
+        now: Instant,
+        from: HostIndex,
+        to: HostIndex,
+        bytes: u64,
+    ) -> (u64, Vec<FlowEnd>) {
+        self.started += 1;
+        let number = self.started;
+        #[expect(clippy::cast_precision_loss, reason = "a size below 2^53")]
+        let remaining = bytes.saturating_sub(FIRST_FLIGHT_BYTES).max(1) as f64;
+        self.flows.insert(number, Flow { from, to, remaining, rate: 0.0, priced: now, generation: 0 });
+        self.outgoing[from].insert(number);
+        self.incoming[to].insert(number);
+        (number, self.reprice(now, from, to))
+    }
+
+    /// Takes a flow out if this is its end: it has arrived. Returns the ends of others that changed.
+    pub fn end_flow(&mut self, now: Instant, end: FlowEnd) -> Option<Vec<FlowEnd>> {
+        self.flows.get(&end.flow).filter(|flow| flow.generation == end.generation)?;
+        self.drop_flow(now, end.flow)
+    }
+
+    /// Gives a flow up. Returns the ends of others that changed; nothing if it was not under way.
+    pub fn drop_flow(&mut self, now: Instant, number: u64) -> Option<Vec<FlowEnd>> {
+        let flow = self.flows.remove(&number)?;
+        self.outgoing[flow.from].remove(&number);
+        self.incoming[flow.to].remove(&number);
+        Some(self.reprice(now, flow.from, flow.to))
+    }
+
+    /// Flows under way.
+    #[must_use]
+    pub fn flows(&self) -> usize {
+        self.flows.len()
+    }
+
+    /// Shares the uplink of `from` and the downlink of `to` anew.
+    fn reprice(&mut self, now: Instant, from: HostIndex, to: HostIndex) -> Vec<FlowEnd> {
+        let touched: BTreeSet<u64> = self.outgoing[from].union(&self.incoming[to]).copied().collect();
+        let mut ends = Vec::with_capacity(touched.len());
+        for number in touched {
+            let Some(flow) = self.flows.get(&number) else { continue };
+            #[expect(clippy::cast_precision_loss, reason = "a count of flows")]
+            let share = |capacity: f64, flows: &BTreeSet<u64>| capacity / flows.len().max(1) as f64;
+            let rate = share(self.links[flow.from].up, &self.outgoing[flow.from])
+                .min(share(self.links[flow.to].down, &self.incoming[flow.to]));
+            let Some(flow) = self.flows.get_mut(&number) else { continue };
+            if flow.generation > 0 && flow.rate.to_bits() == rate.to_bits() {
+                continue;
+            }
+            flow.remaining -= flow.rate * now.since(flow.priced).as_secs_f64();
+            (flow.rate, flow.priced) = (rate, now);
+            flow.generation += 1;
+            let rest = Duration::from_secs_f64((flow.remaining.max(0.0) / rate).min(1e9));
+            ends.push(FlowEnd { at: now + rest, flow: number, generation: flow.generation });
+        }
+        ends
+    }
+}
+
+/// How long `bytes` occupy a link.
+#[expect(clippy::cast_precision_loss, reason = "a size below 2^53")]
+fn wire_time(bytes: u64, bytes_per_second: f64) -> Duration {
+    Duration::from_secs_f64(bytes as f64 / bytes_per_second)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const MEGABYTE: u64 = 1_000_000;
+
+    fn network(hosts: usize) -> Network {
+        let mut network = Network::new(1);
+        let link = Link { up: 1e6, down: 2e6, jitter: 0.0, ..Link::DATACENTRE };
+        (0..hosts).for_each(|_| network.add(link));
+        network
+    }
+
+    /// Runs all flows to their ends; seconds of each, by number.
+    fn finish(network: &mut Network, mut ends: Vec<FlowEnd>) -> BTreeMap<u64, f64> {
+        let mut done = BTreeMap::new();
+        while let Some(next) = (0..ends.len()).min_by_key(|&i| (ends[i].at, ends[i].flow)) {
+            let end = ends.swap_remove(next);
+            if let Some(changed) = network.end_flow(end.at, end) {
+                done.insert(end.flow, end.at.since(Instant::ZERO).as_secs_f64());
+                ends.extend(changed);
+            }
+        }
+        done
+    }
+
+    #[test]
+    fn flows_share_an_uplink_equally_and_take_over_what_becomes_free() {
+        let mut network = network(3);
+        let size = MEGABYTE + FIRST_FLIGHT_BYTES;
+        let (first, mut ends) = network.start_flow(Instant::ZERO, 0, 1, size);
+        let (second, more) = network.start_flow(Instant::ZERO, 0, 2, 2 * MEGABYTE + FIRST_FLIGHT_BYTES);
+        ends.extend(more);
+        let done = finish(&mut network, ends);
+        // Half the link each for two seconds, then the second alone for its second megabyte.
+        assert!((done[&first] - 2.0).abs() < 1e-6, "{done:?}");
+        assert!((done[&second] - 3.0).abs() < 1e-6, "{done:?}");
+        assert_eq!(network.flows(), 0);
+    }
+
+    #[test]
+    fn a_downlink_bounds_what_several_senders_deliver() {
+        let mut network = network(5);
+        let mut ends = Vec::new();
+        for from in 0..4 {
+            ends.extend(network.start_flow(Instant::ZERO, from, 4, MEGABYTE + FIRST_FLIGHT_BYTES).1);
+        }
+        let done = finish(&mut network, ends);
+        assert!(done.values().all(|seconds| (seconds - 2.0).abs() < 1e-6), "4 MB at 2 MB/s: {done:?}");
+    }
+
+    #[test]
+    fn groups_one_way_cuts_and_nat_decide_who_reaches_whom() {
+        let mut network = network(3);
+        network.set_group(2, 1);
+        assert!(network.reaches(0, 1) && !network.reaches(0, 2) && !network.reaches(2, 0));
+        network.set_cut(0, 1, true);
+        assert!(!network.reaches(0, 1) && network.reaches(1, 0));
+        network.heal();
+        assert!(network.reaches(0, 1) && network.reaches(0, 2));
+        for host in 0..2 {
+            network.set_link(host, Link { reachable: false, ..*network.link(host) });
+        }
+        assert!(!network.reaches(0, 1), "both behind NAT");
+        assert!(network.reaches(0, 2) && network.reaches(2, 0), "one dials, both talk");
+        assert_eq!(network.message(0, 1, 100), None);
+    }
+
+    #[test]
+    fn loss_costs_round_trips_and_jitter_reorders() {
+        let mut lossy = network(2);
+        let link = Link { loss: 0.3, jitter: 0.5, ..*lossy.link(0) };
+        lossy.set_link(0, link);
+        let delays: Vec<Duration> = (0..1000).filter_map(|_| lossy.message(0, 1, 0)).collect();
+        assert!(delays.len() > 990, "lost for good only after {RETRANSMISSIONS_MAX} retransmissions");
+        let base = lossy.base_latency(0, 1);
+        assert!(delays.iter().all(|delay| *delay >= base));
+        let resent = delays.iter().filter(|delay| **delay >= base * 3).count();
+        assert!((250..450).contains(&resent), "{resent} of 1000 took a retransmission or a long queue");
+        assert!(delays.windows(2).any(|pair| pair[1] + Duration::from_millis(1) < pair[0]), "overtaken");
+    }
+}

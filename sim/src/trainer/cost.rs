@@ -1,0 +1,182 @@
+//! Tensors that are hashes of what they were computed from: equal work has equal names, and any difference in what was
+//! merged shows in the weights.
+
+use std::collections::BTreeSet;
+use std::sync::Arc;
+
+use iota_protocol::miner::outbox::{state_tag, tag};
+use iota_protocol::miner::{Job, JobDone};
+use iota_protocol::spec::TrainingMode;
+use iota_protocol::wire::message::StateOffer;
+use iota_protocol::{Epoch, Hash, RunSpec, SampleId, StageIndex};
+
+use super::Trainer;
+use crate::blobs::{Blob, BlobStore};
+use crate::costs::{Costs, activation_bytes, partition_bytes};
+
+/// The loss every sample has, in millionths of a nat.
+const LOSS_MICRO: i64 = 1_000_000;
+
+/// An engine without numbers.
+#[derive(Clone, Debug)]
+pub struct CostTrainer {
+    spec: Arc<RunSpec>,
+    activation_bytes: u64,
+    partition_bytes: u64,
+    partitions: usize,
+    vector_bytes: u64,
+    weights: Hash,
+    accumulated: BTreeSet<SampleId>,
+    /// Samples since the last inner step.
+    unspent: u32,
+}
+
+impl CostTrainer {
+    /// An engine that holds nothing yet.
+    #[must_use]
+    pub fn new(spec: &Arc<RunSpec>, costs: &Costs) -> Self {
+        Self {
+            spec: Arc::clone(spec),
+            activation_bytes: activation_bytes(spec),
+            partition_bytes: partition_bytes(spec, costs.parameters),
+            partitions: spec.partitions(costs.parameters),
+            vector_bytes: costs.parameters as u64 * 4,
+            weights: Hash::default(),
+            accumulated: BTreeSet::new(),
+            unspent: 0,
+        }
+    }
+
+    fn take(&mut self, weights: Hash) {
+        self.weights = weights;
+        self.accumulated.clear();
+        self.unspent = 0;
+    }
+
+    fn accumulate(&mut self, sample: SampleId) {
+        assert!(self.accumulated.insert(sample), "sample {sample} accumulated twice");
+        self.unspent += 1;
+    }
+
+    /// What a pass of this sample makes of `input`.
+    fn tensor(&self, what: &[u8], sample: SampleId, input: Option<Hash>) -> Hash {
+        Hash::of_parts(&[what, &self.weights.0, &sample.0.to_le_bytes(), &input.unwrap_or_default().0])
+    }
+
+    fn weights_done(&self, stage: StageIndex, version: Epoch) -> JobDone {
+        JobDone::Weights { stage, version, hash: self.weights }
+    }
+
+    fn contribution(&self, partition: usize) -> Hash {
+        let mut hasher = blake3::Hasher::new();
+        hasher.update(b"contribution").update(&self.weights.0).update(&(partition as u64).to_le_bytes());
+        for sample in &self.accumulated {
+            hasher.update(&sample.0.to_le_bytes());
+        }
+        Hash(*hasher.finalize().as_bytes())
+    }
+}
+
+/// The name of what honest owners merge from these contributions.
+#[must_use]
+pub fn merged(inputs: &[(iota_protocol::PeerId, u32, Hash)]) -> Hash {
+    let mut hasher = blake3::Hasher::new();
+    hasher.update(b"merged");
+    for (peer, weight, hash) in inputs {
+        hasher.update(&peer.0).update(&weight.to_le_bytes()).update(&hash.0);
+    }
+    Hash(*hasher.finalize().as_bytes())
+}
+
+impl Trainer for CostTrainer {
+    fn perform(&mut self, stage: StageIndex, job: &Job, store: &mut BlobStore) -> JobDone {
+        self.try_perform(stage, job, store).unwrap_or_else(|full| JobDone::Failed(full.to_string()))
+    }
+}
+
+impl CostTrainer {
+    #[expect(clippy::too_many_lines, reason = "one short arm for each job")]
+    fn try_perform(
+        &mut self,
+        member: StageIndex,
+        job: &Job,
+        store: &mut BlobStore,
+    ) -> Result<JobDone, crate::blobs::DiskFull> {
+        let mut keep =
+            |hash: Hash, bytes: u64, tag: &str| store.keep(hash, Blob::made_up(bytes), tag).map(|()| hash);
+        let activation = self.activation_bytes;
+        Ok(match job {
+            Job::Initialise { stage } => {
+                self.take(Hash::of(&stage.0.to_le_bytes()));
+                self.weights_done(*stage, Epoch(0))
+            }
+            Job::Load { stage, version, weights, .. } => {
+                self.take(*weights);
+                self.weights_done(*stage, *version)
+            }
+            Job::Snapshot { stage, version, hash } => {
+                let part = Hash::of_parts(&[b"state", &hash.0]);
+                keep(part, self.vector_bytes * 2, &state_tag(*stage, *version))?;
+                JobDone::Snapshot(StateOffer {
+                    stage: *stage,
+                    version: *version,
+                    weights: *hash,
+                    parts: vec![part],
+                })
+            }
+            Job::Reset => {
+                self.take(self.weights);
+                JobDone::Reset
+            }
+            Job::Forward { epoch, sample, input } => {
+                let output = self.tensor(b"activation", *sample, *input);
+                keep(output, activation, &tag(member, *epoch))?;
+                JobDone::Forwarded { epoch: *epoch, sample: *sample, output }
+            }
+            Job::Loss { epoch, sample, input } => {
+                let gradient = input.map(|input| self.tensor(b"gradient", *sample, Some(input)));
+                let input_gradient =
+                    gradient.map(|hash| keep(hash, activation, &tag(member, *epoch))).transpose()?;
+                self.accumulate(*sample);
+                let loss_micro = Some(LOSS_MICRO);
+                JobDone::Finished { epoch: *epoch, sample: *sample, input_gradient, loss_micro }
+            }
+            Job::Backward { epoch, sample, gradient } => {
+                let upward = (member.0 > 0).then(|| self.tensor(b"gradient", *sample, Some(*gradient)));
+                let input_gradient =
+                    upward.map(|hash| keep(hash, activation, &tag(member, *epoch))).transpose()?;
+                self.accumulate(*sample);
+                JobDone::Finished { epoch: *epoch, sample: *sample, input_gradient, loss_micro: None }
+            }
+            Job::InnerStep { epoch, step } => {
+                assert!(self.unspent > 0, "a step needs a gradient");
+                assert!(*step < self.spec.training.inner_steps, "the schedule has such a step");
+                self.unspent = 0;
+                JobDone::Stepped { epoch: *epoch }
+            }
+            Job::Contribute { stage, epoch, samples } => {
+                assert_eq!(self.accumulated.len(), *samples as usize, "what is claimed was accumulated");
+                if self.spec.training.mode == TrainingMode::Local {
+                    assert_eq!(self.unspent, 0, "every gradient is in a step");
+                }
+                let bytes = self.partition_bytes;
+                let parts = (0..self.partitions)
+                    .map(|partition| keep(self.contribution(partition), bytes, &tag(*stage, *epoch)));
+                JobDone::Contributed { epoch: *epoch, partitions: parts.collect::<Result<_, _>>()? }
+            }
+            Job::Reduce { stage, epoch, partition, inputs } => {
+                let hash = keep(merged(inputs), self.partition_bytes, &tag(*stage, *epoch))?;
+                JobDone::Reduced { stage: *stage, partition: *partition, merged: Ok(hash) }
+            }
+            Job::Apply { stage, epoch, partitions } => {
+                let mut hasher = blake3::Hasher::new();
+                hasher.update(b"weights").update(&self.weights.0);
+                for partition in partitions {
+                    hasher.update(&partition.0);
+                }
+                self.take(Hash(*hasher.finalize().as_bytes()));
+                self.weights_done(*stage, epoch.next())
+            }
+        })
+    }
+}

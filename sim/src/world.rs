@@ -1,0 +1,397 @@
+//! The world: virtual hosts, what is between them, and the one loop that lets things happen.
+//!
+//! ```text
+//!            ┌── actions of a peer ──▶ network, mesh, engine ──┐
+//!   handle_* │                                                 ▼ events, each at its time
+//!            └───────────────────────── queue ◀────────────────┘
+//! ```
+//! The world drives peers as the node does: it delivers, it never decides. What a driver may choose (deadlines of
+//! transfers, how many at once) is chosen as in the node.
+
+mod act;
+mod deliver;
+mod disturb;
+
+use std::collections::BTreeMap;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::time::Duration;
+
+use iota_protocol::miner::{Job, JobDone};
+use iota_protocol::spec::Candidate;
+use iota_protocol::wire::frame::{PushAck, PushHeader};
+use iota_protocol::wire::message::Topic;
+use iota_protocol::wire::{Gossip, RejectReason};
+use iota_protocol::{Epoch, Hash, Identity, Instant, PeerId, RunSpec};
+
+use crate::blobs::Blob;
+use crate::costs::{Costs, partition_bytes};
+use crate::faults::Scheduled;
+use crate::host::{Host, HostSetup};
+use crate::mesh::Mesh;
+use crate::network::{FlowEnd, HostIndex, Network};
+use crate::observe::{Observation, Observer, Seen, Violation};
+use crate::queue::Queue;
+use crate::random::Random;
+use crate::trainer::Compute;
+
+/// Hosts start within this time of each other.
+const START_SPREAD: Duration = Duration::from_millis(500);
+/// After the run has finished, the time in which the last certificates travel.
+const AFTERMATH: Duration = Duration::from_secs(4);
+/// Events between two looks at whether the run has finished.
+const FINISH_LOOK: u64 = 256;
+
+/// Everything a simulation starts from.
+#[derive(Clone, Debug)]
+pub struct Setup {
+    /// The run. Its candidates are the first hosts.
+    pub spec: Arc<RunSpec>,
+    /// What everything else is drawn from.
+    pub seed: u64,
+    /// The hosts.
+    pub hosts: Vec<HostSetup>,
+    /// What work costs.
+    pub costs: Costs,
+    /// What engines compute.
+    pub compute: Compute,
+    /// What goes wrong.
+    pub schedule: Vec<Scheduled>,
+}
+
+impl Setup {
+    /// A set-up of `hosts` equal hosts, the first `candidates` of which may lead.
+    ///
+    /// # Panics
+    /// If the spec is invalid with these candidates.
+    #[must_use]
+    pub fn new(mut spec: RunSpec, seed: u64, candidates: usize, hosts: usize) -> Self {
+        spec.seed = seed;
+        spec.orchestrator.candidates = (0..candidates)
+            .map(|host| Candidate { peer: identity(seed, host).peer(), priority: 0 })
+            .collect();
+        spec.validate().unwrap_or_else(|error| panic!("an invalid set-up: {error}"));
+        Self {
+            spec: Arc::new(spec),
+            seed,
+            hosts: vec![HostSetup::default(); hosts],
+            costs: Costs::default(),
+            compute: Compute::Cost,
+            schedule: Vec::new(),
+        }
+    }
+}
+
+/// The key of a host.
+#[must_use]
+pub fn identity(seed: u64, host: HostIndex) -> Identity {
+    let secret = Hash::of_parts(&[b"iota-sim host", &seed.to_le_bytes(), &(host as u64).to_le_bytes()]);
+    Identity::from_secret(secret.0)
+}
+
+/// How a simulation ended.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Ending {
+    /// All honest hosts know that the run is over, and hold its last weights.
+    Finished(Instant),
+    /// The time was up.
+    TimeUp,
+    /// A rule was broken.
+    Violated(Violation),
+}
+
+/// A gossiped message on its way.
+#[derive(Debug)]
+pub(crate) struct Broadcast {
+    topic: Topic,
+    bytes: u64,
+    /// Opened once for all: opening asks no receiver's state.
+    opened: Result<Gossip, RejectReason>,
+    deliveries: Vec<(Instant, HostIndex)>,
+}
+
+/// A fetch under way.
+#[derive(Debug)]
+pub(crate) struct Fetch {
+    host: HostIndex,
+    incarnation: u32,
+    id: u64,
+    hash: Hash,
+    providers: Vec<PeerId>,
+    limit: u64,
+    deliver: bool,
+    tag: String,
+    deadline: Instant,
+}
+
+/// A push under way.
+#[derive(Clone, Debug)]
+pub(crate) struct Push {
+    from: HostIndex,
+    incarnation: u32,
+    id: u64,
+    to: HostIndex,
+    header: PushHeader,
+    blob: Blob,
+}
+
+/// What a flow carries.
+#[derive(Debug)]
+enum Cargo {
+    Push(Push),
+    Fetch(Rc<Fetch>, HostIndex, Blob),
+}
+
+/// Something that will happen.
+#[derive(Debug)]
+pub(crate) enum Event {
+    Start(HostIndex),
+    Wake(HostIndex, u64),
+    Gossip(Rc<Broadcast>, usize),
+    Request {
+        to: HostIndex,
+        from: HostIndex,
+        incarnation: u32,
+        id: u64,
+        bytes: Vec<u8>,
+    },
+    Response {
+        to: HostIndex,
+        incarnation: u32,
+        id: u64,
+        bytes: Option<Vec<u8>>,
+    },
+    PushArrives(Push),
+    PushEnds {
+        host: HostIndex,
+        incarnation: u32,
+        id: u64,
+        to: PeerId,
+        ack: Option<PushAck>,
+    },
+    FetchTries(Rc<Fetch>, usize),
+    FetchEnds {
+        host: HostIndex,
+        incarnation: u32,
+        id: u64,
+        arrived: Option<(Hash, Blob, String)>,
+        deliver: bool,
+    },
+    FlowEnds(FlowEnd),
+    FlowExpires(u64),
+    JobEnds {
+        host: HostIndex,
+        incarnation: u32,
+        job: Job,
+        done: JobDone,
+    },
+    Connected {
+        host: HostIndex,
+        incarnation: u32,
+        peer: PeerId,
+    },
+    Fault(usize),
+    Restart(HostIndex),
+    Thaw(HostIndex, u32),
+    Stop(HostIndex, u32),
+}
+
+/// A simulation.
+pub struct World {
+    spec: Arc<RunSpec>,
+    costs: Costs,
+    compute: Compute,
+    seed: u64,
+    partition_bytes: u64,
+    queue: Queue<Event>,
+    network: Network,
+    mesh: Mesh,
+    hosts: Vec<Host>,
+    indices: BTreeMap<PeerId, HostIndex>,
+    cargo: BTreeMap<u64, Cargo>,
+    schedule: Vec<Scheduled>,
+    electorate: iota_protocol::log::certificate::Electorate,
+    random: Random,
+    drop_gossip: f64,
+    repeat_gossip: f64,
+    tickets: u64,
+    events: u64,
+    finished_hosts: bool,
+    observers: Vec<Box<dyn Observer>>,
+    violation: Option<Violation>,
+}
+
+impl World {
+    /// A world at its beginning.
+    #[must_use]
+    pub fn new(setup: Setup) -> Self {
+        let mut world = Self {
+            partition_bytes: partition_bytes(&setup.spec, setup.costs.parameters),
+            electorate: iota_protocol::log::certificate::Electorate::new(&setup.spec),
+            spec: setup.spec,
+            costs: setup.costs,
+            compute: setup.compute,
+            seed: setup.seed,
+            queue: Queue::default(),
+            network: Network::new(setup.seed),
+            mesh: Mesh::new(setup.seed),
+            hosts: Vec::new(),
+            indices: BTreeMap::new(),
+            cargo: BTreeMap::new(),
+            schedule: setup.schedule,
+            random: Random::new(setup.seed, "world"),
+            drop_gossip: 0.0,
+            repeat_gossip: 0.0,
+            tickets: 0,
+            events: 0,
+            finished_hosts: false,
+            observers: Vec::new(),
+            violation: None,
+        };
+        for host in setup.hosts {
+            world.add_host(host);
+        }
+        for (index, (at, _)) in world.schedule.iter().enumerate() {
+            world.queue.push(*at, Event::Fault(index));
+        }
+        world
+    }
+
+    fn add_host(&mut self, setup: HostSetup) {
+        let index = self.hosts.len();
+        let identity = identity(self.seed, index);
+        let behaviour = setup.adversary.map(|kind| kind.behaviour(self.seed.wrapping_add(index as u64)));
+        self.indices.insert(identity.peer(), index);
+        self.network.add(setup.link);
+        self.mesh.add();
+        if setup.from_start {
+            let delay = self.random.duration(Duration::ZERO, START_SPREAD);
+            self.queue.push(delay, Event::Start(index));
+        }
+        let trainer = self.compute.trainer(&self.spec, &self.costs);
+        self.hosts.push(Host::new(identity, setup, behaviour, trainer));
+    }
+
+    /// Adds somebody who looks on.
+    pub fn watch(&mut self, observer: Box<dyn Observer>) {
+        self.observers.push(observer);
+    }
+
+    /// Lets things happen until the run has finished, a rule is broken, or `limit` of virtual time has passed.
+    pub fn run(&mut self, limit: Duration) -> Ending {
+        let until = Instant::ZERO + limit;
+        let mut finished = None;
+        while let Some(event) = self.queue.pop_until(finished.map_or(until, |at: Instant| at + AFTERMATH)) {
+            self.events += 1;
+            self.dispatch(event);
+            if self.violation.is_some() {
+                break;
+            }
+            if finished.is_none() && self.events.is_multiple_of(FINISH_LOOK) && self.is_finished() {
+                finished = Some(self.now());
+            }
+        }
+        self.conclude();
+        match (self.violation.take(), finished) {
+            (Some(violation), _) => Ending::Violated(violation),
+            (None, Some(at)) => Ending::Finished(at),
+            (None, None) => Ending::TimeUp,
+        }
+    }
+
+    /// Asks the observers for their last words.
+    fn conclude(&mut self) {
+        let mut observers = std::mem::take(&mut self.observers);
+        for observer in &mut observers {
+            if self.violation.is_none() {
+                self.violation = observer.finish(self).err();
+            }
+        }
+        self.observers = observers;
+    }
+
+    /// Whether all honest hosts that are there know that the run is over, and those with a place hold the last weights.
+    #[must_use]
+    pub fn is_finished(&self) -> bool {
+        let last = Epoch(self.spec.training.epochs);
+        self.finished_hosts
+            && self.hosts.iter().filter(|host| host.is_honest()).filter_map(Host::peer).all(|peer| {
+                let weights = peer.miner().and_then(|miner| miner.weights());
+                peer.state().finished()
+                    && (peer.state().stage_of(peer.id()).is_none()
+                        || weights.is_some_and(|weights| weights.version == last))
+            })
+    }
+
+    /// Virtual time.
+    #[must_use]
+    pub const fn now(&self) -> Instant {
+        self.queue.now()
+    }
+
+    /// Events that have happened.
+    #[must_use]
+    pub const fn events(&self) -> u64 {
+        self.events
+    }
+
+    /// The run's spec.
+    #[must_use]
+    pub fn spec(&self) -> &RunSpec {
+        &self.spec
+    }
+
+    /// What work costs.
+    #[must_use]
+    pub const fn costs(&self) -> &Costs {
+        &self.costs
+    }
+
+    /// All hosts.
+    #[must_use]
+    pub fn hosts(&self) -> &[Host] {
+        &self.hosts
+    }
+
+    /// The host with this identity.
+    #[must_use]
+    pub fn index_of(&self, peer: PeerId) -> Option<HostIndex> {
+        self.indices.get(&peer).copied()
+    }
+
+    /// The network.
+    #[must_use]
+    pub const fn network(&self) -> &Network {
+        &self.network
+    }
+
+    /// Hosts whose processes run.
+    pub fn running(&self) -> impl Iterator<Item = HostIndex> + '_ {
+        (0..self.hosts.len()).filter(|&host| self.hosts[host].peer.is_some())
+    }
+
+    /// The honest host that knows most of the log.
+    #[must_use]
+    pub fn best_informed(&self) -> Option<&crate::host::VirtualPeer> {
+        let honest = self.hosts.iter().filter(|host| host.is_honest()).filter_map(Host::peer);
+        honest.max_by_key(|peer| (peer.state().applied(), std::cmp::Reverse(peer.id())))
+    }
+
+    /// Shows something to those who look on.
+    fn show(&mut self, host: HostIndex, seen: Seen<'_>) {
+        let Self { hosts, observers, queue, violation, .. } = self;
+        let shown = &hosts[host];
+        let observation =
+            Observation { at: queue.now(), host, honest: shown.is_honest(), peer: shown.peer(), seen };
+        for observer in observers {
+            if let Err(broken) = observer.observe(&observation) {
+                violation.get_or_insert(broken);
+            }
+        }
+    }
+
+    /// The time on a host's clock.
+    fn local_now(&self, host: HostIndex) -> Instant {
+        self.hosts[host].setup.clock.local(self.now())
+    }
+}

@@ -1,0 +1,220 @@
+//! What peers want done, and how the world does it.
+
+use std::rc::Rc;
+
+use iota_protocol::Instant;
+use iota_protocol::limits::TRANSFER_DEADLINE;
+use iota_protocol::miner::{Action, Job};
+use iota_protocol::wire::Gossip;
+use iota_protocol::wire::frame::PushHeader;
+use iota_protocol::wire::message::Topic;
+use iota_protocol::{Hash, PeerId};
+
+use super::{Broadcast, Cargo, Event, Fetch, Push, World};
+use crate::adversary::{Emission, Means};
+use crate::blobs::Blob;
+use crate::network::HostIndex;
+use crate::observe::Seen;
+use crate::random::Random;
+
+/// Blobs up to this size travel with the message that asks for them.
+const SMALL_BYTES: u64 = 16 * 1024;
+
+impl World {
+    /// Does everything that a peer wants done, and notes when it wants to be woken.
+    pub(super) fn drain(&mut self, host: HostIndex) {
+        while let Some(action) = self.hosts[host].peer.as_mut().and_then(|peer| peer.poll_action()) {
+            if self.hosts[host].behaviour.is_some() {
+                for emission in self.deviate(host, action) {
+                    match emission {
+                        Emission::Act(action) => self.act(host, action),
+                        Emission::PublishToHalf { topic, bytes, odd } => {
+                            self.publish(host, topic, &bytes, |hearer| (hearer % 2 == 1) == odd);
+                        }
+                    }
+                }
+            } else {
+                self.act(host, action);
+            }
+        }
+        self.arm(host);
+    }
+
+    /// What an adversary makes of an action.
+    fn deviate(&mut self, host: HostIndex, action: Action) -> Vec<Emission> {
+        let now = self.queue.now();
+        let mut random = Random::new(self.random.bits(), "adversary");
+        let adversary = &mut self.hosts[host];
+        let (Some(behaviour), Some(peer)) = (&mut adversary.behaviour, &adversary.peer) else {
+            return vec![Emission::Act(action)];
+        };
+        let mut means = Means {
+            now,
+            identity: &adversary.identity,
+            spec: &self.spec,
+            store: &mut adversary.store,
+            random: &mut random,
+            peer,
+        };
+        behaviour.acts(&mut means, action)
+    }
+
+    /// Asks to be woken at the peer's next deadline, if that is earlier than what was asked before.
+    fn arm(&mut self, host: HostIndex) {
+        let armed = &mut self.hosts[host];
+        let Some(peer) = &armed.peer else { return };
+        // A deadline is in the future, however often it is missed.
+        let soonest = self.queue.now() + std::time::Duration::from_millis(1);
+        let at = armed.setup.clock.global(peer.deadline()).max(soonest);
+        if armed.wake.is_some_and(|(armed, _)| armed <= at) {
+            return;
+        }
+        armed.wakes += 1;
+        armed.wake = Some((at, armed.wakes));
+        self.queue.push_at(at, Event::Wake(host, armed.wakes));
+    }
+
+    fn act(&mut self, host: HostIndex, action: Action) {
+        match action {
+            Action::Publish { topic, bytes } => self.publish(host, topic, &bytes, |_| true),
+            Action::Request { id, to, bytes } => self.request(host, id, to, bytes),
+            Action::Respond { ticket, bytes } => {
+                let Some((to, incarnation, id)) = self.hosts[host].tickets.remove(&ticket) else { return };
+                self.hosts[host].traffic.requests += bytes.len() as u64;
+                if let Some(delay) = self.network.message(host, to, bytes.len() as u64) {
+                    self.queue.push(delay, Event::Response { to, incarnation, id, bytes: Some(bytes) });
+                }
+            }
+            Action::Push { id, to, header } => self.push(host, id, to, header),
+            Action::Fetch { id, hash, providers, limit, deliver, tag } => {
+                self.fetch(host, id, hash, providers, limit as u64, deliver, tag);
+            }
+            Action::Store { hash, bytes, tag } => {
+                let blob = Blob { bytes: bytes.len() as u64, content: Some(bytes.into()) };
+                // A full disk keeps nothing; whoever fetches it learns that.
+                let _ = self.hosts[host].store.keep(hash, blob, &tag);
+            }
+            Action::Release { prefix } => self.hosts[host].store.release(&prefix),
+            Action::Compute(job) => self.compute(host, job),
+            Action::Addresses { .. } | Action::Forget { .. } => {}
+            Action::Notice(notice) => {
+                self.note(&notice);
+                self.show(host, Seen::Notice(&notice));
+            }
+        }
+    }
+
+    fn publish(&mut self, host: HostIndex, topic: Topic, bytes: &[u8], hears: impl Fn(HostIndex) -> bool) {
+        let opened = Gossip::open(&self.electorate, topic, bytes);
+        let size = bytes.len() as u64;
+        let mut spread = self.mesh.spread(&mut self.network, host, size);
+        if opened.is_err() {
+            // Nobody passes on what does not verify.
+            let near: Vec<HostIndex> = self.mesh.live_neighbours(&self.network, host).collect();
+            spread.retain(|(_, hearer)| near.contains(hearer));
+        }
+        let now = self.now();
+        let deliveries: Vec<(Instant, HostIndex)> = spread
+            .into_iter()
+            .filter(|(_, hearer)| hears(*hearer))
+            .map(|(delay, hearer)| (now + delay, hearer))
+            .collect();
+        self.hosts[host].traffic.gossip += size * self.mesh.degree(host) as u64;
+        if let Some((at, _)) = deliveries.first().copied() {
+            let broadcast = Broadcast { topic, bytes: size, opened, deliveries };
+            self.queue.push_at(at, Event::Gossip(Rc::new(broadcast), 0));
+        }
+    }
+
+    fn request(&mut self, from: HostIndex, id: u64, to: PeerId, bytes: Vec<u8>) {
+        let incarnation = self.hosts[from].incarnation;
+        // Whatever becomes of it, its sender waits no longer than this.
+        self.queue.push(TRANSFER_DEADLINE, Event::Response { to: from, incarnation, id, bytes: None });
+        let Some(to) = self.index_of(to) else { return };
+        self.hosts[from].traffic.requests += bytes.len() as u64;
+        if let Some(delay) = self.network.message(from, to, bytes.len() as u64) {
+            self.queue.push(delay, Event::Request { to, from, incarnation, id, bytes });
+        }
+    }
+
+    fn push(&mut self, from: HostIndex, id: u64, receiver: PeerId, header: PushHeader) {
+        let incarnation = self.hosts[from].incarnation;
+        let blob = self.hosts[from].store.get(&header.hash).cloned();
+        let (Some(to), Some(blob)) = (self.index_of(receiver), blob) else {
+            return self.queue.push(
+                std::time::Duration::ZERO,
+                Event::PushEnds { host: from, incarnation, id, to: receiver, ack: None },
+            );
+        };
+        self.start_cargo(from, to, Cargo::Push(Push { from, incarnation, id, to, header, blob }));
+    }
+
+    #[expect(clippy::too_many_arguments, reason = "the fields of Action::Fetch")]
+    fn fetch(
+        &mut self,
+        host: HostIndex,
+        id: u64,
+        hash: Hash,
+        providers: Vec<PeerId>,
+        limit: u64,
+        deliver: bool,
+        tag: String,
+    ) {
+        let (incarnation, deadline) = (self.hosts[host].incarnation, self.now() + TRANSFER_DEADLINE);
+        let fetch = Fetch { host, incarnation, id, hash, providers, limit, deliver, tag, deadline };
+        match self.hosts[host].store.get(&hash).cloned() {
+            Some(blob) => self.fetch_ends(&fetch, Some(blob)),
+            None => self.queue.push(std::time::Duration::ZERO, Event::FetchTries(Rc::new(fetch), 0)),
+        }
+    }
+
+    /// Lets a blob travel.
+    pub(super) fn start_cargo(&mut self, from: HostIndex, to: HostIndex, cargo: Cargo) {
+        let bytes = match &cargo {
+            Cargo::Push(push) => push.blob.bytes,
+            Cargo::Fetch(_, _, blob) => blob.bytes,
+        };
+        if bytes <= SMALL_BYTES || !self.network.reaches(from, to) {
+            return self.arrive(cargo);
+        }
+        let (flow, ends) = self.network.start_flow(self.queue.now(), from, to, bytes);
+        let expires = match &cargo {
+            Cargo::Push(_) => self.now() + TRANSFER_DEADLINE,
+            Cargo::Fetch(fetch, ..) => fetch.deadline,
+        };
+        self.cargo.insert(flow, cargo);
+        self.queue.push_at(expires, Event::FlowExpires(flow));
+        self.announce(ends);
+    }
+
+    fn compute(&mut self, host: HostIndex, job: Job) {
+        let now = self.queue.now();
+        let mut random = Random::new(self.random.bits(), "adversary");
+        let engine = &mut self.hosts[host];
+        let Some(peer) = &engine.peer else { return };
+        let stage = peer.state().stage_of(peer.id()).unwrap_or_default();
+        let mut means = Means {
+            now,
+            identity: &engine.identity,
+            spec: &self.spec,
+            store: &mut engine.store,
+            random: &mut random,
+            peer,
+        };
+        let shirked = engine.behaviour.as_mut().and_then(|behaviour| behaviour.shirks(&mut means, &job));
+        let (done, duration) = match shirked {
+            Some(done) => (done, std::time::Duration::from_millis(1)),
+            None => {
+                let done = engine.trainer.perform(stage, &job, means.store);
+                let done = match &mut engine.behaviour {
+                    Some(behaviour) => behaviour.computed(&mut means, &job, done),
+                    None => done,
+                };
+                (done, self.costs.duration(&job, engine.setup.speed, self.partition_bytes))
+            }
+        };
+        engine.busy += duration;
+        let incarnation = engine.incarnation;
+        self.queue.push(duration, Event::JobEnds { host, incarnation, job, done });
+    }
+}

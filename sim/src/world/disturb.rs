@@ -1,0 +1,189 @@
+//! Processes that start and stop, and what faults do.
+
+use std::time::Duration;
+
+use iota_protocol::PeerId;
+use iota_protocol::miner::Notice;
+
+use super::{Cargo, Event, World};
+use crate::faults::Fault;
+use crate::network::HostIndex;
+use crate::observe::Seen;
+
+impl World {
+    pub(super) fn start(&mut self, host: HostIndex) {
+        if self.hosts[host].peer.is_some() {
+            return;
+        }
+        let now = self.queue.now();
+        self.hosts[host].start(now, &self.spec, &self.costs, self.compute);
+        self.mesh.set_up(&self.network, host, true);
+        self.show(host, Seen::Started);
+        self.reconnect(host);
+        let local = self.local_now(host);
+        if let Some(peer) = &mut self.hosts[host].peer {
+            peer.handle_timeout(local);
+        }
+        self.drain(host);
+    }
+
+    /// Candidates learn that a connection to `host` was made, and it learns of theirs.
+    fn reconnect(&mut self, host: HostIndex) {
+        let candidates = 0..self.spec.orchestrator.candidates.len();
+        if !candidates.contains(&host) {
+            return;
+        }
+        for other in candidates.filter(|&other| other != host) {
+            for (one, two) in [(host, other), (other, host)] {
+                let peer: PeerId = self.hosts[two].identity.peer();
+                let incarnation = self.hosts[one].incarnation;
+                if let Some(delay) = self.network.message(two, one, 0) {
+                    self.queue.push(delay, Event::Connected { host: one, incarnation, peer });
+                }
+            }
+        }
+    }
+
+    pub(super) fn stop(&mut self, host: HostIndex) {
+        if self.hosts[host].peer.is_none() {
+            return;
+        }
+        self.hosts[host].stop();
+        self.mesh.set_up(&self.network, host, false);
+        self.show(host, Seen::Stopped);
+        self.drop_cargo_of(host);
+    }
+
+    /// Transfers from and to a host are cut off.
+    fn drop_cargo_of(&mut self, host: HostIndex) {
+        let touches = |cargo: &Cargo| match cargo {
+            Cargo::Push(push) => push.from == host || push.to == host,
+            Cargo::Fetch(fetch, source, _) => fetch.host == host || *source == host,
+        };
+        let flows: Vec<u64> =
+            self.cargo.iter().filter(|(_, cargo)| touches(cargo)).map(|(flow, _)| *flow).collect();
+        flows.into_iter().for_each(|flow| self.drop_cargo(flow));
+    }
+
+    /// Transfers between hosts that cannot reach each other any more come to their deadlines.
+    fn drop_unreachable_cargo(&mut self) {
+        let ends = |cargo: &Cargo| match cargo {
+            Cargo::Push(push) => (push.from, push.to),
+            Cargo::Fetch(fetch, source, _) => (*source, fetch.host),
+        };
+        let cut: Vec<u64> = self
+            .cargo
+            .iter()
+            .filter(|(_, cargo)| {
+                let (from, to) = ends(cargo);
+                !self.network.reaches(from, to)
+            })
+            .map(|(flow, _)| *flow)
+            .collect();
+        cut.into_iter().for_each(|flow| self.drop_cargo(flow));
+    }
+
+    pub(super) fn thaw(&mut self, host: HostIndex, incarnation: u32) {
+        if !self.lives(host, incarnation) {
+            return;
+        }
+        self.hosts[host].frozen = false;
+        self.mesh.set_up(&self.network, host, true);
+        let local = self.local_now(host);
+        if let Some(peer) = &mut self.hosts[host].peer {
+            peer.handle_timeout(local);
+        }
+        self.drain(host);
+        for event in std::mem::take(&mut self.hosts[host].inbox) {
+            self.dispatch(event);
+        }
+    }
+
+    fn freeze(&mut self, host: HostIndex, pause: Duration) {
+        if !self.hosts[host].is_awake() {
+            return;
+        }
+        self.hosts[host].frozen = true;
+        self.mesh.set_up(&self.network, host, false);
+        let incarnation = self.hosts[host].incarnation;
+        self.queue.push(pause, Event::Thaw(host, incarnation));
+    }
+
+    /// The host that leads and knows it.
+    #[must_use]
+    pub fn leader(&self) -> Option<HostIndex> {
+        (0..self.spec.orchestrator.candidates.len()).find(|&host| {
+            let leads = |peer: &crate::host::VirtualPeer| peer.leader() == Some(peer.id());
+            self.hosts[host].is_awake() && self.hosts[host].peer().is_some_and(leads)
+        })
+    }
+
+    /// Does the fault of this number.
+    pub(super) fn disturb(&mut self, index: usize) {
+        let fault = self.schedule[index].1.clone();
+        let about = match &fault {
+            Fault::Crash(host) | Fault::Restart(host) | Fault::Freeze(host, _) | Fault::Join(host) => *host,
+            Fault::Leave(host) | Fault::Group(host, _) | Fault::Cut(host, _) => *host,
+            Fault::Relink(host, _) | Fault::Speed(host, _) | Fault::Disk(host, _) => *host,
+            Fault::CrashLeader(_) => self.leader().unwrap_or(0),
+            Fault::Heal | Fault::DropGossip(_) | Fault::RepeatGossip(_) => 0,
+        };
+        self.show(about, Seen::Fault(&fault));
+        match fault {
+            Fault::Crash(host) => self.stop(host),
+            Fault::Restart(host) | Fault::Join(host) => self.start(host),
+            Fault::CrashLeader(pause) => {
+                if let Some(leader) = self.leader() {
+                    self.stop(leader);
+                    self.queue.push(pause, Event::Restart(leader));
+                }
+            }
+            Fault::Freeze(host, pause) => self.freeze(host, pause),
+            Fault::Leave(host) => self.leave(host),
+            Fault::Group(host, group) => {
+                self.network.set_group(host, group);
+                self.links_changed();
+            }
+            Fault::Cut(from, to) => {
+                self.network.set_cut(from, to, true);
+                self.links_changed();
+            }
+            Fault::Heal => {
+                self.network.heal();
+                self.links_changed();
+                (0..self.spec.orchestrator.candidates.len()).for_each(|host| self.reconnect(host));
+            }
+            Fault::Relink(host, link) => {
+                self.network.set_link(host, link);
+                self.links_changed();
+            }
+            Fault::Speed(host, speed) => self.hosts[host].setup.speed = speed,
+            Fault::Disk(host, bytes) => self.hosts[host].store.set_quota(bytes),
+            Fault::DropGossip(share) => self.drop_gossip = share,
+            Fault::RepeatGossip(share) => self.repeat_gossip = share,
+        }
+    }
+
+    fn links_changed(&mut self) {
+        self.mesh.rebuild(&self.network);
+        self.drop_unreachable_cargo();
+    }
+
+    /// A peer says that it leaves, and ends a little later whether it was let go or not.
+    fn leave(&mut self, host: HostIndex) {
+        let local = self.local_now(host);
+        let incarnation = self.hosts[host].incarnation;
+        let leaving = &mut self.hosts[host];
+        let Some(peer) = leaving.peer.as_mut().filter(|_| !leaving.frozen) else { return };
+        peer.leave(local);
+        leaving.setup.miner = false;
+        self.queue.push(self.spec.timing.linger.duration(), Event::Stop(host, incarnation));
+        self.drain(host);
+    }
+
+    /// Notes that somebody knows that the run is over.
+    pub(super) fn note(&mut self, notice: &Notice) {
+        self.finished_hosts |=
+            matches!(notice, Notice::State(iota_protocol::run_state::StateEvent::Finished));
+    }
+}
