@@ -38,7 +38,7 @@ pub enum NodeEvent {
         /// The orchestrator from now on.
         peer: PeerId,
     },
-    /// This node was assigned to a stage.
+    /// This node was assigned to a stage, its first or another.
     Admitted {
         /// The stage.
         stage: u16,

@@ -4,8 +4,12 @@
 //! level-triggered: each call compares what is with what should be and proposes the difference, so a new
 //! leader takes over in mid-epoch without being told anything. A proposal that turns out void is harmless.
 
+mod balance;
+
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
+
+use balance::Balance;
 
 use crate::id::{Epoch, Hash, LogIndex, PartitionIndex, PeerId, StageIndex};
 use crate::limits::PROPOSAL_REPEAT;
@@ -40,6 +44,7 @@ pub struct Orchestrator {
     manifests: BTreeMap<(StageIndex, PeerId), Arc<HashedManifest>>,
     tallies: BTreeMap<(StageIndex, Epoch, u16), Tally>,
     agreement: BTreeMap<StageIndex, AgreementMatrix>,
+    balance: Balance,
     /// Since when this candidate could have heard of anybody: its start, or its return from a pause.
     listening_since: Option<Instant>,
 }
@@ -81,10 +86,16 @@ impl Orchestrator {
         if state.finished() {
             return Vec::new();
         }
-        let mut wanted = membership(now, listening_since, state, book);
+        let mut wanted = balance::departures(now, listening_since, state, book);
+        wanted.extend(self.balance.admissions(now, state, book));
+        let begun = balance::begun(state);
         for (index, stage) in state.spec().stages().zip(state.stages()) {
             match &stage.phase {
-                Phase::Waiting => wanted.extend(self.open(now, state, book, index, stage)),
+                Phase::Waiting if stage.version.0 >= state.spec().training.epochs => {}
+                Phase::Waiting => {
+                    let relief = self.balance.relief(state, book, index, begun);
+                    wanted.extend(relief.or_else(|| self.open(now, state, book, index, stage)));
+                }
                 Phase::Training(training) => wanted.extend(self.training(now, state, index, training)),
                 Phase::Merging(training, plan) => {
                     wanted.extend(self.merging(now, state, index, training, plan))
@@ -157,7 +168,7 @@ impl Orchestrator {
         stage: &Stage,
     ) -> Option<Decision> {
         let spec = state.spec();
-        if stage.version.0 >= spec.training.epochs || !started(state, book) {
+        if !started(state, book) {
             return None;
         }
         let mut ready: BTreeMap<Hash, Vec<PeerId>> = BTreeMap::new();
@@ -317,40 +328,6 @@ impl Orchestrator {
     }
 }
 
-/// Evicts the silent and the leaving, admits the asking: to the stage with the fewest miners, to its
-/// former stage among equals. A member never heard is silent only since this candidate listens: one that
-/// has just started has heard nobody.
-fn membership(now: Instant, listening_since: Instant, state: &RunState, book: &Book) -> Vec<Decision> {
-    let timing = &state.spec().timing;
-    let mut decisions = Vec::new();
-    for &peer in state.members().keys() {
-        if book.silence(now, peer).unwrap_or(now.since(listening_since)) >= timing.eviction.duration() {
-            decisions.push(Decision::Evict { peer, reason: EvictReason::Silent });
-        } else if book.record(peer).is_some_and(|record| !record.miner) {
-            decisions.push(Decision::Evict { peer, reason: EvictReason::Left });
-        }
-    }
-    let mut sizes: BTreeMap<StageIndex, usize> =
-        state.spec().stages().map(|stage| (stage, state.replicas(stage).count())).collect();
-    for (peer, record) in book.records() {
-        let recent = book.silence(now, peer).is_some_and(|silence| silence < timing.eviction.duration());
-        let banned =
-            matches!(state.eviction(peer), Some(EvictReason::InvalidContribution | EvictReason::WrongMerge));
-        if !record.miner || !recent || banned || state.stage_of(peer).is_some() {
-            continue;
-        }
-        let former = record.weights.map(|weights| weights.stage);
-        let Some((&stage, _)) =
-            sizes.iter().min_by_key(|(stage, size)| (**size, former != Some(**stage), **stage))
-        else {
-            continue;
-        };
-        sizes.entry(stage).and_modify(|size| *size += 1);
-        decisions.push(Decision::Admit { peer, stage });
-    }
-    decisions
-}
-
 /// How many of `members` make a quorum of share `share`: at least one.
 #[expect(
     clippy::cast_possible_truncation,
@@ -364,7 +341,6 @@ fn quorum(share: f64, members: usize) -> usize {
 
 /// Whether the run has begun, or every stage has the miners it waits for.
 fn started(state: &RunState, book: &Book) -> bool {
-    let begun = state.stages().iter().any(|stage| stage.version > Epoch(0) || stage.training().is_some());
     let ready = |stage: StageIndex| {
         let replicas = state.replicas(stage).filter(|peer| {
             let weights = book.record(*peer).and_then(|record| record.weights);
@@ -372,7 +348,7 @@ fn started(state: &RunState, book: &Book) -> bool {
         });
         replicas.count() >= usize::from(state.spec().pipeline.start_replicas)
     };
-    begun || state.spec().stages().all(ready)
+    balance::begun(state) || state.spec().stages().all(ready)
 }
 
 /// Members with weights in proportion to their measured speed; equal if any of them is unmeasured.

@@ -237,7 +237,10 @@ impl<S: Storage<LogBytes>> Peer<S> {
         self.replay.accept(sender, &**record)?;
         self.behind |= record.log_length > self.log.len() as u64;
         let news = self.book.insert(now, sender, Arc::clone(record))?;
-        if news {
+        if let Some(candidate) = self.candidate.as_mut().filter(|_| news.standing) {
+            candidate.handle_news();
+        }
+        if news.addresses {
             self.out.addresses(sender);
             // Somebody new is here; it should hear of us before our next heartbeat.
             self.record_due = self.record_due.min(now + self.spec.timing.heartbeat.duration() / 4);
@@ -547,7 +550,10 @@ impl<S: Storage<LogBytes>> Peer<S> {
         };
         self.out.publish(Topic::Records, &record);
         // Ours is within the limits unless the host has more addresses than a record may carry.
-        let _ = self.book.insert(now, self.me, Arc::new(record));
+        let news = self.book.insert(now, self.me, Arc::new(record));
+        if let Some(candidate) = self.candidate.as_mut().filter(|_| news.is_ok_and(|news| news.standing)) {
+            candidate.handle_news();
+        }
         let forget = self.spec.timing.eviction.duration() * FORGET_EVICTIONS;
         let state = &self.state;
         let forgotten =

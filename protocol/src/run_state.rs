@@ -32,6 +32,8 @@ pub enum StateEvent {
     Admitted(PeerId, StageIndex),
     /// A miner lost its place.
     Evicted(PeerId, EvictReason),
+    /// A miner went to another stage.
+    Moved(PeerId, StageIndex),
     /// An epoch began with this many members.
     EpochOpened(StageIndex, Epoch, usize),
     /// A member was taken out of an epoch.
@@ -256,6 +258,7 @@ impl RunState {
         match decision {
             Decision::Admit { peer, stage } => self.admit(*peer, *stage),
             Decision::Evict { peer, reason } => self.evict(*peer, *reason),
+            Decision::Move { peer, stage } => self.relocate(*peer, *stage),
             Decision::OpenEpoch { stage, epoch, base, members } => {
                 self.open(index, *stage, *epoch, *base, members)
             }
@@ -279,6 +282,17 @@ impl RunState {
                 done.then(|| vec![StateEvent::Finished])
             }
         }
+    }
+
+    fn relocate(&mut self, peer: PeerId, stage: StageIndex) -> Option<Vec<StateEvent>> {
+        let from = self.stage_of(peer).filter(|from| *from != stage)?;
+        let taking_part = self.stage(from)?.training().is_some_and(|training| training.deal.is_live(peer));
+        let room = stage.as_usize() < self.stages.len() && self.replicas(stage).count() < REPLICAS_MAX;
+        if taking_part || !room || self.replicas(from).count() < 2 {
+            return None;
+        }
+        self.members.insert(peer, stage);
+        Some(vec![StateEvent::Moved(peer, stage)])
     }
 
     fn admit(&mut self, peer: PeerId, stage: StageIndex) -> Option<Vec<StateEvent>> {
@@ -557,6 +571,28 @@ mod tests {
         let again =
             Decision::OpenEpoch { stage: S, epoch: Epoch(0), base: Hash::default(), members: vec![(A, 1)] };
         assert_eq!(fold.apply(again), [StateEvent::EpochOpened(S, Epoch(0), 1)]);
+    }
+
+    #[test]
+    fn a_miner_moves_between_epochs_and_never_leaves_a_stage_empty() {
+        let mut spec = RunSpec {
+            orchestrator: OrchestratorSpec { candidates: vec![Candidate { peer: A, priority: 0 }] },
+            ..RunSpec::default()
+        };
+        spec.pipeline.stages = 2;
+        let mut fold = Fold(RunState::new(Arc::new(spec), &[1000, 1000]));
+        let other = StageIndex(1);
+        let relocate = |peer| Decision::Move { peer, stage: other };
+        assert_eq!(fold.apply(relocate(A)), [], "no member");
+        fold.apply(Decision::Admit { peer: A, stage: S });
+        assert_eq!(fold.apply(relocate(A)), [], "the last of its stage");
+        fold.apply(Decision::Admit { peer: B, stage: S });
+        assert_eq!(fold.apply(Decision::Move { peer: A, stage: S }), [], "it is there");
+        fold.apply(open(0));
+        assert_eq!(fold.apply(relocate(A)), [], "it takes part in an epoch");
+        fold.apply(Decision::Release { stage: S, epoch: Epoch(0), peer: A });
+        assert_eq!(fold.apply(relocate(A)), [StateEvent::Moved(A, other)]);
+        assert_eq!((fold.0.stage_of(A), fold.0.stage_of(B)), (Some(other), Some(S)));
     }
 
     #[test]

@@ -238,6 +238,7 @@ fn decision() -> impl Strategy<Value = Decision> {
     prop_oneof![
         (peer_id(), stage()).prop_map(|(peer, stage)| Decision::Admit { peer, stage }),
         (peer_id(), reason).prop_map(|(peer, reason)| Decision::Evict { peer, reason }),
+        (peer_id(), any::<u16>()).prop_map(|(peer, stage)| Decision::Move { peer, stage: StageIndex(stage) }),
         (stage(), epoch(), hash(), vec((peer_id(), any::<u32>()), 0..5))
             .prop_map(|(stage, epoch, base, members)| Decision::OpenEpoch { stage, epoch, base, members }),
         (stage(), epoch(), peer_id()).prop_map(|(stage, epoch, peer)| Decision::Release {

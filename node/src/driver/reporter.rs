@@ -160,6 +160,12 @@ impl Reporter {
                 tracing::info!(peer = %member.short(), %reason, "evicted");
                 self.event(NodeEvent::Evicted { peer: member, reason: reason.to_string() });
             }
+            StateEvent::Moved(member, stage) => {
+                tracing::info!(peer = %member.short(), stage = stage.0, "moved");
+                if member == peer.id() {
+                    self.event(NodeEvent::Admitted { stage: stage.0 });
+                }
+            }
             StateEvent::EpochOpened(stage, epoch, members) => {
                 tracing::info!(stage = stage.0, epoch = epoch.0, members, "epoch opened");
                 self.metrics.epochs.inc_by(u64::from(own(stage)));

@@ -1,6 +1,7 @@
 //! What peers say of themselves, and when they last said it.
 
 use std::collections::BTreeMap;
+use std::collections::btree_map::Entry;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -10,6 +11,15 @@ use crate::time::Instant;
 use crate::wire::RejectReason;
 use crate::wire::message::PeerRecord;
 
+/// What a record says that the one before did not.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct News {
+    /// Where its peer can be reached.
+    pub addresses: bool,
+    /// What the orchestrator decides by: whether its peer asks for a place, and the weights it holds.
+    pub standing: bool,
+}
+
 /// The newest record of each peer.
 #[derive(Clone, Debug, Default)]
 pub struct Book {
@@ -17,7 +27,7 @@ pub struct Book {
 }
 
 impl Book {
-    /// Takes a record whose signature and number were checked. Returns whether its addresses are news.
+    /// Takes a record whose signature and number were checked. Returns what in it is new.
     ///
     /// # Errors
     /// [`RejectReason`] if it breaks a limit, or the book is full of peers heard more recently.
@@ -26,22 +36,31 @@ impl Book {
         now: Instant,
         peer: PeerId,
         record: Arc<PeerRecord>,
-    ) -> Result<bool, RejectReason> {
+    ) -> Result<News, RejectReason> {
         let addresses = [&record.multiaddrs, &record.data_addresses];
         if addresses.iter().any(|list| {
             list.len() > ADDRESSES_MAX || list.iter().any(|address| address.len() > ADDRESS_BYTES_MAX)
         }) {
             return Err(RejectReason::Inconsistent("addresses"));
         }
-        if self.records.len() >= BOOK_PEERS_MAX && !self.records.contains_key(&peer) {
-            return Err(RejectReason::Full("peer records"));
+        let full = self.records.len() >= BOOK_PEERS_MAX;
+        match self.records.entry(peer) {
+            Entry::Vacant(_) if full => Err(RejectReason::Full("peer records")),
+            Entry::Vacant(vacant) => {
+                vacant.insert((record, now));
+                Ok(News { addresses: true, standing: true })
+            }
+            Entry::Occupied(mut occupied) => {
+                let (old, _) = occupied.get();
+                let news = News {
+                    addresses: old.multiaddrs != record.multiaddrs
+                        || old.data_addresses != record.data_addresses,
+                    standing: old.weights != record.weights || old.miner != record.miner,
+                };
+                occupied.insert((record, now));
+                Ok(news)
+            }
         }
-        let known = self.records.get(&peer).map(|(old, _)| old);
-        let news = known.is_none_or(|old| {
-            old.multiaddrs != record.multiaddrs || old.data_addresses != record.data_addresses
-        });
-        self.records.insert(peer, (record, now));
-        Ok(news)
     }
 
     /// The newest record of `peer`.

@@ -7,7 +7,7 @@ use serde_bytes::ByteBuf;
 
 use super::book::Book;
 use crate::id::{Identity, LogIndex, PeerId};
-use crate::limits::{CONSENSUS_BUNDLE_MAX, HEAD_REPEAT};
+use crate::limits::{CONSENSUS_BUNDLE_MAX, CONSENSUS_TICK, HEAD_REPEAT};
 use crate::log::certificate::Electorate;
 use crate::log::{Certifier, Consensus, DecidedLog, LogBytes, Vote};
 use crate::miner::Outbox;
@@ -46,6 +46,10 @@ pub(super) struct Candidate<S: Storage<LogBytes>> {
     lanes: BTreeMap<PeerId, Lane>,
     /// Entries certified and published.
     published: u64,
+    /// Whether something changed that proposals depend on, other than time.
+    news: bool,
+    /// When time alone is a reason to look again.
+    look_due: Instant,
 }
 
 impl<S: Storage<LogBytes>> Candidate<S> {
@@ -60,6 +64,8 @@ impl<S: Storage<LogBytes>> Candidate<S> {
             orchestrator: Orchestrator::default(),
             identity,
             published: 0,
+            news: true,
+            look_due: Instant::ZERO,
         })
     }
 
@@ -76,11 +82,17 @@ impl<S: Storage<LogBytes>> Candidate<S> {
     }
 
     pub(super) const fn orchestrator_mut(&mut self) -> &mut Orchestrator {
+        self.news = true;
         &mut self.orchestrator
     }
 
     pub(super) const fn certifier_mut(&mut self) -> &mut Certifier {
         &mut self.certifier
+    }
+
+    /// Something changed that proposals depend on.
+    pub(super) const fn handle_news(&mut self) {
+        self.news = true;
     }
 
     /// Takes another candidate's messages and votes.
@@ -121,6 +133,7 @@ impl<S: Storage<LogBytes>> Candidate<S> {
         self.consensus.handle_timeout(now);
         let decided = self.consensus.poll_decided();
         let (count, any) = (decided.len(), !decided.is_empty());
+        self.news |= any;
         for (i, entry) in decided.into_iter().enumerate() {
             let (index, chain) = log.push_decided(entry);
             if count - i <= VOTES_AFTER_RESTART {
@@ -136,9 +149,11 @@ impl<S: Storage<LogBytes>> Candidate<S> {
     /// As leader, proposes what should be decided. Returns whether anything was proposed.
     pub(super) fn propose(&mut self, now: Instant, me: PeerId, state: &RunState, book: &Book) -> bool {
         // Stand-bys keep the same view, so that one of them can take over at once.
-        if !self.consensus.is_leader() {
+        if !self.consensus.is_leader() || !self.news && now < self.look_due {
             return false;
         }
+        self.news = false;
+        self.look_due = now + CONSENSUS_TICK;
         let decisions = self.orchestrator.propose(now, state, book);
         let any = !decisions.is_empty();
         for decision in decisions {

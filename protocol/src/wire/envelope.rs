@@ -8,13 +8,14 @@
 //! A signature made for one kind or run therefore verifies for no other.
 
 use std::collections::BTreeMap;
+use std::collections::btree_map::Entry;
 
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use serde_bytes::ByteBuf;
 
 use super::{DecodeError, decode, encode};
-use crate::id::{Hash, Identity, PeerId, RunId};
+use crate::id::{Identity, PeerId, RunId};
 use crate::limits::{BOOK_PEERS_MAX, GOSSIP_BYTES_MAX, WIRE_VERSION};
 
 /// A value that travels signed.
@@ -137,7 +138,7 @@ pub fn open<T: Payload>(run: RunId, bytes: &[u8]) -> Result<(PeerId, T), RejectR
 /// The highest message number accepted from each sender, for each kind of message.
 #[derive(Clone, Debug, Default)]
 pub struct ReplayWindow {
-    seen: BTreeMap<(Hash, PeerId), u64>,
+    seen: BTreeMap<(PeerId, &'static str), u64>,
 }
 
 impl ReplayWindow {
@@ -146,15 +147,18 @@ impl ReplayWindow {
     /// # Errors
     /// [`RejectReason::Replay`] otherwise, [`RejectReason::Full`] for a new sender beyond the bound.
     pub fn accept<T: Payload>(&mut self, sender: PeerId, value: &T) -> Result<(), RejectReason> {
-        let key = (Hash::of(T::KIND.as_bytes()), sender);
         let got = value.sequence();
-        match self.seen.get(&key) {
-            Some(&seen) if got <= seen => return Err(RejectReason::Replay { got, seen }),
-            None if self.seen.len() >= BOOK_PEERS_MAX * 4 => return Err(RejectReason::Full("senders")),
-            _ => {}
+        let full = self.seen.len() >= BOOK_PEERS_MAX * 4;
+        match self.seen.entry((sender, T::KIND)) {
+            Entry::Occupied(occupied) if got <= *occupied.get() => {
+                Err(RejectReason::Replay { got, seen: *occupied.get() })
+            }
+            Entry::Vacant(_) if full => Err(RejectReason::Full("senders")),
+            entry => {
+                *entry.or_default() = got;
+                Ok(())
+            }
         }
-        self.seen.insert(key, got);
-        Ok(())
     }
 }
 

@@ -274,6 +274,13 @@ pub enum Decision {
         /// Why.
         reason: EvictReason,
     },
+    /// A miner goes to another stage. Void while it takes part in an epoch, or if it is the last of its stage.
+    Move {
+        /// The miner.
+        peer: PeerId,
+        /// Its new stage.
+        stage: StageIndex,
+    },
     /// An epoch of a stage begins.
     OpenEpoch {
         /// The stage.

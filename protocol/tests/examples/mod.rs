@@ -117,6 +117,7 @@ pub(crate) fn decisions() -> Vec<(&'static str, Decision)> {
     };
     vec![
         ("admit", Decision::Admit { peer: peer(5), stage }),
+        ("move", Decision::Move { peer: peer(5), stage: StageIndex(1) }),
         ("evict", Decision::Evict { peer: peer(5), reason: EvictReason::InvalidContribution }),
         (
             "open-epoch",

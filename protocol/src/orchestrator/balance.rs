@@ -1,0 +1,185 @@
+//! Which miner helps most where: places for those who ask, and moves between stages.
+//!
+//! A pipeline is as fast as its slowest stage. When a stage is about to open an epoch, the leader asks whether one of its
+//! miners would do more good in the slowest stage, and moves the one whose move raises the slower of the two the most:
+//! the adaptive rebalancing of SWARM (Ryabinin et al. 2023, section 3.2), without its random victim and with two guards.
+//! A move must gain [`GAIN_MIN`], since the mover trains nothing while it fetches its new stage's weights, and a stage that
+//! gave or took a miner is left alone until that miner had the time to show its effect.
+
+use std::collections::BTreeMap;
+
+use crate::id::{Epoch, PeerId, StageIndex};
+use crate::limits::PROPOSAL_REPEAT;
+use crate::peer::book::Book;
+use crate::run_state::{Phase, RunState};
+use crate::time::Instant;
+use crate::wire::message::{Decision, EvictReason};
+
+/// Least factor by which a move must raise the slower of the two stages it touches.
+const GAIN_MIN: f64 = 1.05;
+/// Miners a stage keeps when it gives one: with a single one, its next death would take the stage's weights along.
+const KEPT_MIN: usize = 2;
+/// Merges of a stage after a move to or from it before the next one: one in which the mover arrives, one in which it counts.
+const SETTLING_EPOCHS: u32 = 2;
+
+/// Places given and moves made that the state does not show yet.
+#[derive(Debug, Default)]
+pub(super) struct Balance {
+    /// Admissions proposed and not decided.
+    admitting: BTreeMap<PeerId, (StageIndex, Instant)>,
+    /// Version of a stage when it last gave or took a miner.
+    touched: BTreeMap<StageIndex, Epoch>,
+}
+
+/// The miners of a stage and what they do.
+#[derive(Clone, Debug, Default)]
+struct Crew {
+    /// Each with its relative speed: 1 is the mean of its stage.
+    miners: Vec<(PeerId, f64)>,
+    /// Samples per second of a miner of relative speed 1.
+    pace: f64,
+}
+
+impl Crew {
+    fn throughput(&self) -> f64 {
+        self.pace * self.miners.iter().map(|(_, relative)| relative).sum::<f64>()
+    }
+}
+
+impl Balance {
+    /// Admits the asking: to the stage with the fewest miners, to its former stage among equals.
+    pub(super) fn admissions(&mut self, now: Instant, state: &RunState, book: &Book) -> Vec<Decision> {
+        self.admitting
+            .retain(|peer, (_, at)| state.stage_of(*peer).is_none() && now.since(*at) < PROPOSAL_REPEAT);
+        let mut sizes: BTreeMap<StageIndex, usize> = state.spec().stages().map(|stage| (stage, 0)).collect();
+        let pending = self.admitting.values().map(|(stage, _)| stage);
+        for stage in state.members().values().chain(pending) {
+            sizes.entry(*stage).and_modify(|size| *size += 1);
+        }
+        let eviction = state.spec().timing.eviction.duration();
+        let mut decisions = Vec::new();
+        for (peer, record) in book.records() {
+            if !record.miner || state.stage_of(peer).is_some() || self.admitting.contains_key(&peer) {
+                continue;
+            }
+            let recent = book.silence(now, peer).is_some_and(|silence| silence < eviction);
+            let banned = matches!(
+                state.eviction(peer),
+                Some(EvictReason::InvalidContribution | EvictReason::WrongMerge)
+            );
+            let former = record.weights.map(|weights| weights.stage);
+            let fewest = sizes.iter().min_by_key(|(stage, size)| (**size, former != Some(**stage), **stage));
+            let Some((&stage, _)) = fewest.filter(|_| recent && !banned) else { continue };
+            sizes.entry(stage).and_modify(|size| *size += 1);
+            self.admitting.insert(peer, (stage, now));
+            decisions.push(Decision::Admit { peer, stage });
+        }
+        decisions
+    }
+
+    /// A move away from `donor`, which waits, if one helps.
+    pub(super) fn relief(
+        &mut self,
+        state: &RunState,
+        book: &Book,
+        donor: StageIndex,
+        begun: bool,
+    ) -> Option<Decision> {
+        let (peer, stage) =
+            if begun { self.fastest_together(state, book, donor) } else { surplus(state, donor) }?;
+        for stage in [donor, stage] {
+            let version = state.stage(stage).map_or(Epoch(0), |stage| stage.version);
+            self.touched.insert(stage, version);
+        }
+        Some(Decision::Move { peer, stage })
+    }
+
+    fn settled(&self, state: &RunState, stage: StageIndex) -> bool {
+        let version = state.stage(stage).map_or(0, |stage| stage.version.0);
+        self.touched.get(&stage).is_none_or(|touched| version >= touched.0 + SETTLING_EPOCHS)
+    }
+
+    /// The miner of `donor` whose move to the slowest stage raises the slower of the two the most.
+    fn fastest_together(
+        &self,
+        state: &RunState,
+        book: &Book,
+        donor: StageIndex,
+    ) -> Option<(PeerId, StageIndex)> {
+        let crews = crews(state, book);
+        let speed = |stage: &StageIndex| crews.get(stage).map_or(0.0, Crew::throughput);
+        let slowest = crews.keys().copied().min_by(|a, b| speed(a).total_cmp(&speed(b)).then(a.cmp(b)))?;
+        let (from, to) = (crews.get(&donor)?, crews.get(&slowest)?);
+        if slowest == donor
+            || from.miners.len() <= KEPT_MIN
+            || !self.settled(state, donor)
+            || !self.settled(state, slowest)
+        {
+            return None;
+        }
+        let after = |relative: f64| {
+            (from.throughput() - from.pace * relative).min(to.throughput() + to.pace * relative)
+        };
+        let best = from.miners.iter().max_by(|a, b| after(a.1).total_cmp(&after(b.1)).then(b.0.cmp(&a.0)))?;
+        (after(best.1) >= to.throughput() * GAIN_MIN && after(best.1) > 0.0).then_some((best.0, slowest))
+    }
+}
+
+/// Before the run has begun: a miner that `donor` has beyond what it waits for, and a stage that still waits.
+fn surplus(state: &RunState, donor: StageIndex) -> Option<(PeerId, StageIndex)> {
+    let wanted = usize::from(state.spec().pipeline.start_replicas);
+    let needy = state.spec().stages().find(|stage| state.replicas(*stage).count() < wanted)?;
+    (state.replicas(donor).count() > wanted).then(|| state.replicas(donor).last())?.map(|peer| (peer, needy))
+}
+
+/// The crews of all stages. A miner that was not measured counts as the mean of its stage, and a stage nobody of
+/// which was measured as the mean of the others.
+#[expect(clippy::cast_precision_loss, reason = "speeds and counts are small")]
+fn crews(state: &RunState, book: &Book) -> BTreeMap<StageIndex, Crew> {
+    let mut speeds: BTreeMap<StageIndex, Vec<(PeerId, f64)>> =
+        state.spec().stages().map(|stage| (stage, Vec::new())).collect();
+    for (peer, stage) in state.members() {
+        // What a miner measured in another stage says nothing here.
+        let record = book.record(*peer).filter(|record| record.weights.is_some_and(|w| w.stage == *stage));
+        let speed = record.map_or(0.0, |record| f64::from(record.speed_milli));
+        speeds.entry(*stage).or_default().push((*peer, speed));
+    }
+    let mean = |miners: &[(PeerId, f64)]| {
+        let measured: Vec<f64> =
+            miners.iter().map(|(_, speed)| *speed).filter(|speed| *speed > 0.0).collect();
+        (!measured.is_empty()).then(|| measured.iter().sum::<f64>() / measured.len() as f64)
+    };
+    let known: Vec<f64> = speeds.values().filter_map(|miners| mean(miners)).collect();
+    let overall = if known.is_empty() { 1.0 } else { known.iter().sum::<f64>() / known.len() as f64 };
+    let crew = |miners: Vec<(PeerId, f64)>| {
+        let pace = mean(&miners).unwrap_or(overall);
+        let relative = |(peer, speed): (PeerId, f64)| (peer, if speed > 0.0 { speed / pace } else { 1.0 });
+        Crew { miners: miners.into_iter().map(relative).collect(), pace }
+    };
+    speeds.into_iter().map(|(stage, miners)| (stage, crew(miners))).collect()
+}
+
+/// Evicts the silent and the leaving. A member never heard is silent only since this candidate listens: one that has just
+/// started has heard nobody.
+pub(super) fn departures(
+    now: Instant,
+    listening_since: Instant,
+    state: &RunState,
+    book: &Book,
+) -> Vec<Decision> {
+    let eviction = state.spec().timing.eviction.duration();
+    let mut decisions = Vec::new();
+    for &peer in state.members().keys() {
+        if book.silence(now, peer).unwrap_or(now.since(listening_since)) >= eviction {
+            decisions.push(Decision::Evict { peer, reason: EvictReason::Silent });
+        } else if book.record(peer).is_some_and(|record| !record.miner) {
+            decisions.push(Decision::Evict { peer, reason: EvictReason::Left });
+        }
+    }
+    decisions
+}
+
+/// Whether the run has begun: some stage trains, or has.
+pub(super) fn begun(state: &RunState) -> bool {
+    state.stages().iter().any(|stage| stage.version > Epoch(0) || !matches!(stage.phase, Phase::Waiting))
+}
