@@ -41,24 +41,6 @@ fn measure(nodes: usize) {
     let (before, start) = (resident(), Instant::now());
     let mut world = World::new(setup(nodes));
     let ending = world.run(LIMIT);
-        for h in [0, 1, 2, 10, 100, 299] {
-            let p = world.hosts()[h].peer().unwrap();
-            println!(
-                "{h} applied {} certified {} members {} {:?} leader {:?}",
-                p.state().applied(),
-                p.log().certified(),
-                p.state().members().len(),
-                p.miner().unwrap().weights(),
-                p.leader()
-            );
-        }
-        let p = world.hosts()[0].peer().unwrap();
-        for s in p.state().stages() {
-            println!("{:?} {}", s.version, format!("{:?}", s.phase).len());
-        }
-        println!("{} {:?} {:?}", world.events(), world.now(), start.elapsed());
-        return;
-    }
     assert!(matches!(ending, Ending::Finished(_)), "{nodes} hosts: {ending:?}");
     let seconds = start.elapsed().as_secs_f64();
     let memory = resident().saturating_sub(before) as f64 / nodes as f64 / 1e6;
