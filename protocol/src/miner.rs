@@ -181,6 +181,12 @@ impl Miner {
         std::mem::take(&mut self.news)
     }
 
+    /// Whether it owns partitions of a merge under way.
+    #[must_use]
+    pub fn is_merging(&self) -> bool {
+        !self.merges.is_empty()
+    }
+
     /// Whether the engine is idle and nothing is under way.
     #[must_use]
     pub fn is_idle(&self) -> bool {
@@ -408,8 +414,8 @@ impl Miner {
         if let Some((index, stage)) = stage {
             self.forget_settled(index, stage.version);
         }
-        self.release_settled(cx);
         if std::mem::replace(&mut self.followed, cx.state.applied()) != cx.state.applied() {
+            self.release_settled(cx);
             self.works.values_mut().for_each(|work| work.follow_below(cx.state));
             self.forget_manifests(cx.state);
         }

@@ -222,6 +222,11 @@ impl<S: Storage<LogBytes>> Peer<S> {
             Opened::Merge(sender, message, manifest) => {
                 self.replay.accept(*sender, message)?;
                 self.take_merge_message(*sender, message, manifest.clone())?;
+                let merging = self.miner.as_ref().is_some_and(Miner::is_merging);
+                if self.candidate.is_none() && !merging && now < self.record_due {
+                    // Only candidates and owners act on what is said of merges.
+                    return Ok(());
+                }
             }
         }
         self.pump(now);

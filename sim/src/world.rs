@@ -161,7 +161,7 @@ pub(crate) enum Event {
         id: u64,
         bytes: Option<Vec<u8>>,
     },
-    PushArrives(Push),
+    PushArrives(Box<Push>),
     PushEnds {
         host: HostIndex,
         incarnation: u32,
@@ -174,7 +174,7 @@ pub(crate) enum Event {
         host: HostIndex,
         incarnation: u32,
         id: u64,
-        arrived: Option<(Hash, Blob, String)>,
+        arrived: Option<Box<(Hash, Blob, String)>>,
         deliver: bool,
     },
     FlowEnds(FlowEnd),
@@ -182,8 +182,7 @@ pub(crate) enum Event {
     JobEnds {
         host: HostIndex,
         incarnation: u32,
-        job: Job,
-        done: JobDone,
+        job: Box<(Job, JobDone)>,
     },
     Connected {
         host: HostIndex,

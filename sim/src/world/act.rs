@@ -215,6 +215,6 @@ impl World {
         };
         engine.busy += duration;
         let incarnation = engine.incarnation;
-        self.queue.push(duration, Event::JobEnds { host, incarnation, job, done });
+        self.queue.push(duration, Event::JobEnds { host, incarnation, job: Box::new((job, done)) });
     }
 }

@@ -30,7 +30,7 @@ impl World {
             Event::Request { to, from, incarnation, id, bytes } => {
                 self.request_arrives(to, from, incarnation, id, bytes);
             }
-            Event::PushArrives(push) => self.push_arrives(push),
+            Event::PushArrives(push) => self.push_arrives(*push),
             Event::Wake(host, ..)
             | Event::Response { to: host, .. }
             | Event::PushEnds { host, .. }
@@ -73,7 +73,8 @@ impl World {
                 None
             }
             Event::FetchEnds { incarnation, id, arrived, deliver, .. } if incarnation == current => {
-                let bytes = arrived.and_then(|(hash, blob, tag)| {
+                let bytes = arrived.and_then(|arrived| {
+                    let (hash, blob, tag) = *arrived;
                     let content = if deliver { blob.content.clone() } else { None };
                     target.store.keep(hash, blob, &tag).ok()?;
                     Some(content.map(|content| content.to_vec()).unwrap_or_default())
@@ -81,7 +82,8 @@ impl World {
                 peer.handle_fetched(now, id, bytes.as_deref());
                 None
             }
-            Event::JobEnds { incarnation, job, done, .. } if incarnation == current => {
+            Event::JobEnds { incarnation, job, .. } if incarnation == current => {
+                let (job, done) = *job;
                 self.show(host, Seen::Done(&job, &done));
                 if let Some(peer) = &mut self.hosts[host].peer {
                     peer.handle_job_done(now, done);
@@ -236,7 +238,7 @@ impl World {
     }
 
     pub(super) fn fetch_ends(&mut self, fetch: &Fetch, blob: Option<crate::blobs::Blob>) {
-        let arrived = blob.map(|blob| (fetch.hash, blob, fetch.tag.clone()));
+        let arrived = blob.map(|blob| Box::new((fetch.hash, blob, fetch.tag.clone())));
         let Fetch { host, incarnation, id, deliver, .. } = *fetch;
         self.queue.push(Duration::ZERO, Event::FetchEnds { host, incarnation, id, arrived, deliver });
     }
@@ -256,7 +258,7 @@ impl World {
                     return self.push_fails(&push);
                 };
                 self.hosts[push.from].traffic.pushed += push.blob.bytes;
-                self.queue.push(delay, Event::PushArrives(push));
+                self.queue.push(delay, Event::PushArrives(Box::new(push)));
             }
             Cargo::Fetch(fetch, source, blob) => {
                 let Some(delay) = self.network.message(source, fetch.host, 0) else {
@@ -265,7 +267,7 @@ impl World {
                 self.hosts[source].traffic.served += blob.bytes;
                 self.hosts[fetch.host].traffic.fetched += blob.bytes;
                 let Fetch { host, incarnation, id, deliver, .. } = *fetch;
-                let arrived = Some((fetch.hash, blob, fetch.tag.clone()));
+                let arrived = Some(Box::new((fetch.hash, blob, fetch.tag.clone())));
                 self.queue.push(delay, Event::FetchEnds { host, incarnation, id, arrived, deliver });
             }
         }
