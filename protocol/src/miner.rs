@@ -411,10 +411,10 @@ impl Miner {
             Some((index, training)) => self.follow_epoch(cx, index, training),
             None => self.give_up_epochs(stage.map_or(Epoch(0), |(_, stage)| stage.version)),
         }
-        if let Some((index, stage)) = stage {
-            self.forget_settled(index, stage.version);
-        }
         if std::mem::replace(&mut self.followed, cx.state.applied()) != cx.state.applied() {
+            if let Some((index, stage)) = stage {
+                self.forget_settled(index, stage.version);
+            }
             self.release_settled(cx);
             self.works.values_mut().for_each(|work| work.follow_below(cx.state));
             self.forget_manifests(cx.state);

@@ -63,6 +63,10 @@ impl Link {
 const REGION_STEP: Duration = Duration::from_millis(25);
 /// Bytes that need no share of a link: they leave in the first flight of a connection.
 const FIRST_FLIGHT_BYTES: u64 = 16 * 1024;
+/// A flow with less than this left at its end has arrived: times are whole nanoseconds.
+const ROUNDING_SECONDS: f64 = 2e-9;
+/// Longest that a flow is foreseen to take.
+const LONGEST_SECONDS: f64 = 1e9;
 /// Retransmissions after which a message counts as lost.
 const RETRANSMISSIONS_MAX: u32 = 5;
 
@@ -74,19 +78,20 @@ struct Flow {
     remaining: f64,
     rate: f64,
     priced: Instant,
-    /// Counts the prices; an end announced for an older one is void.
-    generation: u64,
+    /// The end last announced, and how many were; an older one is void.
+    announced: Option<Instant>,
+    announcements: u64,
 }
 
-/// A flow that will have passed at a time, unless its price changes before.
+/// When a flow may have ended. It is looked at then; if it became slower meanwhile, another end is announced.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct FlowEnd {
     /// When.
     pub at: Instant,
     /// Which flow.
     pub flow: u64,
-    /// At which of its prices.
-    pub generation: u64,
+    /// Which of its announcements.
+    pub announcement: u64,
 }
 
 /// The links of all hosts.
@@ -101,6 +106,8 @@ pub struct Network {
     outgoing: Vec<BTreeSet<u64>>,
     incoming: Vec<BTreeSet<u64>>,
     started: u64,
+    /// Flows whose share changes, to be priced when everything of this moment has happened.
+    touched: BTreeSet<u64>,
     random: Random,
 }
 
@@ -116,6 +123,7 @@ impl Network {
             outgoing: Vec::new(),
             incoming: Vec::new(),
             started: 0,
+            touched: BTreeSet::new(),
             random: Random::new(seed, "network"),
         }
     }
@@ -214,36 +222,39 @@ impl Network {
         Some(latency)
     }
 
-    /// Starts to move `bytes`, to end when all have arrived. Returns the flow's number and the ends that changed.
-    pub fn start_flow(
-        &mut self,
-        now: Instant,
-        from: HostIndex,
-        to: HostIndex,
-        bytes: u64,
-    ) -> (u64, Vec<FlowEnd>) {
+    /// Starts to move `bytes`, to end when all have arrived; returns the flow's number.
+    pub fn start_flow(&mut self, now: Instant, from: HostIndex, to: HostIndex, bytes: u64) -> u64 {
         self.started += 1;
         let number = self.started;
         #[expect(clippy::cast_precision_loss, reason = "a size below 2^53")]
         let remaining = bytes.saturating_sub(FIRST_FLIGHT_BYTES).max(1) as f64;
-        self.flows.insert(number, Flow { from, to, remaining, rate: 0.0, priced: now, generation: 0 });
+        let flow = Flow { from, to, remaining, rate: 0.0, priced: now, announced: None, announcements: 0 };
+        self.flows.insert(number, flow);
         self.outgoing[from].insert(number);
         self.incoming[to].insert(number);
-        (number, self.reprice(now, from, to))
+        self.touch(from, to);
+        number
     }
 
-    /// Takes a flow out if this is its end: it has arrived. Returns the ends of others that changed.
-    pub fn end_flow(&mut self, now: Instant, end: FlowEnd) -> Option<Vec<FlowEnd>> {
-        self.flows.get(&end.flow).filter(|flow| flow.generation == end.generation)?;
-        self.drop_flow(now, end.flow)
+    /// Takes a flow out if it has arrived by its announced end. `None` if it goes on, or the announcement is void.
+    pub fn end_flow(&mut self, end: FlowEnd) -> Option<()> {
+        let flow = self.flows.get_mut(&end.flow).filter(|flow| flow.announcements == end.announcement)?;
+        let done = flow.rate * end.at.since(flow.priced).as_secs_f64();
+        if flow.remaining - done > flow.rate * ROUNDING_SECONDS {
+            flow.announced = None;
+            self.touched.insert(end.flow);
+            return None;
+        }
+        self.drop_flow(end.flow)
     }
 
-    /// Gives a flow up. Returns the ends of others that changed; nothing if it was not under way.
-    pub fn drop_flow(&mut self, now: Instant, number: u64) -> Option<Vec<FlowEnd>> {
+    /// Gives a flow up; `None` if it is not under way.
+    pub fn drop_flow(&mut self, number: u64) -> Option<()> {
         let flow = self.flows.remove(&number)?;
         self.outgoing[flow.from].remove(&number);
         self.incoming[flow.to].remove(&number);
-        Some(self.reprice(now, flow.from, flow.to))
+        self.touch(flow.from, flow.to);
+        Some(())
     }
 
     /// Flows under way.
@@ -252,25 +263,28 @@ impl Network {
         self.flows.len()
     }
 
-    /// Shares the uplink of `from` and the downlink of `to` anew.
-    fn reprice(&mut self, now: Instant, from: HostIndex, to: HostIndex) -> Vec<FlowEnd> {
-        let touched: BTreeSet<u64> = self.outgoing[from].union(&self.incoming[to]).copied().collect();
-        let mut ends = Vec::with_capacity(touched.len());
-        for number in touched {
-            let Some(flow) = self.flows.get(&number) else { continue };
+    fn touch(&mut self, from: HostIndex, to: HostIndex) {
+        self.touched.extend(self.outgoing[from].union(&self.incoming[to]));
+    }
+
+    /// Shares links anew after flows started and ended; returns the ends to look at.
+    pub fn settle(&mut self, now: Instant) -> Vec<FlowEnd> {
+        let mut ends = Vec::new();
+        for number in std::mem::take(&mut self.touched) {
+            let Some(flow) = self.flows.get_mut(&number) else { continue };
             #[expect(clippy::cast_precision_loss, reason = "a count of flows")]
             let share = |capacity: f64, flows: &BTreeSet<u64>| capacity / flows.len().max(1) as f64;
             let rate = share(self.links[flow.from].up, &self.outgoing[flow.from])
                 .min(share(self.links[flow.to].down, &self.incoming[flow.to]));
-            let Some(flow) = self.flows.get_mut(&number) else { continue };
-            if flow.generation > 0 && flow.rate.to_bits() == rate.to_bits() {
-                continue;
-            }
             flow.remaining -= flow.rate * now.since(flow.priced).as_secs_f64();
             (flow.rate, flow.priced) = (rate, now);
-            flow.generation += 1;
-            let rest = Duration::from_secs_f64((flow.remaining.max(0.0) / rate).min(1e9));
-            ends.push(FlowEnd { at: now + rest, flow: number, generation: flow.generation });
+            let at = now + Duration::from_secs_f64((flow.remaining.max(0.0) / rate).min(LONGEST_SECONDS));
+            // A flow that became slower is found unfinished at the end already announced.
+            if flow.announced.is_none_or(|announced| at < announced) {
+                flow.announced = Some(at);
+                flow.announcements += 1;
+                ends.push(FlowEnd { at, flow: number, announcement: flow.announcements });
+            }
         }
         ends
     }
@@ -296,14 +310,14 @@ mod tests {
     }
 
     /// Runs all flows to their ends; seconds of each, by number.
-    fn finish(network: &mut Network, mut ends: Vec<FlowEnd>) -> BTreeMap<u64, f64> {
-        let mut done = BTreeMap::new();
+    fn finish(network: &mut Network) -> BTreeMap<u64, f64> {
+        let (mut done, mut ends) = (BTreeMap::new(), network.settle(Instant::ZERO));
         while let Some(next) = (0..ends.len()).min_by_key(|&i| (ends[i].at, ends[i].flow)) {
             let end = ends.swap_remove(next);
-            if let Some(changed) = network.end_flow(end.at, end) {
+            if network.end_flow(end).is_some() {
                 done.insert(end.flow, end.at.since(Instant::ZERO).as_secs_f64());
-                ends.extend(changed);
             }
+            ends.extend(network.settle(end.at));
         }
         done
     }
@@ -311,11 +325,9 @@ mod tests {
     #[test]
     fn flows_share_an_uplink_equally_and_take_over_what_becomes_free() {
         let mut network = network(3);
-        let size = MEGABYTE + FIRST_FLIGHT_BYTES;
-        let (first, mut ends) = network.start_flow(Instant::ZERO, 0, 1, size);
-        let (second, more) = network.start_flow(Instant::ZERO, 0, 2, 2 * MEGABYTE + FIRST_FLIGHT_BYTES);
-        ends.extend(more);
-        let done = finish(&mut network, ends);
+        let first = network.start_flow(Instant::ZERO, 0, 1, MEGABYTE + FIRST_FLIGHT_BYTES);
+        let second = network.start_flow(Instant::ZERO, 0, 2, 2 * MEGABYTE + FIRST_FLIGHT_BYTES);
+        let done = finish(&mut network);
         // Half the link each for two seconds, then the second alone for its second megabyte.
         assert!((done[&first] - 2.0).abs() < 1e-6, "{done:?}");
         assert!((done[&second] - 3.0).abs() < 1e-6, "{done:?}");
@@ -323,13 +335,29 @@ mod tests {
     }
 
     #[test]
+    fn a_flow_that_becomes_slower_arrives_later_than_first_announced() {
+        let mut network = network(3);
+        let first = network.start_flow(Instant::ZERO, 0, 1, MEGABYTE + FIRST_FLIGHT_BYTES);
+        let announced = network.settle(Instant::ZERO);
+        assert_eq!(announced.len(), 1);
+        let half = Instant::ZERO + Duration::from_millis(500);
+        network.start_flow(half, 0, 2, 4 * MEGABYTE);
+        assert!(network.settle(half).iter().all(|end| end.flow != first), "the old end is kept");
+        assert_eq!(network.end_flow(announced[0]), None, "half of the second half is missing");
+        let again = network.settle(announced[0].at);
+        let end = again.iter().find(|end| end.flow == first).expect("another end");
+        assert!((end.at.since(Instant::ZERO).as_secs_f64() - 1.5).abs() < 1e-6);
+        assert_eq!(network.end_flow(*end), Some(()));
+    }
+
+    #[test]
     fn a_downlink_bounds_what_several_senders_deliver() {
         let mut network = network(5);
-        let mut ends = Vec::new();
         for from in 0..4 {
-            ends.extend(network.start_flow(Instant::ZERO, from, 4, MEGABYTE + FIRST_FLIGHT_BYTES).1);
+            network.start_flow(Instant::ZERO, from, 4, MEGABYTE + FIRST_FLIGHT_BYTES);
         }
-        let done = finish(&mut network, ends);
+        let done = finish(&mut network);
+        assert_eq!(done.len(), 4);
         assert!(done.values().all(|seconds| (seconds - 2.0).abs() < 1e-6), "4 MB at 2 MB/s: {done:?}");
     }
 

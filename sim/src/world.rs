@@ -283,6 +283,7 @@ impl World {
         while let Some(event) = self.queue.pop_until(finished.map_or(until, |at: Instant| at + AFTERMATH)) {
             self.events += 1;
             self.dispatch(event);
+            self.settle_flows();
             if self.violation.is_some() {
                 break;
             }

@@ -177,14 +177,13 @@ impl World {
         if bytes <= SMALL_BYTES || !self.network.reaches(from, to) {
             return self.arrive(cargo);
         }
-        let (flow, ends) = self.network.start_flow(self.queue.now(), from, to, bytes);
+        let flow = self.network.start_flow(self.queue.now(), from, to, bytes);
         let expires = match &cargo {
             Cargo::Push(_) => self.now() + TRANSFER_DEADLINE,
             Cargo::Fetch(fetch, ..) => fetch.deadline,
         };
         self.cargo.insert(flow, cargo);
         self.queue.push_at(expires, Event::FlowExpires(flow));
-        self.announce(ends);
     }
 
     fn compute(&mut self, host: HostIndex, job: Job) {

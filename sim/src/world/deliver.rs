@@ -244,10 +244,11 @@ impl World {
     }
 
     fn flow_ends(&mut self, end: FlowEnd) {
-        let Some(changed) = self.network.end_flow(self.queue.now(), end) else { return };
-        self.announce(changed);
-        let Some(cargo) = self.cargo.remove(&end.flow) else { return };
-        self.arrive(cargo);
+        if self.network.end_flow(end).is_some()
+            && let Some(cargo) = self.cargo.remove(&end.flow)
+        {
+            self.arrive(cargo);
+        }
     }
 
     /// The last byte has left; it arrives a latency later.
@@ -280,17 +281,18 @@ impl World {
         self.queue.push(TRANSFER_DEADLINE, Event::PushEnds { host, incarnation, id, to, ack: None });
     }
 
-    /// Tells the queue when flows end now.
-    pub(super) fn announce(&mut self, ends: Vec<FlowEnd>) {
-        for end in ends {
+    /// Tells the queue when to look at flows whose speed has changed.
+    pub(super) fn settle_flows(&mut self) {
+        for end in self.network.settle(self.queue.now()) {
             self.queue.push_at(end.at, Event::FlowEnds(end));
         }
     }
 
     /// Gives up what a flow carries.
     pub(super) fn drop_cargo(&mut self, flow: u64) {
-        let Some(changed) = self.network.drop_flow(self.queue.now(), flow) else { return };
-        self.announce(changed);
+        if self.network.drop_flow(flow).is_none() {
+            return;
+        }
         match self.cargo.remove(&flow) {
             Some(Cargo::Push(push)) => {
                 let to: PeerId = self.hosts[push.to].identity.peer();
