@@ -25,4 +25,5 @@ pub mod adversary;
 pub mod faults;
 pub mod host;
 pub mod observe;
+pub mod scenario;
 pub mod world;

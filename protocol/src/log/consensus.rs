@@ -9,6 +9,7 @@
 use std::collections::BTreeMap;
 
 use omnipaxos::messages::Message;
+use omnipaxos::messages::sequence_paxos::{PaxosMessage, PaxosMsg};
 use omnipaxos::storage::Storage;
 use omnipaxos::util::{LogEntry, NodeId};
 use omnipaxos::{ClusterConfig, OmniPaxos, OmniPaxosConfig, ServerConfig};
@@ -51,6 +52,17 @@ pub enum ConsensusError {
     /// The library refused its configuration.
     #[error("consensus configuration refused: {0}")]
     Config(String),
+}
+
+/// Whether a message would write entries again that are decided here. It answers a promise that was overtaken by a
+/// later one, whose answer is on its way or will be asked for again.
+fn rewrites_decided(message: &Message<LogBytes>, decided: usize) -> bool {
+    match message {
+        Message::SequencePaxos(PaxosMessage { msg: PaxosMsg::AcceptSync(sync), .. }) => {
+            sync.log_sync.sync_idx < decided
+        }
+        _ => false,
+    }
 }
 
 /// OmniPaxos numbers its nodes from 1.
@@ -152,7 +164,9 @@ impl<S: Storage<LogBytes>> Consensus<S> {
         if message.get_sender() != node_id(sender) || message.get_receiver() != node_id(self.me) {
             return Err(RejectReason::Inconsistent("consensus sender or receiver"));
         }
-        paxos.handle_incoming(message);
+        if !rewrites_decided(&message, paxos.get_decided_idx()) {
+            paxos.handle_incoming(message);
+        }
         Ok(())
     }
 
