@@ -160,8 +160,13 @@ impl Miner {
     /// Forward activations it can still take.
     #[must_use]
     pub fn credits(&self) -> u16 {
-        let open: usize = self.works.values().map(EpochWork::open_inputs).sum();
-        self.spec.pipeline.credits.saturating_sub(u16::try_from(open + self.held.len()).unwrap_or(u16::MAX))
+        self.spec.pipeline.credits.saturating_sub(u16::try_from(self.open_inputs()).unwrap_or(u16::MAX))
+    }
+
+    /// Forwarded activations it holds and has not finished.
+    #[must_use]
+    pub fn open_inputs(&self) -> usize {
+        self.works.values().map(EpochWork::open_inputs).sum::<usize>() + self.held.len()
     }
 
     /// Thousandths of a sample per second, while computing; zero before it is measured.
