@@ -83,11 +83,7 @@ impl Behaviour for Broken {
                 JobDone::Reduced { stage, partition, merged: merged.map(|hash| Hash::of(&hash.0)) }
             }
             (Double::FailsToReduce, Job::Reduce { .. }, _) => JobDone::Failed("a broken engine".to_owned()),
-            (
-                Double::RepeatsSamples,
-                _,
-                JobDone::Finished { epoch, sample, input_gradient, loss_micro },
-            ) => {
+            (Double::RepeatsSamples, _, JobDone::Finished { epoch, sample, input_gradient, loss_micro }) => {
                 let sample = *self.first.get_or_insert(sample);
                 JobDone::Finished { epoch, sample, input_gradient, loss_micro }
             }

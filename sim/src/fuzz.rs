@@ -107,7 +107,11 @@ pub fn run(case: &Case) -> Report {
             .cloned()
             .or_else(|| panic.downcast_ref::<&str>().map(|what| (*what).to_owned()))
             .unwrap_or_else(|| "without a message".to_owned());
-        (Ending::Violated(Violation { checker: PANIC, at: Instant::ZERO, host: None, what }), 0, Instant::ZERO)
+        (
+            Ending::Violated(Violation { checker: PANIC, at: Instant::ZERO, host: None, what }),
+            0,
+            Instant::ZERO,
+        )
     });
     Report { ending, trace: trace.hash(), last: trace.last(), events, time }
 }

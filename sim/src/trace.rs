@@ -55,7 +55,14 @@ impl Trace {
 
     fn new(keep: usize, sink: Option<Box<dyn io::Write>>) -> Self {
         let hasher = blake3::Hasher::new();
-        Self(Rc::new(RefCell::new(Lines { hasher, count: 0, kept: VecDeque::new(), keep, sink, failed: None })))
+        Self(Rc::new(RefCell::new(Lines {
+            hasher,
+            count: 0,
+            kept: VecDeque::new(),
+            keep,
+            sink,
+            failed: None,
+        })))
     }
 
     /// The hash over all lines so far.
@@ -163,9 +170,12 @@ fn decided(event: &StateEvent) -> Change {
         StateEvent::Planned(stage, epoch, attempt, submitters) => {
             (Some(stage), Some(epoch), "planned", format!("attempt {attempt}, {submitters} submitters"))
         }
-        StateEvent::Reassigned(stage, epoch, partition, owner) => {
-            (Some(stage), Some(epoch), "reassigned", format!("partition {} to {}", partition.0, owner.short()))
-        }
+        StateEvent::Reassigned(stage, epoch, partition, owner) => (
+            Some(stage),
+            Some(epoch),
+            "reassigned",
+            format!("partition {} to {}", partition.0, owner.short()),
+        ),
         StateEvent::Aborted(stage, epoch, lost) => {
             let lost: Vec<String> = lost.iter().map(|peer| peer.short()).collect();
             (Some(stage), Some(epoch), "aborted", lost.join(" "))
@@ -177,4 +187,80 @@ fn decided(event: &StateEvent) -> Change {
         StateEvent::Finished => (None, None, "finished", String::new()),
     };
     Change { place: stage.map(|stage| (*stage, epoch.copied())), what, details }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use iota_protocol::RunSpec;
+
+    use super::*;
+    use crate::faults::Fault;
+    use crate::trainer::Compute;
+    use crate::world::{Ending, Setup, World};
+
+    fn traced(change: impl Fn(&mut Setup), seed: u64) -> (Hash, u64, Vec<String>) {
+        let mut spec = RunSpec::default();
+        (spec.pipeline.stages, spec.training.epochs, spec.training.samples_per_epoch) = (2, 2, 8);
+        let mut setup = Setup::new(spec, seed, 3, 6);
+        setup.costs.parameters = 100;
+        change(&mut setup);
+        let trace = Trace::keeping(5);
+        let mut world = World::new(setup);
+        world.watch(Box::new(trace.clone()));
+        let ending = world.run(Duration::from_secs(300));
+        assert!(matches!(ending, Ending::Finished(_)), "{ending:?}");
+        (trace.hash(), trace.count(), trace.last())
+    }
+
+    #[test]
+    fn the_same_seed_gives_the_same_trace_and_another_seed_another() {
+        let crash = |setup: &mut Setup| {
+            let at = Duration::from_secs(3);
+            setup.schedule = vec![(at, Fault::CrashLeader(at)), (at, Fault::DropGossip(0.05))];
+        };
+        let toy = |setup: &mut Setup| setup.compute = Compute::Toy;
+        let home = |setup: &mut Setup| {
+            let link = crate::network::Link { reachable: true, ..crate::network::Link::HOME };
+            setup.hosts.iter_mut().for_each(|host| host.link = link);
+        };
+        let setups: [&dyn Fn(&mut Setup); 4] = [&|_| (), &crash, &toy, &home];
+        let mut hashes = std::collections::BTreeSet::new();
+        for change in setups {
+            for seed in [1, 2] {
+                let first = traced(change, seed);
+                assert_eq!(first, traced(change, seed));
+                hashes.insert(first.0);
+            }
+        }
+        assert_eq!(hashes.len(), 8, "no two of these runs are equal");
+    }
+
+    #[test]
+    fn lines_have_their_columns_and_all_can_be_written() {
+        #[derive(Clone, Default)]
+        struct Shared(Rc<RefCell<Vec<u8>>>);
+        impl io::Write for Shared {
+            fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+                self.0.borrow_mut().extend_from_slice(bytes);
+                Ok(bytes.len())
+            }
+            fn flush(&mut self) -> io::Result<()> {
+                Ok(())
+            }
+        }
+        let (hash, count, last) = traced(|_| (), 1);
+        assert!(last.len() == 5 && last.iter().all(|line| line.split('\t').count() == 6), "{last:?}");
+
+        let written = Shared::default();
+        let trace = Trace::writing(Box::new(written.clone()));
+        for line in ["a", "b"] {
+            trace.0.borrow_mut().add(line.to_owned());
+        }
+        trace.flush().expect("memory");
+        assert_eq!(written.0.borrow().as_slice(), b"a\nb\n");
+        assert_eq!((trace.count(), trace.hash()), (2, Hash::of(b"a\nb\n")));
+        assert!(count > 100 && hash != trace.hash());
+    }
 }

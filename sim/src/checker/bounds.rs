@@ -30,7 +30,10 @@ impl Bounds {
     #[must_use]
     pub fn new(options: &Options) -> Self {
         let hosts = options.hosts;
-        Self { stored: stored_bytes_max(&options.spec, &options.costs, hosts), queued: QUEUED_PER_HOST * hosts }
+        Self {
+            stored: stored_bytes_max(&options.spec, &options.costs, hosts),
+            queued: QUEUED_PER_HOST * hosts,
+        }
     }
 }
 
@@ -58,22 +61,37 @@ fn outlived<'a>(tags: impl Iterator<Item = &'a str>, peer: &VirtualPeer) -> Opti
         let oldest = if kind == Some("e") { version.saturating_sub(BLOB_EPOCHS_KEPT) } else { version };
         epoch < oldest
     })
-    .map(|tag| format!("{tag} is still kept, with the stage at version {:?}", peer.state().stages().iter().map(|s| s.version.0).collect::<Vec<_>>()))
+    .map(|tag| {
+        format!(
+            "{tag} is still kept, with the stage at version {:?}",
+            peer.state().stages().iter().map(|s| s.version.0).collect::<Vec<_>>()
+        )
+    })
     .next()
 }
 
 impl Observer for Bounds {
     fn observe(&mut self, seen: &Observation<'_>) -> Result<(), Violation> {
         // When a job is done, whatever its host wanted before has been done.
-        let (Some(peer), Seen::Done(..)) = (seen.peer.filter(|_| seen.honest), seen.seen) else { return Ok(()) };
+        let (Some(peer), Seen::Done(..)) = (seen.peer.filter(|_| seen.honest), seen.seen) else {
+            return Ok(());
+        };
         if let Some(what) = outlived(seen.store.tags(), peer) {
             return Err(broken(NAME, seen, what));
         }
         if seen.store.most() > self.stored {
-            return Err(broken(NAME, seen, format!("{} of at most {} bytes stored", seen.store.most(), self.stored)));
+            return Err(broken(
+                NAME,
+                seen,
+                format!("{} of at most {} bytes stored", seen.store.most(), self.stored),
+            ));
         }
         if seen.queued > self.queued {
-            return Err(broken(NAME, seen, format!("{} of at most {} events under way", seen.queued, self.queued)));
+            return Err(broken(
+                NAME,
+                seen,
+                format!("{} of at most {} events under way", seen.queued, self.queued),
+            ));
         }
         Ok(())
     }

@@ -58,7 +58,9 @@ impl Coverage {
                     closes(reduced, honest, *stage, known.partitions, closed)
                         .map_err(|what| broken(NAME, seen, format!("stage {stage} epoch {epoch}: {what}")))?;
                 }
-                let old = |&(s, e): &(StageIndex, Epoch)| s == *stage && e.0 + (CLOSED_EPOCHS_KEPT as u32) < epoch.0;
+                let old = |&(s, e): &(StageIndex, Epoch)| {
+                    s == *stage && e.0 + (CLOSED_EPOCHS_KEPT as u32) < epoch.0
+                };
                 plans.retain(|key, _| !old(key));
                 reduced.retain(|(s, e, _), _| !old(&(*s, *e)));
                 Ok(())
@@ -71,10 +73,14 @@ impl Coverage {
         let Job::Reduce { stage, epoch, partition, inputs } = job else { return Ok(()) };
         let weights: Weights = inputs.iter().map(|(peer, weight, _)| (*peer, *weight)).collect();
         if !self.plans.get(&(*stage, *epoch)).is_some_and(|plans| plans.contains(&weights)) {
-            return Err(format!("stage {stage} epoch {epoch} {partition:?}: no plan has submitters {weights:?}"));
+            return Err(format!(
+                "stage {stage} epoch {epoch} {partition:?}: no plan has submitters {weights:?}"
+            ));
         }
         if self.compute == Compute::Cost && hash != cost::merged(inputs) {
-            return Err(format!("stage {stage} epoch {epoch} {partition:?}: reduced to {hash}, which it is not"));
+            return Err(format!(
+                "stage {stage} epoch {epoch} {partition:?}: reduced to {hash}, which it is not"
+            ));
         }
         let known = self.reduced.entry((*stage, *epoch, *partition)).or_default();
         if !known.contains(&(weights.clone(), hash)) {
@@ -98,7 +104,11 @@ fn closes(
 ) -> Result<(), String> {
     let (weights, owners) = (weights(&closed.plan), &closed.plan.owners);
     if closed.partitions.len() != partitions || owners.len() != partitions {
-        return Err(format!("{} of {partitions} partitions, {} owned", closed.partitions.len(), owners.len()));
+        return Err(format!(
+            "{} of {partitions} partitions, {} owned",
+            closed.partitions.len(),
+            owners.len()
+        ));
     }
     for (index, (hash, owners)) in (0_u32..).zip(closed.partitions.iter().zip(owners)) {
         let known = reduced.get(&(stage, closed.training.epoch, PartitionIndex(index)));

@@ -68,7 +68,11 @@ fn waits(state: &RunState) -> String {
         // Writing to a string cannot fail.
         let _ = match &stage.phase {
             Phase::Waiting => {
-                writeln!(text, "  stage {index} waits for weights of version {}, {replicas} replicas", stage.version)
+                writeln!(
+                    text,
+                    "  stage {index} waits for weights of version {}, {replicas} replicas",
+                    stage.version
+                )
             }
             Phase::Training(training) => writeln!(
                 text,
@@ -119,7 +123,9 @@ impl Observer for Liveness {
             Ok(())
         })?;
         match self.late(seen.at) {
-            Some(stage) => Err(self.says(seen.at, format!("stage {stage} finished no epoch in {:?}", self.bound))),
+            Some(stage) => {
+                Err(self.says(seen.at, format!("stage {stage} finished no epoch in {:?}", self.bound)))
+            }
             None => Ok(()),
         }
     }

@@ -50,13 +50,18 @@ impl Observer for OneLog {
         for (host, virtual_host) in world.hosts().iter().enumerate().filter(|(_, host)| host.is_honest()) {
             let Some(peer) = virtual_host.peer() else { continue };
             let lies = |what: String| Violation { checker: NAME, at: world.now(), host: Some(host), what };
-            let changed = (0..peer.log().len())
-                .find(|&index| self.chains.get(index).is_some_and(|known| peer.log().chain(index + 1) != Some(*known)));
+            let changed = (0..peer.log().len()).find(|&index| {
+                self.chains.get(index).is_some_and(|known| peer.log().chain(index + 1) != Some(*known))
+            });
             if let Some(index) = changed {
                 return Err(lies(format!("entry {index} is not what was decided")));
             }
             if peer.state().applied() != peer.log().len() as u64 {
-                return Err(lies(format!("{} of {} entries applied", peer.state().applied(), peer.log().len())));
+                return Err(lies(format!(
+                    "{} of {} entries applied",
+                    peer.state().applied(),
+                    peer.log().len()
+                )));
             }
         }
         Ok(())

@@ -67,9 +67,10 @@ impl Samples {
                 Ok(())
             }
             StateEvent::Planned(stage, epoch, ..) => {
-                let judged = state.stage(*stage).and_then(|stage| stage.plan()).map_or(Ok(()), |(training, plan)| {
-                    shares(plan, |peer| training.deal.samples_of(peer).len())
-                });
+                let judged =
+                    state.stage(*stage).and_then(|stage| stage.plan()).map_or(Ok(()), |(training, plan)| {
+                        shares(plan, |peer| training.deal.samples_of(peer).len())
+                    });
                 judged.map_err(|what| broken(NAME, seen, format!("stage {stage} epoch {epoch}: {what}")))
             }
             StateEvent::Merged(stage, epoch, samples, _) => {
@@ -77,7 +78,9 @@ impl Samples {
                 let near = [Some(stage.0), stage.0.checked_sub(1), stage.0.checked_add(1)];
                 let excused = near.into_iter().flatten().any(|near| {
                     cut_off.contains(&(StageIndex(near), *epoch))
-                        || settled.get(&(StageIndex(near), *epoch)).is_some_and(|n| near != stage.0 && n < per_epoch)
+                        || settled
+                            .get(&(StageIndex(near), *epoch))
+                            .is_some_and(|n| near != stage.0 && n < per_epoch)
                 });
                 let trusted = submitters(state, *stage, *epoch).all(|peer| honest.contains(&peer));
                 contributed.retain(|(s, e), _| s != stage || e.0 + (CLOSED_EPOCHS_KEPT as u32) >= epoch.0);
@@ -110,7 +113,9 @@ impl Samples {
             }
             for sample in samples.iter() {
                 if let Some(other) = counted.insert(*sample, *peer) {
-                    return Err(format!("sample {sample} of epoch {epoch} counts for {other} and for {peer}"));
+                    return Err(format!(
+                        "sample {sample} of epoch {epoch} counts for {other} and for {peer}"
+                    ));
                 }
             }
         }
@@ -120,9 +125,15 @@ impl Samples {
 
 /// Every weight is within its submitter's share.
 fn shares(plan: &Plan, dealt: impl Fn(PeerId) -> usize) -> Result<(), String> {
-    let greedy = plan.submitters.iter().find(|submission| submission.samples as usize > dealt(submission.peer));
+    let greedy =
+        plan.submitters.iter().find(|submission| submission.samples as usize > dealt(submission.peer));
     greedy.map_or(Ok(()), |submission| {
-        Err(format!("{} has {} samples of {} dealt", submission.peer, submission.samples, dealt(submission.peer)))
+        Err(format!(
+            "{} has {} samples of {} dealt",
+            submission.peer,
+            submission.samples,
+            dealt(submission.peer)
+        ))
     })
 }
 
@@ -140,9 +151,14 @@ impl Observer for Samples {
         }
         self.follow(seen)?;
         match seen.seen {
-            Seen::Done(_, JobDone::Weights { .. } | JobDone::Reset) => drop(self.accumulated.remove(&seen.host)),
+            Seen::Done(_, JobDone::Weights { .. } | JobDone::Reset) => {
+                drop(self.accumulated.remove(&seen.host))
+            }
             Seen::Done(_, JobDone::Finished { sample, .. }) => self.accumulates(seen, *sample)?,
-            Seen::Done(Job::Contribute { stage, epoch, samples }, JobDone::Contributed { partitions, .. }) => {
+            Seen::Done(
+                Job::Contribute { stage, epoch, samples },
+                JobDone::Contributed { partitions, .. },
+            ) => {
                 let set: Set = Rc::new(self.accumulated.get(&seen.host).cloned().unwrap_or_default());
                 if set.len() != *samples as usize {
                     let what = format!("claims {samples} samples, accumulated {}", set.len());

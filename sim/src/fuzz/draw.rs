@@ -62,7 +62,8 @@ impl Draw {
     fn spec(&mut self, present: usize) -> RunSpec {
         let mut spec = RunSpec::default();
         let stages = self.pick(&[1, 2, 2, 3, 3, 4]).min(present);
-        let replicas = 1 + self.random.below(present / stages);
+        // No more than are left when some have gone for good before the start.
+        let replicas = 1 + self.random.below((present / stages / 2).max(1));
         #[expect(clippy::cast_possible_truncation, reason = "small counts")]
         {
             spec.pipeline.stages = stages as u16;
@@ -106,14 +107,13 @@ impl Draw {
     fn hosts(&mut self, setup: &mut Setup, present: usize) {
         let (slow, skewed) = (self.random.chance(KIND_CHANCE), self.random.chance(KIND_CHANCE));
         let kind = self.random.below(4);
-        let candidates = setup.spec.orchestrator.candidates.len();
         for host in 0..setup.hosts.len() {
             let clock = Clock {
                 offset: self.random.duration(Duration::ZERO, Duration::from_secs(1000)),
                 drift_ppm: self.pick(&[-200, -50, 0, 50, 200]),
             };
             setup.hosts[host] = HostSetup {
-                link: self.link(kind, host < candidates),
+                link: self.link(kind),
                 speed: if slow && self.random.chance(0.3) { 0.25 } else { self.random.between(0.8, 1.2) },
                 clock: if skewed { clock } else { Clock::EXACT },
                 from_start: host < present,
@@ -122,22 +122,16 @@ impl Draw {
         }
     }
 
-    /// A link of a swarm of this kind: all in data centres, all at home, mixed, or bad.
-    fn link(&mut self, kind: usize, candidate: bool) -> Link {
-        let home = Link { region: self.pick(&[0, 1, 2]), ..Link::HOME };
+    /// A link of a swarm of this kind: all in data centres, all at home, mixed, or bad. Everybody can reach everybody, as
+    /// the protocol expects of its transport; what cannot be reached is a fault.
+    fn link(&mut self, kind: usize) -> Link {
+        let home = Link { region: self.pick(&[0, 1, 2]), reachable: true, ..Link::HOME };
         let centre = Link { region: self.pick(&[0, 1]), ..Link::DATACENTRE };
         match kind {
             0 => Link::DATACENTRE,
-            1 => Link { reachable: true, ..home },
-            // Candidates have to reach each other.
-            2 if candidate || self.random.chance(0.5) => centre,
-            2 => home,
-            _ => Link {
-                jitter: self.random.between(0.1, 2.0),
-                loss: self.random.between(0.0, 0.1),
-                reachable: true,
-                ..home
-            },
+            1 => home,
+            2 => self.pick(&[home, centre]),
+            _ => Link { jitter: self.random.between(0.1, 2.0), loss: self.random.between(0.0, 0.1), ..home },
         }
     }
 

@@ -26,7 +26,8 @@ impl World {
 
     /// Whether a host other than `except`, in touch with the majority, holds the newest weights of a stage.
     fn has_copy(&self, stage: StageIndex, except: HostIndex) -> bool {
-        let Some(version) = self.best_informed().and_then(|peer| peer.state().stage(stage)).map(|s| s.version)
+        let Some(version) =
+            self.best_informed().and_then(|peer| peer.state().stage(stage)).map(|s| s.version)
         else {
             return true;
         };
