@@ -48,12 +48,13 @@ impl Liveness {
     }
 }
 
-/// A bound that a healed swarm keeps: an epoch is cut off after twice its deadline and merged after a third; a merge
-/// passes through three owners and a second plan; before, places are given out and weights fetched.
+/// A bound that a healed swarm keeps: an epoch is cut off after twice its deadline, starts over after five if there is
+/// nothing to merge, and is merged after three or four more; a merge passes through three owners and a second plan;
+/// before, places are given out and weights fetched.
 #[must_use]
 pub fn bound(spec: &RunSpec) -> Duration {
     let timing = &spec.timing;
-    timing.epoch_deadline.duration() * 5
+    timing.epoch_deadline.duration() * 9
         + timing.merge_deadline.duration() * 8
         + timing.eviction.duration() * 4
         + timing.ready_grace.duration() * 2

@@ -6,9 +6,10 @@
 //! - the contributions that honest owners reduce are disjoint sets of samples, each within its submitter's share and
 //!   as large as its weight says;
 //! - the weights sum to no more than the epoch has samples;
-//! - they sum to less only after a cutoff of this epoch, or of a neighbouring stage's same epoch, which was settled
-//!   with samples missing and refuses them from then on, or if a submitter is not honest. Releases, evictions and
-//!   aborted plans lose nothing: what they take away is dealt to others and done again.
+//! - they sum to less only after a cutoff of this epoch; or if a neighbouring stage settled the same epoch with samples
+//!   missing, which it refuses from then on; or if somebody left the stage below, or lost its process, after that stage
+//!   had settled the epoch and before all its gradients were taken; or if a submitter is not honest. Releases,
+//!   evictions and aborted plans lose nothing: what they take away is dealt to others and done again.
 //!
 //! And an engine never accumulates a sample twice between two resets.
 
@@ -41,6 +42,10 @@ pub struct Samples {
     /// Samples of epochs settled.
     settled: BTreeMap<(StageIndex, Epoch), u64>,
     cut_off: BTreeSet<(StageIndex, Epoch)>,
+    /// Who was merged in the epochs settled, and in which somebody has gone since.
+    merged: BTreeMap<(StageIndex, Epoch), BTreeSet<PeerId>>,
+    bereft: BTreeSet<(StageIndex, Epoch)>,
+    processes: BTreeMap<HostIndex, PeerId>,
     honest: BTreeSet<PeerId>,
 }
 
@@ -55,15 +60,22 @@ impl Samples {
             contributed: BTreeMap::new(),
             settled: BTreeMap::new(),
             cut_off: BTreeSet::new(),
+            merged: BTreeMap::new(),
+            bereft: BTreeSet::new(),
+            processes: BTreeMap::new(),
             honest: BTreeSet::new(),
         }
     }
 
     fn follow(&mut self, seen: &Observation<'_>) -> Result<(), Violation> {
-        let Self { history, per_epoch, settled, cut_off, contributed, honest, .. } = self;
+        let Self { history, per_epoch, settled, cut_off, contributed, merged, bereft, honest, .. } = self;
         history.follow(seen, |state, event| match event {
             StateEvent::CutOff(stage, epoch) => {
                 cut_off.insert((*stage, *epoch));
+                Ok(())
+            }
+            StateEvent::Evicted(peer, _) => {
+                bereft.extend(merged.iter().filter(|(_, peers)| peers.contains(peer)).map(|(key, _)| *key));
                 Ok(())
             }
             StateEvent::Planned(stage, epoch, ..) => {
@@ -75,6 +87,7 @@ impl Samples {
             }
             StateEvent::Merged(stage, epoch, samples, _) => {
                 settled.insert((*stage, *epoch), *samples);
+                merged.insert((*stage, *epoch), submitters(state, *stage, *epoch).collect());
                 let near = [Some(stage.0), stage.0.checked_sub(1), stage.0.checked_add(1)];
                 let excused = near.into_iter().flatten().any(|near| {
                     cut_off.contains(&(StageIndex(near), *epoch))
@@ -82,6 +95,7 @@ impl Samples {
                             .get(&(StageIndex(near), *epoch))
                             .is_some_and(|n| near != stage.0 && n < per_epoch)
                 });
+                let excused = excused || bereft.contains(&(StageIndex(stage.0 + 1), *epoch));
                 let trusted = submitters(state, *stage, *epoch).all(|peer| honest.contains(&peer));
                 contributed.retain(|(s, e), _| s != stage || e.0 + (CLOSED_EPOCHS_KEPT as u32) >= epoch.0);
                 if *samples > *per_epoch || (*samples < *per_epoch && !excused && trusted) {
@@ -144,8 +158,13 @@ fn submitters(state: &RunState, stage: StageIndex, epoch: Epoch) -> impl Iterato
 
 impl Observer for Samples {
     fn observe(&mut self, seen: &Observation<'_>) -> Result<(), Violation> {
+        if let (Seen::Stopped, Some(gone)) = (seen.seen, self.processes.get(&seen.host)) {
+            let theirs = self.merged.iter().filter(|(_, peers)| peers.contains(gone));
+            self.bereft.extend(theirs.map(|(key, _)| *key));
+        }
         let Some(peer) = seen.peer.filter(|_| seen.honest) else { return Ok(()) };
         if matches!(seen.seen, Seen::Started) {
+            self.processes.insert(seen.host, peer.id());
             self.honest.insert(peer.id());
             self.accumulated.remove(&seen.host);
         }
