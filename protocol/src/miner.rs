@@ -22,7 +22,7 @@ pub use job::{Job, JobDone};
 pub use outbox::{Action, Notice, Outbox};
 
 use crate::id::{Epoch, Hash, PeerId, SampleId, StageIndex};
-use crate::limits::{BLOB_EPOCHS_KEPT, HELD_ACTIVATIONS_MAX, WIRE_VERSION};
+use crate::limits::{BLOB_EPOCHS_KEPT, HELD_ACTIVATIONS_MAX, RETRY_PAUSE_MAX, WIRE_VERSION};
 use crate::peer::book::Book;
 use crate::run_state::{RunState, Training};
 use crate::spec::{Bottleneck, RunSpec, TrainingMode};
@@ -84,6 +84,8 @@ pub struct Miner {
     busy: Option<(Job, Instant)>,
     /// Whether the engine holds traces of an epoch that was given up.
     dirty: bool,
+    /// When the engine is asked again after a job failed.
+    rests_until: Instant,
     weights: Option<WeightsRecord>,
     works: BTreeMap<Epoch, EpochWork>,
     held: BTreeMap<(Epoch, SampleId), Held>,
@@ -118,6 +120,7 @@ impl Miner {
             engine: None,
             busy: None,
             dirty: false,
+            rests_until: Instant::ZERO,
             weights: None,
             works: BTreeMap::new(),
             held: BTreeMap::new(),
@@ -160,8 +163,14 @@ impl Miner {
     /// Forward activations it can still take.
     #[must_use]
     pub fn credits(&self) -> u16 {
-        let open: usize = self.works.values().map(EpochWork::open_inputs).sum();
-        self.spec.pipeline.credits.saturating_sub(u16::try_from(open + self.held.len()).unwrap_or(u16::MAX))
+        self.spec.pipeline.credits.saturating_sub(u16::try_from(self.open_inputs()).unwrap_or(u16::MAX))
+    }
+
+    /// Forwarded activations it holds and will still work on; what a settled epoch left over is none of them.
+    #[must_use]
+    pub fn open_inputs(&self) -> usize {
+        let settled = self.weights.map_or(Epoch(0), |weights| weights.version);
+        self.works.range(settled..).map(|(_, work)| work.open_inputs()).sum::<usize>() + self.held.len()
     }
 
     /// Thousandths of a sample per second, while computing; zero before it is measured.
@@ -281,7 +290,18 @@ impl Miner {
                     merge.fetched(cx.now, want, bytes);
                 }
             }
-            Some(Purpose::CatchUp(want)) => self.catch_up.fetched(cx.now, want, bytes.is_some()),
+            Some(Purpose::CatchUp(want)) => {
+                // It may have arrived after everything of its kind was let go of.
+                match want.kept {
+                    catch_up::Kept::Epoch(stage, epoch) => {
+                        self.kept_epochs.insert((stage, epoch));
+                    }
+                    catch_up::Kept::State(stage, version) => {
+                        self.kept_states.insert((stage, version));
+                    }
+                }
+                self.catch_up.fetched(cx.now, want, bytes.is_some());
+            }
             Some(Purpose::Push(..)) | None => {}
         }
         self.pump(cx);
@@ -362,14 +382,32 @@ impl Miner {
                 self.offer = Some(offer);
             }
             JobDone::Failed(reason) => {
-                if matches!(job, Job::Load { .. } | Job::Apply { .. }) {
-                    self.catch_up.failed(cx.now);
-                }
+                self.job_failed(cx.now, &job);
                 cx.out.notice(Notice::JobFailed(reason));
             }
         }
         if cleaned {
             self.dirty = false;
+        }
+    }
+
+    /// Lets a job that failed be done again, after a pause. Nobody knows what a failed pass left in the engine, so the
+    /// epoch's work starts over.
+    fn job_failed(&mut self, now: Instant, job: &Job) {
+        self.rests_until = now + RETRY_PAUSE_MAX;
+        match job {
+            Job::Load { .. } | Job::Apply { .. } => self.catch_up.failed(now),
+            Job::Contribute { epoch, .. } => self.with_work(*epoch, EpochWork::contribution_failed),
+            Job::Reduce { stage, partition, .. } => {
+                if let Some(merge) = self.merges.get_mut(stage) {
+                    merge.reduction_failed(*partition);
+                }
+            }
+            Job::Forward { epoch, .. }
+            | Job::Loss { epoch, .. }
+            | Job::Backward { epoch, .. }
+            | Job::InnerStep { epoch, .. } => self.dirty |= self.works.remove(epoch).is_some(),
+            Job::Initialise { .. } | Job::Snapshot { .. } | Job::Reset => {}
         }
     }
 
@@ -514,7 +552,7 @@ impl Miner {
                     hash,
                 };
                 let id = cx.out.push(to, header);
-                work.sending(direction, sample, id, to);
+                work.sending(cx.state, direction, sample, id, to);
                 self.transfers.insert(id, Purpose::Push(direction, work.epoch, sample));
             }
         }
@@ -590,13 +628,13 @@ impl Miner {
     pub fn deadline(&self) -> Option<Instant> {
         let works = self.works.values().filter_map(EpochWork::deadline);
         let merges = self.merges.values().filter_map(MergeWork::deadline);
-        works.chain(merges).chain(self.catch_up.deadline()).chain([self.announce_due]).min()
+        works.chain(merges).chain(self.catch_up.deadline()).chain([self.announce_due, self.rests_until]).min()
     }
 
     /// Gives the engine its next job if it is idle: first what others wait for, gradients before
     /// activations, then the lowest sample.
     fn start_job(&mut self, cx: &mut Context<'_>) {
-        if self.busy.is_some() {
+        if self.busy.is_some() || cx.now < self.rests_until {
             return;
         }
         if let Some(job) = self.next_job(cx) {

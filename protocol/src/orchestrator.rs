@@ -25,7 +25,8 @@ use crate::wire::message::{Decision, DigestReport, EvictReason, Submission};
 /// Largest weight of a member in a deal; the fastest has it, the others a share. Coarse, so that the
 /// noise of a measurement does not unbalance equal machines.
 const WEIGHT_MAX: u64 = 8;
-/// Multiples of the epoch deadline after which the epoch is cut off.
+/// Multiples of the epoch deadline after which the epoch is cut off. One later a quorum of submissions is merged, two
+/// later whatever there is. If there is nothing, all are released another deadline later, and the epoch opens again.
 const CUTOFF_DEADLINES: u32 = 2;
 
 /// What a stage has been doing, and since when.
@@ -61,6 +62,12 @@ impl Orchestrator {
     pub fn handle_manifest(&mut self, submitted: Arc<HashedManifest>) {
         let manifest = &submitted.manifest;
         self.manifests.insert((manifest.stage, manifest.peer), submitted);
+    }
+
+    /// An epoch of a stage opened. Contributions to an earlier epoch, or to this one before its stage emptied, are void:
+    /// whoever made them has started over.
+    pub fn handle_opened(&mut self, stage: StageIndex) {
+        self.manifests.retain(|(of, _), _| *of != stage);
     }
 
     /// Takes an owner's results.
@@ -224,8 +231,14 @@ impl Orchestrator {
         }
         let (waited, deadline) = (self.waited(now, index), spec.timing.epoch_deadline.duration());
         let quorum = quorum(spec.merge.quorum, live.len());
-        if training.cut_off && waited >= deadline * (CUTOFF_DEADLINES + 1) && submissions.len() >= quorum {
+        let enough = waited >= deadline * (CUTOFF_DEADLINES + 1) && submissions.len() >= quorum
+            || waited >= deadline * (CUTOFF_DEADLINES + 2);
+        if training.cut_off && enough && !submissions.is_empty() {
             return plan(submissions).into_iter().collect();
+        }
+        if training.cut_off && waited >= deadline * (CUTOFF_DEADLINES + 3) {
+            // Nobody has anything, so what they wait for went to processes that are gone: the epoch starts over.
+            return live.into_iter().map(|peer| Decision::Release { stage, epoch, peer }).collect();
         }
         if !training.cut_off && waited >= deadline * CUTOFF_DEADLINES {
             return vec![Decision::Cutoff { stage, epoch }];
@@ -402,5 +415,38 @@ mod tests {
         assert_eq!(leader.propose(start + (eviction - Duration::from_nanos(1)), &state, &book), []);
         let evicted = Decision::Evict { peer: MEMBER, reason: EvictReason::Silent };
         assert_eq!(leader.propose(start + eviction, &state, &book), [evicted]);
+    }
+
+    #[test]
+    fn an_epoch_that_opens_again_forgets_what_was_submitted_before() {
+        let (stage, epoch, base) = (StageIndex(0), Epoch(0), Hash::default());
+        let candidates = vec![Candidate { peer: PeerId([1; 32]), priority: 0 }];
+        let spec = RunSpec { orchestrator: OrchestratorSpec { candidates }, ..RunSpec::default() };
+        let mut state = RunState::new(Arc::new(spec), &[10; 3]);
+        let open = Decision::OpenEpoch { stage, epoch, base, members: vec![(MEMBER, 1)] };
+        for (index, decision) in [Decision::Admit { peer: MEMBER, stage }, open].into_iter().enumerate() {
+            state.apply(LogIndex(index as u64), base, Some(&Entry { proposer: MEMBER, decision }));
+        }
+        let training = state.stage(stage).and_then(Stage::training).expect("it has opened");
+        let dealt = training.deal.samples_of(MEMBER);
+        let manifest = crate::wire::message::Manifest {
+            peer: MEMBER,
+            stage,
+            epoch,
+            base,
+            samples: u32::try_from(dealt.len()).expect("few"),
+            sample_set: sample_set_hash(&dealt),
+            dealt: sample_set_hash(&dealt),
+            receipt_root: base,
+            receipts: base,
+            loss_micro: None,
+            partitions: Vec::new(),
+        };
+        let mut leader = Orchestrator::default();
+        leader.handle_manifest(Arc::new(manifest.into()));
+        leader.handle_opened(StageIndex(1));
+        assert!(leader.submission(stage, training, MEMBER).is_some(), "another stage opened");
+        leader.handle_opened(stage);
+        assert_eq!(leader.submission(stage, training, MEMBER), None);
     }
 }

@@ -19,7 +19,7 @@ use crate::log::certificate::Certified;
 use crate::log::decided::Extended;
 use crate::log::{DecidedLog, LogBytes};
 use crate::miner::{Action, Context, JobDone, Miner, Notice, Outbox};
-use crate::run_state::RunState;
+use crate::run_state::{RunState, StateEvent};
 use crate::spec::RunSpec;
 use crate::time::Instant;
 use crate::wire::frame::{PushAck, PushHeader, PushRefusal};
@@ -330,6 +330,9 @@ impl<S: Storage<LogBytes>> Peer<S> {
         while let Ok(index) = usize::try_from(self.state.applied()) {
             let Some((entry, chain)) = self.log.entry(index) else { break };
             for event in self.state.apply(LogIndex(index as u64), chain, entry.as_ref()) {
+                if let (StateEvent::EpochOpened(stage, ..), Some(candidate)) = (&event, &mut self.candidate) {
+                    candidate.orchestrator_mut().handle_opened(*stage);
+                }
                 self.out.notice(Notice::State(event));
             }
         }

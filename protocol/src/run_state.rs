@@ -358,8 +358,12 @@ impl RunState {
     }
 
     fn release(&mut self, stage: StageIndex, epoch: Epoch, peer: PeerId) -> Option<Vec<StateEvent>> {
-        let released = self.training_mut(stage, epoch)?.deal.release(peer);
-        released.then(|| vec![StateEvent::Released(stage, epoch, peer)])
+        let training = self.training_mut(stage, epoch).filter(|training| training.deal.is_live(peer))?;
+        let emptied = !training.deal.release(peer);
+        if let (true, Some(stage)) = (emptied, self.stages.get_mut(stage.as_usize())) {
+            stage.phase = Phase::Waiting;
+        }
+        Some(vec![StateEvent::Released(stage, epoch, peer)])
     }
 
     fn cut_off(&mut self, stage: StageIndex, epoch: Epoch) -> Option<Vec<StateEvent>> {
@@ -593,6 +597,17 @@ mod tests {
         fold.apply(Decision::Release { stage: S, epoch: Epoch(0), peer: A });
         assert_eq!(fold.apply(relocate(A)), [StateEvent::Moved(A, other)]);
         assert_eq!((fold.0.stage_of(A), fold.0.stage_of(B)), (Some(other), Some(S)));
+    }
+
+    #[test]
+    fn an_epoch_opens_again_when_all_its_members_are_released() {
+        let mut fold = Fold::opened();
+        let release = |peer| Decision::Release { stage: S, epoch: Epoch(0), peer };
+        assert_eq!(fold.apply(release(A)), [StateEvent::Released(S, Epoch(0), A)]);
+        assert_eq!(fold.apply(release(A)), [], "twice");
+        assert_eq!(fold.apply(release(B)), [StateEvent::Released(S, Epoch(0), B)]);
+        assert!(fold.0.stages()[0].training().is_none());
+        assert_eq!(fold.apply(open(0)), [StateEvent::EpochOpened(S, Epoch(0), 2)]);
     }
 
     #[test]

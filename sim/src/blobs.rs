@@ -72,6 +72,12 @@ impl BlobStore {
         self.blobs.contains_key(hash)
     }
 
+    /// Whether a blob of `bytes` is here or has room.
+    #[must_use]
+    pub fn fits(&self, hash: &Hash, bytes: u64) -> bool {
+        self.contains(hash) || self.used.saturating_add(bytes) <= self.quota
+    }
+
     /// Keeps a blob as long as a tag names it.
     ///
     /// # Errors
@@ -132,6 +138,18 @@ impl BlobStore {
     #[must_use]
     pub const fn most(&self) -> u64 {
         self.most
+    }
+
+    /// Bytes it can hold.
+    #[must_use]
+    pub const fn quota(&self) -> u64 {
+        self.quota
+    }
+
+    /// Whether less than half of it is used.
+    #[must_use]
+    pub const fn has_room(&self) -> bool {
+        self.used < self.quota / 2
     }
 
     /// Blobs held.

@@ -10,6 +10,7 @@ use crate::adversary::Behaviour;
 use crate::blobs::BlobStore;
 use crate::clock::Clock;
 use crate::costs::Costs;
+use crate::double::Double;
 use crate::network::{HostIndex, Link};
 use crate::storage::Disk;
 use crate::trainer::{Compute, Trainer};
@@ -35,6 +36,8 @@ pub struct HostSetup {
     pub miner: bool,
     /// How it deviates from the protocol: the name of an adversary.
     pub adversary: Option<crate::adversary::Kind>,
+    /// What is broken in it although it counts as honest. For tests of checkers.
+    pub double: Option<Double>,
 }
 
 impl Default for HostSetup {
@@ -47,6 +50,7 @@ impl Default for HostSetup {
             from_start: true,
             miner: true,
             adversary: None,
+            double: None,
         }
     }
 }
@@ -157,6 +161,9 @@ impl Host {
         // Microseconds of this host's clock, as the node takes them.
         let sequence = self.setup.clock.local(now).as_nanos() / 1_000;
         self.incarnation += 1;
+        if self.setup.double == Some(Double::LosesItsLog) {
+            self.disk = Disk::default();
+        }
         self.trainer = compute.trainer(spec, costs);
         self.peer = Some(Peer::new(
             Arc::clone(spec),

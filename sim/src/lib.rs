@@ -7,7 +7,8 @@
 //!
 //! Reading order: [`queue`] and [`random`] (what makes it deterministic), [`network`], [`mesh`] and [`blobs`] (what is
 //! between and on hosts), [`trainer`] and [`costs`] (what engines do), [`host`] and [`world`] (what ties them together),
-//! [`faults`] and [`adversary`] (what goes wrong), [`observe`] (who looks on).
+//! [`faults`] and [`adversary`] (what goes wrong), [`observe`] (who looks on), [`checker`] (which rules hold) with
+//! [`double`] (how each is shown to notice), [`trace`] (what happened), [`fuzz`] and [`shrink`] (what is tried).
 
 pub mod queue;
 pub mod random;
@@ -22,8 +23,15 @@ pub mod costs;
 pub mod trainer;
 
 pub mod adversary;
+pub mod double;
 pub mod faults;
 pub mod host;
 pub mod observe;
 pub mod scenario;
 pub mod world;
+
+pub mod checker;
+pub mod trace;
+
+pub mod fuzz;
+pub mod shrink;

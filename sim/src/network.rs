@@ -152,6 +152,12 @@ impl Network {
         self.groups[host] = group;
     }
 
+    /// The group of a host.
+    #[must_use]
+    pub fn group(&self, host: HostIndex) -> u8 {
+        self.groups[host]
+    }
+
     /// Cuts or restores one direction.
     pub fn set_cut(&mut self, from: HostIndex, to: HostIndex, cut: bool) {
         if cut {

@@ -6,6 +6,7 @@ use iota_protocol::miner::{Job, JobDone, Notice};
 use iota_protocol::wire::RejectReason;
 use iota_protocol::{Instant, PeerId};
 
+use crate::blobs::BlobStore;
 use crate::faults::Fault;
 use crate::host::VirtualPeer;
 use crate::network::HostIndex;
@@ -22,6 +23,10 @@ pub struct Observation<'a> {
     pub honest: bool,
     /// The host's process; none when it has ended.
     pub peer: Option<&'a VirtualPeer>,
+    /// What the host has on disk.
+    pub store: &'a BlobStore,
+    /// Events of all hosts that are still to happen.
+    pub queued: usize,
     /// What happened.
     pub seen: Seen<'a>,
 }

@@ -11,6 +11,7 @@
 mod act;
 mod deliver;
 mod disturb;
+mod spare;
 
 use std::collections::BTreeMap;
 use std::rc::Rc;
@@ -26,6 +27,7 @@ use iota_protocol::{Epoch, Hash, Identity, Instant, PeerId, RunSpec};
 
 use crate::blobs::Blob;
 use crate::costs::{Costs, partition_bytes};
+use crate::double::Double;
 use crate::faults::Scheduled;
 use crate::host::{Host, HostSetup};
 use crate::mesh::Mesh;
@@ -57,6 +59,8 @@ pub struct Setup {
     pub compute: Compute,
     /// What goes wrong.
     pub schedule: Vec<Scheduled>,
+    /// Whether faults that would take the last copy of a stage's weights are left out.
+    pub spares_last_copies: bool,
 }
 
 impl Setup {
@@ -78,6 +82,7 @@ impl Setup {
             costs: Costs::default(),
             compute: Compute::Cost,
             schedule: Vec::new(),
+            spares_last_copies: false,
         }
     }
 }
@@ -209,6 +214,7 @@ pub struct World {
     indices: BTreeMap<PeerId, HostIndex>,
     cargo: BTreeMap<u64, Cargo>,
     schedule: Vec<Scheduled>,
+    spares_last_copies: bool,
     electorate: iota_protocol::log::certificate::Electorate,
     random: Random,
     drop_gossip: f64,
@@ -238,6 +244,7 @@ impl World {
             indices: BTreeMap::new(),
             cargo: BTreeMap::new(),
             schedule: setup.schedule,
+            spares_last_copies: setup.spares_last_copies,
             random: Random::new(setup.seed, "world"),
             drop_gossip: 0.0,
             repeat_gossip: 0.0,
@@ -259,7 +266,8 @@ impl World {
     fn add_host(&mut self, setup: HostSetup) {
         let index = self.hosts.len();
         let identity = identity(self.seed, index);
-        let behaviour = setup.adversary.map(|kind| kind.behaviour(self.seed.wrapping_add(index as u64)));
+        let adversary = setup.adversary.map(|kind| kind.behaviour(self.seed.wrapping_add(index as u64)));
+        let behaviour = adversary.or_else(|| setup.double.map(Double::behaviour));
         self.indices.insert(identity.peer(), index);
         self.network.add(setup.link);
         self.mesh.add();
@@ -335,6 +343,12 @@ impl World {
         self.events
     }
 
+    /// Events that are still to happen.
+    #[must_use]
+    pub fn queued(&self) -> usize {
+        self.queue.len()
+    }
+
     /// The run's spec.
     #[must_use]
     pub fn spec(&self) -> &RunSpec {
@@ -381,8 +395,15 @@ impl World {
     fn show(&mut self, host: HostIndex, seen: Seen<'_>) {
         let Self { hosts, observers, queue, violation, .. } = self;
         let shown = &hosts[host];
-        let observation =
-            Observation { at: queue.now(), host, honest: shown.is_honest(), peer: shown.peer(), seen };
+        let observation = Observation {
+            at: queue.now(),
+            host,
+            honest: shown.is_honest(),
+            peer: shown.peer(),
+            store: &shown.store,
+            queued: queue.len(),
+            seen,
+        };
         for observer in observers {
             if let Err(broken) = observer.observe(&observation) {
                 violation.get_or_insert(broken);

@@ -12,11 +12,24 @@ fn probe() {
             let request = Request { nodes: None, seed, compute: Compute::Cost, epochs: None };
             let setup = scenario.setup(&request);
             let mut world = World::new(setup.clone());
+            iota_sim::checker::all(&iota_sim::checker::Options::of(&setup)).into_iter().for_each(|c| world.watch(c));
             let ending = world.run(scenario.limit(&setup));
-            println!("{} {seed}: {ending:?} events {} hosts {}", scenario.name, world.events(), world.hosts().len());
+            println!(
+                "{} {seed}: {ending:?} events {} hosts {}",
+                scenario.name,
+                world.events(),
+                world.hosts().len()
+            );
             if !matches!(ending, Ending::Finished(_)) {
                 let p = world.best_informed().unwrap();
-                for (i, s) in p.state().stages().iter().enumerate() { println!("   stage {i} {:?} replicas {} {}", s.version, p.state().replicas(iota_protocol::StageIndex(i as u16)).count(), format!("{:?}", s.phase).chars().take(150).collect::<String>()); }
+                for (i, s) in p.state().stages().iter().enumerate() {
+                    println!(
+                        "   stage {i} {:?} replicas {} {}",
+                        s.version,
+                        p.state().replicas(iota_protocol::StageIndex(i as u16)).count(),
+                        format!("{:?}", s.phase).chars().take(150).collect::<String>()
+                    );
+                }
             }
         }
     }

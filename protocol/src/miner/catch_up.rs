@@ -22,6 +22,17 @@ const STATE_PARTS_MAX: usize = 4096;
 pub(super) struct Want {
     aim: u64,
     index: usize,
+    /// What its tag names.
+    pub(super) kept: Kept,
+}
+
+/// What a blob that was fetched belongs to.
+#[derive(Clone, Copy, Debug)]
+pub(super) enum Kept {
+    /// An epoch.
+    Epoch(StageIndex, Epoch),
+    /// A version's whole state.
+    State(StageIndex, Epoch),
 }
 
 #[derive(Clone, Debug, Default)]
@@ -153,9 +164,14 @@ impl CatchUp {
 
     fn fetch(&mut self, cx: &mut Context<'_>, transfers: &mut BTreeMap<u64, Purpose>) {
         let aim_number = self.aims;
-        let (transfer, tag) = match &mut self.aim {
-            Aim::Outcome(stage, epoch, transfer) => (transfer, tag(*stage, *epoch)),
-            Aim::State(offer, transfer) => (transfer, state_tag(offer.stage, offer.version)),
+        let (transfer, tag, kept) = match &mut self.aim {
+            Aim::Outcome(stage, epoch, transfer) => {
+                (transfer, tag(*stage, *epoch), Kept::Epoch(*stage, *epoch))
+            }
+            Aim::State(offer, transfer) => {
+                let kept = Kept::State(offer.stage, offer.version);
+                (transfer, state_tag(offer.stage, offer.version), kept)
+            }
             Aim::Asking(_, _, until) => {
                 if cx.now >= *until {
                     self.fail(cx.now);
@@ -175,7 +191,7 @@ impl CatchUp {
                 transfer.providers.get(index).or(transfer.providers.first()).cloned().unwrap_or_default();
             let id = cx.out.fetch(*hash, providers, PARTITION_BYTES_MAX, false, tag.clone());
             transfer.in_flight.insert(index);
-            transfers.insert(id, Purpose::CatchUp(Want { aim: aim_number, index }));
+            transfers.insert(id, Purpose::CatchUp(Want { aim: aim_number, index, kept }));
         }
         if transfer.failed && transfer.in_flight.is_empty() {
             self.fail(cx.now);

@@ -237,6 +237,13 @@ impl MergeWork {
         }
     }
 
+    /// The engine could not reduce a partition; it is tried again.
+    pub(super) fn reduction_failed(&mut self, partition: PartitionIndex) {
+        if let Some(owned) = self.owned.get_mut(&partition) {
+            owned.reducing = false;
+        }
+    }
+
     /// What to tell the others: when all partitions are reduced or a fault is new, and again when `due`.
     pub(super) fn report(&mut self, due: bool, sequence: u64) -> Option<DigestReport> {
         let merged: Vec<_> =

@@ -19,7 +19,7 @@ use super::{Context, backed_off};
 use crate::id::{Epoch, Hash, LogIndex, PeerId, SampleId, StageIndex};
 use crate::limits::RETRY_PAUSE_MIN;
 use crate::receipts::{Receipt, encode_receipts, merkle_root};
-use crate::run_state::{RunState, Training};
+use crate::run_state::{RunState, Stage, Training};
 use crate::samples::sample_set_hash;
 use crate::spec::RunSpec;
 use crate::time::Instant;
@@ -51,6 +51,8 @@ struct Passage {
     inner_step: u32,
     /// Who took the activation, to notice that someone else is dealt the sample now.
     taken_by: Option<PeerId>,
+    /// The entry that had opened the receiver's epoch, to notice that it starts over.
+    taken_in: Option<LogIndex>,
 }
 
 /// Part of an epoch's deadline that an activation may be out before it is pushed again. A receiver that lost it after it
@@ -141,14 +143,16 @@ impl EpochWork {
         }
     }
 
-    /// Sends activations again that the stage below has dealt to somebody else, because whoever took them is
-    /// gone. That holds for finished samples too, and for epochs that are settled here but not below.
+    /// Sends activations again that the stage below has dealt to somebody else, because whoever took them is gone, or that
+    /// were taken for an epoch that starts over below. That holds for finished samples too, and for epochs that are
+    /// settled here but not below.
     pub(super) fn follow_below(&mut self, state: &RunState) {
-        let below = state.stage(StageIndex(self.stage.0 + 1)).and_then(|stage| stage.deal(self.epoch));
-        let Some(deal) = below else { return };
+        let Some(below) = state.stage(StageIndex(self.stage.0 + 1)) else { return };
+        let Some(deal) = below.deal(self.epoch) else { return };
+        let opened = opened_below(below, self.epoch);
         let moved = self.samples.iter().filter(|(sample, passage)| {
-            let sent = passage.output.is_some() && passage.step != Step::Lost;
-            sent && passage.taken_by.is_some() && passage.taken_by != deal.owner(**sample)
+            let sent = passage.output.is_some() && passage.step != Step::Lost && passage.taken_by.is_some();
+            sent && (passage.taken_by != deal.owner(**sample) || passage.taken_in != opened)
         });
         let moved: Vec<_> = moved.map(|(sample, _)| *sample).collect();
         for sample in moved {
@@ -247,7 +251,14 @@ impl EpochWork {
                 self.debts.remove(&(Direction::Forward, sample));
                 Ok(())
             }
-            Step::Returned | Step::Backwarding | Step::Done => Ok(()),
+            Step::Returned | Step::Backwarding | Step::Done => {
+                // It was sent again, to somebody new, and is back from there.
+                let key = (Direction::Forward, sample);
+                if self.debts.get(&key).is_some_and(|debt| debt.in_flight.is_none() && debt.taken > 0) {
+                    self.debts.remove(&key);
+                }
+                Ok(())
+            }
             Step::Lost => Err(PushRefusal::Stale),
             Step::Waiting | Step::Ready | Step::Forwarding => Err(PushRefusal::WrongPath),
         }
@@ -285,6 +296,13 @@ impl EpochWork {
         }
     }
 
+    /// The engine could not write the contribution.
+    pub(super) fn contribution_failed(&mut self) {
+        if matches!(self.progress, Progress::Contributing) {
+            self.progress = Progress::Working;
+        }
+    }
+
     /// The engine has taken an inner step.
     pub(super) fn stepped(&mut self) {
         self.inner_steps += 1;
@@ -292,9 +310,9 @@ impl EpochWork {
     }
 
     /// What can be sent now, to whom: the debts whose receiver is known, in reach of credit, and not
-    /// being tried already.
+    /// being tried already. What lacks credit is asked for again after a pause, even if it was never sent.
     pub(super) fn deliveries(
-        &self,
+        &mut self,
         cx: &Context<'_>,
         credit: &mut BTreeMap<PeerId, u16>,
     ) -> Vec<(Direction, SampleId, Hash, PeerId)> {
@@ -303,7 +321,7 @@ impl EpochWork {
         };
         let (above, below) = (deal(self.stage.0.checked_sub(1)), deal(self.stage.0.checked_add(1)));
         let mut ready = Vec::new();
-        for ((direction, sample), debt) in &self.debts {
+        for ((direction, sample), debt) in &mut self.debts {
             let Some(passage) = self.samples.get(sample) else { continue };
             let (deal, hash) = match direction {
                 Direction::Forward => (below, passage.output),
@@ -314,6 +332,8 @@ impl EpochWork {
                 continue;
             }
             if *direction == Direction::Forward && !spend(credit, to, debt) {
+                debt.pause = backed_off(debt.pause);
+                debt.retry_at = cx.now + debt.pause;
                 continue;
             }
             ready.push((*direction, *sample, hash, to));
@@ -322,12 +342,21 @@ impl EpochWork {
     }
 
     /// A push is under way.
-    pub(super) fn sending(&mut self, direction: Direction, sample: SampleId, id: u64, to: PeerId) {
+    pub(super) fn sending(
+        &mut self,
+        state: &RunState,
+        direction: Direction,
+        sample: SampleId,
+        id: u64,
+        to: PeerId,
+    ) {
         if let Some(debt) = self.debts.get_mut(&(direction, sample)) {
             debt.in_flight = Some(id);
         }
         if let (Direction::Forward, Some(passage)) = (direction, self.samples.get_mut(&sample)) {
+            let below = state.stage(StageIndex(self.stage.0 + 1));
             passage.taken_by = Some(to);
+            passage.taken_in = below.and_then(|below| opened_below(below, self.epoch));
         }
     }
 
@@ -397,7 +426,8 @@ impl EpochWork {
         }
         let complete = self.samples.values().all(|passage| matches!(passage.step, Step::Done | Step::Lost));
         let done = self.done();
-        if complete || self.cut_off {
+        // A cutoff takes what there is; whoever has nothing goes on until it has something to give.
+        if complete || (self.cut_off && done > 0) {
             // Samples issued again after all steps were taken, or fewer than expected, leave a remainder.
             if unspent && step.is_some() {
                 return step;
@@ -479,6 +509,13 @@ impl EpochWork {
     }
 }
 
+/// The entry that opened `epoch` of a stage, under way or lately closed.
+fn opened_below(below: &Stage, epoch: Epoch) -> Option<LogIndex> {
+    let current = below.training().filter(|training| training.epoch == epoch);
+    let closed = || below.closed_epoch(epoch).map(|closed| &closed.training);
+    current.or_else(closed).map(|training| training.opened)
+}
+
 impl Passage {
     const fn new() -> Self {
         Self {
@@ -490,6 +527,7 @@ impl Passage {
             loss_micro: None,
             inner_step: 0,
             taken_by: None,
+            taken_in: None,
         }
     }
 }

@@ -292,7 +292,8 @@ pub enum Decision {
         /// Who takes part, in [`PeerId`] order, with a weight in proportion to speed.
         members: Vec<(PeerId, u32)>,
     },
-    /// A member is too slow or gone: its unfinished epoch's samples move to the others.
+    /// A member is too slow or gone: its unfinished epoch's samples move to the others. Without the last one the epoch
+    /// opens again.
     Release {
         /// The stage.
         stage: StageIndex,

@@ -88,6 +88,23 @@ pub fn merged(inputs: &[(iota_protocol::PeerId, u32, Hash)]) -> Hash {
     Hash(*hasher.finalize().as_bytes())
 }
 
+/// The name of a stage's initial weights.
+#[must_use]
+pub fn initial(stage: StageIndex) -> Hash {
+    Hash::of(&stage.0.to_le_bytes())
+}
+
+/// The name of the weights after a merge that started from `base`.
+#[must_use]
+pub fn applied(base: Hash, partitions: &[Hash]) -> Hash {
+    let mut hasher = blake3::Hasher::new();
+    hasher.update(b"weights").update(&base.0);
+    for partition in partitions {
+        hasher.update(&partition.0);
+    }
+    Hash(*hasher.finalize().as_bytes())
+}
+
 impl Trainer for CostTrainer {
     fn perform(&mut self, stage: StageIndex, job: &Job, store: &mut BlobStore) -> JobDone {
         self.try_perform(stage, job, store).unwrap_or_else(|full| JobDone::Failed(full.to_string()))
@@ -107,7 +124,7 @@ impl CostTrainer {
         let activation = self.activation_bytes;
         Ok(match job {
             Job::Initialise { stage } => {
-                self.take(Hash::of(&stage.0.to_le_bytes()));
+                self.take(initial(*stage));
                 self.weights_done(*stage, Epoch(0))
             }
             Job::Load { stage, version, weights, .. } => {
@@ -169,12 +186,7 @@ impl CostTrainer {
                 JobDone::Reduced { stage: *stage, partition: *partition, merged: Ok(hash) }
             }
             Job::Apply { stage, epoch, partitions } => {
-                let mut hasher = blake3::Hasher::new();
-                hasher.update(b"weights").update(&self.weights.0);
-                for partition in partitions {
-                    hasher.update(&partition.0);
-                }
-                self.take(Hash(*hasher.finalize().as_bytes()));
+                self.take(applied(self.weights, partitions));
                 self.weights_done(*stage, epoch.next())
             }
         })

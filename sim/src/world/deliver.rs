@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use iota_protocol::PeerId;
 use iota_protocol::limits::TRANSFER_DEADLINE;
+use iota_protocol::wire::frame::PushAck;
 use iota_protocol::wire::message::Topic;
 
 use super::{Broadcast, Cargo, Event, Fetch, Push, World};
@@ -201,10 +202,14 @@ impl World {
             );
             return;
         }
-        let tag = iota_protocol::miner::outbox::tag(header.stage, header.epoch);
         let target = &mut self.hosts[to];
-        let room = target.store.keep(header.hash, blob, &tag).is_ok();
+        let room = target.store.fits(&header.hash, blob.bytes);
         let ack = target.peer.as_mut().filter(|_| room).map(|peer| peer.handle_push(now, sender, &header));
+        if let Some(PushAck::Accepted(_)) = ack {
+            // Kept before the peer's actions are done, one of which may be a job that reads it.
+            let tag = iota_protocol::miner::outbox::tag(header.stage, header.epoch);
+            let _ = target.store.keep(header.hash, blob, &tag);
+        }
         if let Some(delay) = self.network.message(to, from, 0) {
             self.queue.push(delay, Event::PushEnds { host: from, incarnation, id, to: receiver, ack });
         }

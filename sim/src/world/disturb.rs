@@ -128,6 +128,9 @@ impl World {
             Fault::CrashLeader(_) => self.leader().unwrap_or(0),
             Fault::Heal | Fault::DropGossip(_) | Fault::RepeatGossip(_) => 0,
         };
+        if self.spares_last_copies && self.takes_last_copy(about, &fault) {
+            return;
+        }
         self.show(about, Seen::Fault(&fault));
         match fault {
             Fault::Crash(host) => self.stop(host),
