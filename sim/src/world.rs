@@ -24,6 +24,7 @@ use iota_protocol::wire::message::Topic;
 use iota_protocol::wire::{Gossip, RejectReason};
 use iota_protocol::{Epoch, Hash, Identity, Instant, PeerId, RunSpec};
 
+use crate::adversary::Kind;
 use crate::blobs::Blob;
 use crate::costs::{Costs, partition_bytes};
 use crate::faults::Scheduled;
@@ -212,6 +213,9 @@ pub struct World {
     schedule: Vec<Scheduled>,
     electorate: iota_protocol::log::certificate::Electorate,
     random: Random,
+    /// The dice of all adversaries.
+    dice: Random,
+    accomplices: BTreeMap<Kind, Vec<PeerId>>,
     drop_gossip: f64,
     repeat_gossip: f64,
     tickets: u64,
@@ -240,6 +244,8 @@ impl World {
             cargo: BTreeMap::new(),
             schedule: setup.schedule,
             random: Random::new(setup.seed, "world"),
+            dice: Random::new(setup.seed, "adversaries"),
+            accomplices: BTreeMap::new(),
             drop_gossip: 0.0,
             repeat_gossip: 0.0,
             tickets: 0,
@@ -261,6 +267,9 @@ impl World {
         let index = self.hosts.len();
         let identity = identity(self.seed, index);
         let behaviour = setup.adversary.map(|kind| kind.behaviour(self.seed.wrapping_add(index as u64)));
+        if let Some(kind) = setup.adversary {
+            self.accomplices.entry(kind).or_default().push(identity.peer());
+        }
         self.indices.insert(identity.peer(), index);
         self.network.add(setup.link);
         self.mesh.add();
