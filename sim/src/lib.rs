@@ -7,7 +7,7 @@
 //!
 //! Reading order: [`queue`] and [`random`] (what makes it deterministic), [`network`], [`mesh`] and [`blobs`] (what is
 //! between and on hosts), [`trainer`] and [`costs`] (what engines do), [`host`] and [`world`] (what ties them together),
-//! [`faults`] and [`adversary`] (what goes wrong), [`observe`] (who looks on).
+//! [`faults`] and [`adversary`] (what goes wrong), [`observe`] (who looks on), [`damage`] (what adversaries do today).
 
 pub mod queue;
 pub mod random;
@@ -26,3 +26,5 @@ pub mod faults;
 pub mod host;
 pub mod observe;
 pub mod world;
+
+pub mod damage;
