@@ -13,7 +13,7 @@ use crate::trainer::toy::to_bytes;
 pub(super) struct ColludingOwners;
 
 /// The owners of a partition in the merge under way.
-pub(super) fn owners(means: &Means<'_>, stage: StageIndex, partition: PartitionIndex) -> Vec<PeerId> {
+fn owners(means: &Means<'_>, stage: StageIndex, partition: PartitionIndex) -> Vec<PeerId> {
     let plan = means.peer.state().stage(stage).and_then(|stage| stage.plan());
     plan.and_then(|(_, plan)| plan.owners.get(partition.0 as usize)).cloned().unwrap_or_default()
 }
