@@ -2,13 +2,14 @@
 
 mod common;
 
+use std::time::Duration;
+
 use iota_protocol::spec::TrainingMode;
 use iota_protocol::wire::message::EvictReason;
 use iota_sim::adversary::Kind;
-use iota_sim::observe::Violation;
-use iota_sim::world::{Ending, Setup};
+use iota_sim::world::{Ending, Setup, World};
 
-use common::{Outcome, run, run_pair, run_with, spec};
+use common::{CANDIDATES, Outcome, corrupted, run, run_pair, run_with, spec};
 
 const MODES: [TrainingMode; 2] = [TrainingMode::Synchronous, TrainingMode::Local];
 const SEEDS: std::ops::RangeInclusive<u64> = 1..=4;
@@ -91,15 +92,18 @@ fn a_usurper_among_three_candidates_stalls_the_run() {
     assert_eq!(outcome.ending, Ending::TimeUp);
 }
 
-/// A limit: with three candidates a majority is the liar and one other.
+/// A limit: with three candidates a majority is the liar and one other, so that two majorities share only the liar.
 #[test]
-fn a_forking_leader_of_three_candidates_splits_the_log() {
-    let outcome = run(Kind::ForkingLeader, TrainingMode::Local, 1);
-    assert!(
-        matches!(outcome.ending, Ending::Violated(Violation { checker: "history", .. })),
-        "{:?}",
-        outcome.ending
-    );
+fn a_forking_leader_of_three_candidates_gets_two_certificates_for_one_entry() {
+    let setup = Setup::new(spec(2, 3, TrainingMode::Local), 1, CANDIDATES, 10);
+    let mut world = World::new(corrupted(setup, Kind::ForkingLeader, &[0]));
+    assert_eq!(world.run(Duration::from_secs(60)), Ending::TimeUp);
+    let log = |host: usize| world.hosts()[host].peer().expect("it runs").log();
+    let (deceived, other) = (log(1), log(2));
+    let last = deceived.certified().min(other.certified());
+    let last = usize::try_from(last).expect("a short log");
+    assert!(last > 0, "both have certificates");
+    assert_ne!(deceived.chain(last), other.chain(last), "certified, and different");
 }
 
 #[test]

@@ -115,8 +115,8 @@ pub(crate) fn spec(stages: u16, replicas: u16, mode: TrainingMode) -> RunSpec {
     spec
 }
 
-/// Runs `setup` with these hosts as adversaries of one kind; kinds that want to lead are preferred as leader.
-pub(crate) fn run_with(mut setup: Setup, kind: Kind, adversaries: &[usize]) -> Outcome {
+/// `setup` with these hosts as adversaries of one kind; kinds that want to lead are preferred as leader.
+pub(crate) fn corrupted(mut setup: Setup, kind: Kind, adversaries: &[usize]) -> Setup {
     setup.compute = Compute::Toy;
     setup.costs.parameters = 64;
     let mut spec = (*setup.spec).clone();
@@ -127,6 +127,12 @@ pub(crate) fn run_with(mut setup: Setup, kind: Kind, adversaries: &[usize]) -> O
         }
     }
     setup.spec = spec.into();
+    setup
+}
+
+/// Runs `setup` with these hosts as adversaries of one kind.
+pub(crate) fn run_with(setup: Setup, kind: Kind, adversaries: &[usize]) -> Outcome {
+    let setup = corrupted(setup, kind, adversaries);
     let (seed, hosts) = (setup.seed, setup.hosts.len());
     let observer = Agreement::default();
     let evicted = Rc::clone(&observer.evicted);
