@@ -196,7 +196,7 @@ kinds! {
     LyingOwner "lying-owner" "Reduces its partitions wrongly." |_| Box::new(lying_owner::LyingOwner);
     ColludingOwners "colluding-owners" "Reports the same wrong result as its accomplice where only they own a partition."
         |_| Box::new(colluding_owners::ColludingOwners);
-    Framers "framers" "Reduces wrongly where its accomplice will be asked to settle, so that an honest owner loses."
+    Framers "framers" "Reduces as wrongly as its accomplice in the same stage, so that honest owners lose disputes."
         |_| Box::new(framers::Framers);
     Withholding "withholding" "Takes activations and never sends anything on." |_| Box::new(withholding::Withholding);
     Flooder "flooder" "Publishes a stream of valid messages and garbage." |_| Box::new(flooder::Flooder::default());
