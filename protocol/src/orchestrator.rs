@@ -28,6 +28,8 @@ const WEIGHT_MAX: u64 = 8;
 /// Multiples of the epoch deadline after which the epoch is cut off. One later a quorum of submissions is merged, two
 /// later whatever there is. If there is nothing, all are released another deadline later, and the epoch opens again.
 const CUTOFF_DEADLINES: u32 = 2;
+/// Owners of a disputed partition, if there are so many miners. Seven outvote three liars who agree.
+const DISPUTE_OWNERS: usize = 7;
 
 /// What a stage has been doing, and since when.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -303,6 +305,10 @@ impl Orchestrator {
             return decisions;
         }
 
+        let reassign = |partition: PartitionIndex, owners: &[PeerId], count: usize| -> Vec<Decision> {
+            let further = further_owners(state, stage, plan, partition, owners).into_iter().take(count);
+            further.map(|owner| Decision::MergeReassign { stage, epoch, attempt, partition, owner }).collect()
+        };
         let mut agreed = Vec::new();
         let mut decisions = Vec::new();
         let mut liars = BTreeSet::new();
@@ -316,15 +322,10 @@ impl Orchestrator {
                     liars.extend(losers);
                 }
                 Verdict::Pending => {}
-                Verdict::NeedsOwner => {
-                    let owner = further_owner(state, stage, owners);
-                    decisions.extend(owner.map(|owner| Decision::MergeReassign {
-                        stage,
-                        epoch,
-                        attempt,
-                        partition,
-                        owner,
-                    }));
+                Verdict::NeedsOwner => decisions.extend(reassign(partition, owners, 1)),
+                Verdict::Disputed => {
+                    let count = DISPUTE_OWNERS.saturating_sub(owners.len()).max(1);
+                    decisions.extend(reassign(partition, owners, count));
                 }
             }
         }
@@ -382,10 +383,25 @@ fn weigh(peers: &[PeerId], book: &Book) -> Vec<(PeerId, u32)> {
     members
 }
 
-/// Another peer to compute a partition: of the same stage if there is one, else any miner.
-fn further_owner(state: &RunState, stage: StageIndex, owners: &[PeerId]) -> Option<PeerId> {
-    let same = state.replicas(stage).find(|peer| !owners.contains(peer));
-    same.or_else(|| state.members().keys().copied().find(|peer| !owners.contains(peer)))
+/// Other peers to compute a partition: first those of the same stage, then any miner. Their order among themselves is
+/// drawn from what was submitted, so that nobody can choose a key that is always asked first.
+fn further_owners(
+    state: &RunState,
+    stage: StageIndex,
+    plan: &Plan,
+    partition: PartitionIndex,
+    owners: &[PeerId],
+) -> Vec<PeerId> {
+    let submitted: Vec<&[u8]> =
+        plan.submitters.iter().map(|submission| submission.manifest.0.as_slice()).collect();
+    let seed = Hash::of_parts(&submitted);
+    let mut others: Vec<PeerId> =
+        state.members().keys().copied().filter(|peer| !owners.contains(peer)).collect();
+    others.sort_by_cached_key(|peer| {
+        let drawn = Hash::of_parts(&[&seed.0, &partition.0.to_le_bytes(), &peer.0]);
+        (state.stage_of(*peer) != Some(stage), drawn)
+    });
+    others
 }
 
 #[cfg(test)]

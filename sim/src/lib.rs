@@ -8,7 +8,8 @@
 //! Reading order: [`queue`] and [`random`] (what makes it deterministic), [`network`], [`mesh`] and [`blobs`] (what is
 //! between and on hosts), [`trainer`] and [`costs`] (what engines do), [`host`] and [`world`] (what ties them together),
 //! [`faults`] and [`adversary`] (what goes wrong), [`observe`] (who looks on), [`checker`] (which rules hold) with
-//! [`double`] (how each is shown to notice), [`trace`] (what happened), [`fuzz`] and [`shrink`] (what is tried).
+//! [`double`] (how each is shown to notice), [`trace`] (what happened), [`fuzz`] and [`shrink`] (what is tried),
+//! [`damage`] (what adversaries do today).
 
 pub mod queue;
 pub mod random;
@@ -33,5 +34,6 @@ pub mod world;
 pub mod checker;
 pub mod trace;
 
+pub mod damage;
 pub mod fuzz;
 pub mod shrink;

@@ -25,6 +25,7 @@ use iota_protocol::wire::message::Topic;
 use iota_protocol::wire::{Gossip, RejectReason};
 use iota_protocol::{Epoch, Hash, Identity, Instant, PeerId, RunSpec};
 
+use crate::adversary::Kind;
 use crate::blobs::Blob;
 use crate::costs::{Costs, partition_bytes};
 use crate::double::Double;
@@ -217,6 +218,9 @@ pub struct World {
     spares_last_copies: bool,
     electorate: iota_protocol::log::certificate::Electorate,
     random: Random,
+    /// The dice of all adversaries.
+    dice: Random,
+    accomplices: BTreeMap<Kind, Vec<PeerId>>,
     drop_gossip: f64,
     repeat_gossip: f64,
     tickets: u64,
@@ -246,6 +250,8 @@ impl World {
             schedule: setup.schedule,
             spares_last_copies: setup.spares_last_copies,
             random: Random::new(setup.seed, "world"),
+            dice: Random::new(setup.seed, "adversaries"),
+            accomplices: BTreeMap::new(),
             drop_gossip: 0.0,
             repeat_gossip: 0.0,
             tickets: 0,
@@ -268,6 +274,9 @@ impl World {
         let identity = identity(self.seed, index);
         let adversary = setup.adversary.map(|kind| kind.behaviour(self.seed.wrapping_add(index as u64)));
         let behaviour = adversary.or_else(|| setup.double.map(Double::behaviour));
+        if let Some(kind) = setup.adversary {
+            self.accomplices.entry(kind).or_default().push(identity.peer());
+        }
         self.indices.insert(identity.peer(), index);
         self.network.add(setup.link);
         self.mesh.add();

@@ -3,8 +3,9 @@
 //! A chain hash names a log position and everything before it:
 //! `chain[-1] = run id`, `chain[i] = BLAKE3(chain[i-1] ‖ entry[i])`. A candidate votes for (index, chain)
 //! only after its consensus decided that entry, so a certificate proves that at least one honest
-//! candidate of a majority saw the decision. Crash faults of a minority are tolerated by consensus; a
-//! lying minority cannot make a certificate.
+//! candidate of a majority saw the decision. Crash faults of a minority are tolerated by consensus. A
+//! lying minority cannot make a certificate alone, but a lying leader can have two made: two majorities
+//! need not share anybody but the liar.
 
 use std::collections::BTreeMap;
 

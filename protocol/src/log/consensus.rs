@@ -3,8 +3,8 @@
 //! OmniPaxos refuses clusters of one, so a single candidate decides by writing to its storage. Its
 //! messages carry sequence numbers and resynchronize after a gap, so the transport between candidates
 //! may drop and reorder. It tolerates crashes of a minority, not lies: candidates are named by the
-//! run's owner. A lying leader can get harmful decisions decided; it cannot show different logs to
-//! different peers, since that takes the votes of a majority.
+//! run's owner. A lying leader can get harmful decisions decided, and can have candidates decide
+//! different logs, each with its own vote and so with a certificate.
 
 use std::collections::BTreeMap;
 

@@ -12,8 +12,11 @@ pub enum Verdict {
     Pending,
     /// This is the merged partition. Those named computed another one from the same inputs.
     Agreed(Hash, Vec<PeerId>),
-    /// Nobody is left to report, or the reports differ without a majority: a further owner has to compute it.
+    /// Nobody is left to report: a further owner has to compute it.
     NeedsOwner,
+    /// The reports differ and none has a majority: many further owners have to compute it, since a few could be
+    /// accomplices of whoever lied.
+    Disputed,
 }
 
 /// The digests of one merge plan.
@@ -62,11 +65,12 @@ impl Tally {
         if votes.len() == 1 {
             return if missing > 0 { Verdict::Pending } else { Verdict::Agreed(best, Vec::new()) };
         }
-        let others = votes.iter().filter(|(hash, _)| **hash != best);
-        if count >= 2 && others.clone().all(|(_, owners)| owners.len() < count) {
-            return Verdict::Agreed(best, others.flat_map(|(_, owners)| owners.iter().copied()).collect());
+        let reported: usize = votes.values().map(Vec::len).sum();
+        if count * 2 > reported + missing {
+            let losers = votes.iter().filter(|(hash, _)| **hash != best);
+            return Verdict::Agreed(best, losers.flat_map(|(_, owners)| owners.iter().copied()).collect());
         }
-        if missing > 0 { Verdict::Pending } else { Verdict::NeedsOwner }
+        if missing > 0 { Verdict::Pending } else { Verdict::Disputed }
     }
 
     /// Submitters whose contributions at least `witnesses` owners found invalid. One owner alone could
@@ -173,12 +177,23 @@ mod tests {
 
     #[test]
     fn a_third_owner_settles_a_dispute_and_the_loser_is_named() {
-        assert_eq!(judge(&[(1, b"x"), (2, b"y")], &[1, 2], &[]), Verdict::NeedsOwner);
+        assert_eq!(judge(&[(1, b"x"), (2, b"y")], &[1, 2], &[]), Verdict::Disputed);
         assert_eq!(judge(&[(1, b"x"), (2, b"y")], &[1, 2, 3], &[]), Verdict::Pending);
         assert_eq!(
             judge(&[(1, b"x"), (2, b"y"), (3, b"x")], &[1, 2, 3], &[]),
             Verdict::Agreed(Hash::of(b"x"), vec![peer(2)])
         );
+    }
+
+    #[test]
+    fn two_liars_who_report_first_wait_for_the_majority_of_those_asked() {
+        let liars: &[(u8, &[u8])] = &[(1, b"x"), (2, b"y"), (3, b"x")];
+        assert_eq!(judge(liars, &[1, 2, 3, 4, 5], &[]), Verdict::Pending);
+        let all = [liars, &[(4, b"y"), (5, b"y")]].concat();
+        let settled = Verdict::Agreed(Hash::of(b"y"), vec![peer(1), peer(3)]);
+        assert_eq!(judge(&all, &[1, 2, 3, 4, 5], &[]), settled);
+        let tied = [liars, &[(4, b"y")]].concat();
+        assert_eq!(judge(&tied, &[1, 2, 3, 4, 5], &[5]), Verdict::Disputed);
     }
 
     #[test]

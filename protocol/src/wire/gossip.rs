@@ -64,6 +64,15 @@ impl Gossip {
         }))
     }
 
+    /// The manifest it announces, if it does.
+    #[must_use]
+    pub fn manifest(&self) -> Option<&HashedManifest> {
+        match &self.0 {
+            Opened::Merge(_, _, manifest) => manifest.as_deref(),
+            Opened::Control(_) | Opened::Record(..) => None,
+        }
+    }
+
     /// Who signed it; certified entries are signed by the candidates together.
     #[must_use]
     pub const fn sender(&self) -> Option<PeerId> {

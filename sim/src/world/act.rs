@@ -11,11 +11,10 @@ use iota_protocol::wire::message::Topic;
 use iota_protocol::{Hash, PeerId};
 
 use super::{Broadcast, Cargo, Event, Fetch, Push, World};
-use crate::adversary::{Emission, Means};
+use crate::adversary::{Behaviour, Emission, Means};
 use crate::blobs::Blob;
 use crate::network::HostIndex;
 use crate::observe::Seen;
-use crate::random::Random;
 
 /// Blobs up to this size travel with the message that asks for them.
 const SMALL_BYTES: u64 = 16 * 1024;
@@ -25,14 +24,8 @@ impl World {
     pub(super) fn drain(&mut self, host: HostIndex) {
         while let Some(action) = self.hosts[host].peer.as_mut().and_then(|peer| peer.poll_action()) {
             if self.hosts[host].behaviour.is_some() {
-                for emission in self.deviate(host, action) {
-                    match emission {
-                        Emission::Act(action) => self.act(host, action),
-                        Emission::PublishToHalf { topic, bytes, odd } => {
-                            self.publish(host, topic, &bytes, |hearer| (hearer % 2 == 1) == odd);
-                        }
-                    }
-                }
+                let emissions = self.consult(host, |behaviour, means| behaviour.acts(means, action));
+                self.emit(host, emissions.unwrap_or_default());
             } else {
                 self.act(host, action);
             }
@@ -40,23 +33,43 @@ impl World {
         self.arm(host);
     }
 
-    /// What an adversary makes of an action.
-    fn deviate(&mut self, host: HostIndex, action: Action) -> Vec<Emission> {
-        let now = self.queue.now();
-        let mut random = Random::new(self.random.bits(), "adversary");
+    /// Lets an adversary do what it does of itself.
+    pub(super) fn wake_adversary(&mut self, host: HostIndex) {
+        let emissions = self.consult(host, |behaviour, means| behaviour.wakes(means));
+        self.emit(host, emissions.unwrap_or_default());
+    }
+
+    fn emit(&mut self, host: HostIndex, emissions: Vec<Emission>) {
+        for emission in emissions {
+            match emission {
+                Emission::Act(action) => self.act(host, action),
+                Emission::PublishToHalf { topic, bytes, odd } => {
+                    self.publish(host, topic, &bytes, |hearer| (hearer % 2 == 1) == odd);
+                }
+            }
+        }
+    }
+
+    /// Asks the adversary on a host; nothing if the host is honest or down.
+    pub(super) fn consult<T>(
+        &mut self,
+        host: HostIndex,
+        ask: impl FnOnce(&mut dyn Behaviour, &mut Means<'_>) -> T,
+    ) -> Option<T> {
         let adversary = &mut self.hosts[host];
-        let (Some(behaviour), Some(peer)) = (&mut adversary.behaviour, &adversary.peer) else {
-            return vec![Emission::Act(action)];
-        };
+        let (behaviour, peer) = (adversary.behaviour.as_mut()?, adversary.peer.as_ref()?);
         let mut means = Means {
-            now,
+            now: self.queue.now(),
             identity: &adversary.identity,
             spec: &self.spec,
+            costs: &self.costs,
+            compute: self.compute,
+            accomplices: &self.accomplices,
             store: &mut adversary.store,
-            random: &mut random,
+            random: &mut self.dice,
             peer,
         };
-        behaviour.acts(&mut means, action)
+        Some(ask(&mut **behaviour, &mut means))
     }
 
     /// Asks to be woken at the peer's next deadline, if that is earlier than what was asked before.
@@ -187,31 +200,21 @@ impl World {
     }
 
     fn compute(&mut self, host: HostIndex, job: Job) {
-        let now = self.queue.now();
-        let mut random = Random::new(self.random.bits(), "adversary");
-        let engine = &mut self.hosts[host];
-        let Some(peer) = &engine.peer else { return };
+        let Some(peer) = self.hosts[host].peer() else { return };
         let stage = peer.state().stage_of(peer.id()).unwrap_or_default();
-        let mut means = Means {
-            now,
-            identity: &engine.identity,
-            spec: &self.spec,
-            store: &mut engine.store,
-            random: &mut random,
-            peer,
-        };
-        let shirked = engine.behaviour.as_mut().and_then(|behaviour| behaviour.shirks(&mut means, &job));
+        let shirked = self.consult(host, |behaviour, means| behaviour.shirks(means, &job)).flatten();
         let (done, duration) = match shirked {
             Some(done) => (done, std::time::Duration::from_millis(1)),
             None => {
-                let done = engine.trainer.perform(stage, &job, means.store);
-                let done = match &mut engine.behaviour {
-                    Some(behaviour) => behaviour.computed(&mut means, &job, done),
-                    None => done,
-                };
-                (done, self.costs.duration(&job, engine.setup.speed, self.partition_bytes))
+                let engine = &mut self.hosts[host];
+                let done = engine.trainer.perform(stage, &job, &mut engine.store);
+                let told =
+                    self.consult(host, |behaviour, means| behaviour.computed(means, &job, done.clone()));
+                let speed = self.hosts[host].setup.speed;
+                (told.unwrap_or(done), self.costs.duration(&job, speed, self.partition_bytes))
             }
         };
+        let engine = &mut self.hosts[host];
         engine.busy += duration;
         let incarnation = engine.incarnation;
         self.queue.push(duration, Event::JobEnds { host, incarnation, job: Box::new((job, done)) });

@@ -56,6 +56,7 @@ impl World {
             return;
         }
         let (Some(peer), current) = (&mut target.peer, target.incarnation) else { return };
+        let woken = matches!(event, Event::Wake(..));
         let rejected = match event {
             Event::Wake(_, number) => {
                 if target.wake.is_none_or(|(_, current)| current != number) {
@@ -99,6 +100,9 @@ impl World {
         };
         if let Some(reason) = rejected {
             self.show(host, Seen::Rejected(None, &reason));
+        }
+        if woken && self.hosts[host].behaviour.is_some() {
+            self.wake_adversary(host);
         }
         self.drain(host);
     }
@@ -144,7 +148,9 @@ impl World {
             target.inbox.push_back(Event::Gossip(Rc::new(alone), 0));
             return;
         }
-        let Some(peer) = &mut target.peer else { return };
+        if target.peer.is_none() {
+            return;
+        }
         // One copy from and to each neighbour, on average half of them each way.
         let bytes = broadcast.bytes * degree;
         target.traffic.gossip += bytes;
@@ -152,6 +158,12 @@ impl World {
         if broadcast.topic == Topic::Merge {
             target.traffic.merge_gossip += bytes;
         }
+        if let Ok(gossip) = &broadcast.opened
+            && self.consult(host, |behaviour, means| behaviour.hears(means, gossip)) == Some(false)
+        {
+            return;
+        }
+        let Some(peer) = &mut self.hosts[host].peer else { return };
         let heard = match &broadcast.opened {
             Ok(gossip) => peer.handle_opened(now, gossip).map_err(|reason| (gossip.sender(), reason)),
             Err(reason) => Err((None, reason.clone())),
@@ -204,7 +216,10 @@ impl World {
         }
         let target = &mut self.hosts[to];
         let room = target.store.fits(&header.hash, blob.bytes);
-        let ack = target.peer.as_mut().filter(|_| room).map(|peer| peer.handle_push(now, sender, &header));
+        let kept = self.consult(to, |behaviour, means| behaviour.is_pushed(means, sender, &header)).flatten();
+        let target = &mut self.hosts[to];
+        let peer = target.peer.as_mut().filter(|_| room);
+        let ack = peer.map(|peer| kept.unwrap_or_else(|| peer.handle_push(now, sender, &header)));
         if let Some(PushAck::Accepted(_)) = ack {
             // Kept before the peer's actions are done, one of which may be a job that reads it.
             let tag = iota_protocol::miner::outbox::tag(header.stage, header.epoch);

@@ -1,0 +1,87 @@
+//! Peer that publishes a stream of valid messages, each newer than the last, and of garbage.
+//!
+//! Its own machine's messages are numbered anew, so that they are not refused as older than its stream.
+
+use iota_protocol::miner::Action;
+use iota_protocol::wire::message::{DigestReport, ManifestAnnounce, MergeMessage, PeerRecord, Topic};
+use iota_protocol::{Epoch, Hash};
+
+use super::forgery::{own_merge_message, own_record, signed};
+use super::{Behaviour, Emission, Means};
+
+/// Messages of each kind whenever it wakes, which is at least once per heartbeat.
+const AT_ONCE: usize = 5;
+/// Bytes of a message of garbage.
+const GARBAGE_BYTES: usize = 512;
+
+#[derive(Default)]
+pub(super) struct Flooder {
+    sequence: u64,
+    record: Option<PeerRecord>,
+}
+
+impl Flooder {
+    fn number(&mut self, least: u64) -> u64 {
+        self.sequence = (self.sequence + 1).max(least);
+        self.sequence
+    }
+
+    fn valid_record(&mut self, means: &Means<'_>) -> Option<Emission> {
+        let mut record = self.record.clone()?;
+        record.sequence = self.number(0);
+        Some(publish(Topic::Records, signed(means, &record)))
+    }
+
+    fn empty_digest(&mut self, means: &Means<'_>) -> Emission {
+        let stage = means.stage();
+        let version = means.peer.state().stage(stage).map_or(Epoch(0), |stage| stage.version);
+        let report = DigestReport {
+            sequence: self.number(0),
+            stage,
+            epoch: version,
+            attempt: 0,
+            merged: Vec::new(),
+            faults: Vec::new(),
+        };
+        publish(Topic::Merge, signed(means, &MergeMessage::Digest(report)))
+    }
+}
+
+fn publish(topic: Topic, bytes: Vec<u8>) -> Emission {
+    Emission::Act(Action::Publish { topic, bytes })
+}
+
+fn garbage(means: &mut Means<'_>) -> Emission {
+    let words = (0..GARBAGE_BYTES / size_of::<Hash>()).map(|_| Hash::of(&means.random.bits().to_le_bytes()));
+    let bytes = words.flat_map(|word| word.0).collect();
+    publish(Topic::ALL[means.random.below(Topic::ALL.len())], bytes)
+}
+
+impl Behaviour for Flooder {
+    fn acts(&mut self, means: &mut Means<'_>, action: Action) -> Vec<Emission> {
+        if let Some(mut record) = own_record(means, &action) {
+            record.sequence = self.number(record.sequence);
+            let bytes = signed(means, &record);
+            self.record = Some(record);
+            return vec![publish(Topic::Records, bytes)];
+        }
+        if let Some(mut message) = own_merge_message(means, &action) {
+            match &mut message {
+                MergeMessage::Manifest(ManifestAnnounce { sequence, .. })
+                | MergeMessage::Digest(DigestReport { sequence, .. }) => *sequence = self.number(*sequence),
+            }
+            return vec![publish(Topic::Merge, signed(means, &message))];
+        }
+        vec![Emission::Act(action)]
+    }
+
+    fn wakes(&mut self, means: &mut Means<'_>) -> Vec<Emission> {
+        let mut stream = Vec::new();
+        for _ in 0..AT_ONCE {
+            stream.extend(self.valid_record(means));
+            stream.push(self.empty_digest(means));
+            stream.push(garbage(means));
+        }
+        stream
+    }
+}

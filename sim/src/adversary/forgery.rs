@@ -1,0 +1,158 @@
+//! What several adversaries do: change tensors, pretend to have worked, and sign other messages than their machine's.
+//!
+//! Where engines compute with names only, a changed tensor is another name of the same size.
+
+use iota_protocol::merge::partition_range;
+use iota_protocol::miner::outbox::tag;
+use iota_protocol::miner::{Action, Job, JobDone};
+use iota_protocol::wire::message::{ManifestAnnounce, MergeMessage, PeerRecord, Topic};
+use iota_protocol::wire::{Payload, encode, open, seal};
+use iota_protocol::{Epoch, Hash, SampleId, StageIndex};
+
+use super::{Emission, Means};
+use crate::blobs::Blob;
+use crate::costs::{activation_bytes, partition_bytes};
+use crate::trainer::Compute;
+use crate::trainer::toy::{from_bytes, to_bytes};
+
+/// The loss that somebody who computed nothing reports, in millionths of a nat.
+const GUESSED_LOSS_MICRO: i64 = 1_000_000;
+
+/// A stored tensor, changed and stored under `tag`; its name is a function of what `change` makes of the values.
+pub(super) fn altered(
+    means: &mut Means<'_>,
+    hash: Hash,
+    tag: &str,
+    change: impl FnOnce(Vec<f64>) -> Vec<u8>,
+) -> Hash {
+    let blob = means.store.get(&hash);
+    let bytes = blob.map_or(0, |blob| blob.bytes);
+    let values = blob.and_then(|blob| blob.content.as_deref()).and_then(from_bytes);
+    let (altered, blob) = match values {
+        Some(values) => Blob::of(change(values)),
+        None => (Hash::of_parts(&[b"altered", &hash.0]), Blob::made_up(bytes)),
+    };
+    keep(means, altered, Blob { bytes, ..blob }, tag)
+}
+
+/// A contribution, each of its partitions changed.
+pub(super) fn altered_contribution(
+    means: &mut Means<'_>,
+    job: &Job,
+    done: JobDone,
+    mut change: impl FnMut(Vec<f64>) -> Vec<u8>,
+) -> JobDone {
+    let (Job::Contribute { stage, epoch, .. }, JobDone::Contributed { partitions, .. }) = (job, &done) else {
+        return done;
+    };
+    let tag = tag(*stage, *epoch);
+    let partitions = partitions.iter().map(|hash| altered(means, *hash, &tag, &mut change)).collect();
+    JobDone::Contributed { epoch: *epoch, partitions }
+}
+
+/// The result of training that was not done; nothing for jobs that are no training. `contribute` makes the vector.
+pub(super) fn pretended(
+    means: &mut Means<'_>,
+    job: &Job,
+    contribute: impl FnOnce(&mut Means<'_>, usize) -> Vec<f64>,
+) -> Option<JobDone> {
+    match job {
+        Job::Backward { epoch, sample, .. } => {
+            let input_gradient = (means.stage().0 > 0).then(|| invented_gradient(means, *epoch, *sample));
+            Some(JobDone::Finished { epoch: *epoch, sample: *sample, input_gradient, loss_micro: None })
+        }
+        Job::Loss { epoch, sample, input } => {
+            let input_gradient = input.map(|_| invented_gradient(means, *epoch, *sample));
+            let loss_micro = Some(GUESSED_LOSS_MICRO);
+            Some(JobDone::Finished { epoch: *epoch, sample: *sample, input_gradient, loss_micro })
+        }
+        Job::InnerStep { epoch, .. } => Some(JobDone::Stepped { epoch: *epoch }),
+        Job::Contribute { stage, epoch, .. } => {
+            let parameters = means.costs.parameters;
+            let vector = match means.compute {
+                Compute::Toy => Some(contribute(means, parameters)),
+                Compute::Cost => None,
+            };
+            Some(contributed(means, *stage, *epoch, vector))
+        }
+        _ => None,
+    }
+}
+
+fn contributed(means: &mut Means<'_>, stage: StageIndex, epoch: Epoch, vector: Option<Vec<f64>>) -> JobDone {
+    let parameters = means.costs.parameters;
+    let (count, bytes) = (means.spec.partitions(parameters), partition_bytes(means.spec, parameters));
+    let (tag, me) = (tag(stage, epoch), means.identity.peer());
+    let name = |partition: usize| {
+        Hash::of_parts(&[b"pretended", &me.0, &epoch.0.to_le_bytes(), &(partition as u64).to_le_bytes()])
+    };
+    let part = |partition: usize| {
+        let range = partition_range(partition, count, parameters);
+        match vector.as_ref().and_then(|vector| vector.get(range)) {
+            Some(values) => Blob::of(to_bytes(values)),
+            None => (name(partition), Blob::made_up(bytes)),
+        }
+    };
+    let parts = (0..count).map(part).map(|(hash, blob)| keep(means, hash, Blob { bytes, ..blob }, &tag));
+    JobDone::Contributed { epoch, partitions: parts.collect() }
+}
+
+fn invented_gradient(means: &mut Means<'_>, epoch: Epoch, sample: SampleId) -> Hash {
+    let (stage, bytes) = (means.stage(), activation_bytes(means.spec));
+    let content = [b"invented".as_slice(), &means.identity.peer().0, &sample.0.to_le_bytes()].concat();
+    let (hash, blob) = Blob::of(content);
+    keep(means, hash, Blob { bytes, ..blob }, &tag(stage, epoch))
+}
+
+/// Keeps a blob. A full disk keeps nothing; whoever fetches it learns that.
+pub(super) fn keep(means: &mut Means<'_>, hash: Hash, blob: Blob, tag: &str) -> Hash {
+    let _ = means.store.keep(hash, blob, tag);
+    hash
+}
+
+/// The message that an action publishes, if it is of this topic and kind.
+fn published<T: Payload>(means: &Means<'_>, action: &Action, topic: Topic) -> Option<T> {
+    match action {
+        Action::Publish { topic: on, bytes } if *on == topic => {
+            open(means.spec.run_id(), bytes).ok().map(|(_, message)| message)
+        }
+        _ => None,
+    }
+}
+
+/// The merge message that an action publishes, if it does.
+pub(super) fn own_merge_message(means: &Means<'_>, action: &Action) -> Option<MergeMessage> {
+    published(means, action, Topic::Merge)
+}
+
+/// The manifest that an action announces, if it does.
+pub(super) fn own_manifest(means: &Means<'_>, action: &Action) -> Option<ManifestAnnounce> {
+    match own_merge_message(means, action)? {
+        MergeMessage::Manifest(announce) => Some(announce),
+        MergeMessage::Digest(_) => None,
+    }
+}
+
+/// The record that an action publishes, if it does.
+pub(super) fn own_record(means: &Means<'_>, action: &Action) -> Option<PeerRecord> {
+    published(means, action, Topic::Records)
+}
+
+/// Keeps a manifest, which a plan may name, as a blob; returns the action, and the message that announces it.
+pub(super) fn committed(means: &Means<'_>, announce: ManifestAnnounce) -> (Emission, Vec<u8>) {
+    let bytes = encode(&announce.manifest);
+    let (hash, tag) = (Hash::of(&bytes), tag(announce.manifest.stage, announce.manifest.epoch));
+    let store = Emission::Act(Action::Store { hash, bytes, tag });
+    (store, signed(means, &MergeMessage::Manifest(announce)))
+}
+
+/// A manifest in place of the machine's own.
+pub(super) fn announced(means: &Means<'_>, announce: ManifestAnnounce) -> Vec<Emission> {
+    let (store, bytes) = committed(means, announce);
+    vec![store, Emission::Act(Action::Publish { topic: Topic::Merge, bytes })]
+}
+
+/// A message with the adversary's own, valid signature.
+pub(super) fn signed<T: Payload>(means: &Means<'_>, message: &T) -> Vec<u8> {
+    seal(means.identity, means.spec.run_id(), message)
+}

@@ -1,0 +1,70 @@
+//! Peer that, as leader, sends other entries to every second candidate, and votes for what each of them decides.
+//!
+//! Consensus tolerates crashes, not lies: a majority that decides holds the leader itself. With three candidates each
+//! of the other two decides alone with the liar, and the liar's two votes make two certificates.
+
+use iota_protocol::limits::RPC_BYTES_MAX;
+use iota_protocol::log::certificate::{chain_hash, chain_start};
+use iota_protocol::log::{LogBytes, Vote};
+use iota_protocol::miner::Action;
+use iota_protocol::wire::{decode, encode};
+use iota_protocol::{Hash, LogIndex, PeerId};
+use omnipaxos::messages::Message;
+use omnipaxos::messages::sequence_paxos::PaxosMsg;
+
+use super::malicious_minority::{own_bundle, send, vote};
+use super::{Behaviour, Emission, Means};
+
+pub(super) struct ForkingLeader;
+
+/// What is sent in place of an entry: one that everybody skips.
+fn other(entry: &[u8]) -> Vec<u8> {
+    [b"skipped ".as_slice(), &Hash::of(entry).0].concat()
+}
+
+/// The same message with other entries.
+fn forked(bytes: &[u8]) -> Option<Vec<u8>> {
+    let Ok(Message::<LogBytes>::SequencePaxos(mut message)) = decode(bytes, RPC_BYTES_MAX) else {
+        return None;
+    };
+    let entries = match &mut message.msg {
+        PaxosMsg::AcceptDecide(accept) => &mut accept.entries,
+        PaxosMsg::AcceptSync(sync) => &mut sync.log_sync.suffix,
+        _ => return None,
+    };
+    for entry in entries {
+        *entry = LogBytes(other(&entry.0).into());
+    }
+    Some(encode(&Message::SequencePaxos(message)))
+}
+
+/// A vote for the history that the deceived see.
+fn forked_vote(means: &Means<'_>, honest: &Vote) -> Option<Vote> {
+    let LogIndex(last) = honest.index;
+    let mut chain = chain_start(means.spec.run_id());
+    for index in 0..=usize::try_from(last).ok()? {
+        chain = chain_hash(chain, &other(means.peer.log().entry_bytes(index)?));
+    }
+    vote(means, honest.index, chain)
+}
+
+/// Whether a candidate is shown the other history.
+fn is_deceived(means: &Means<'_>, peer: PeerId) -> bool {
+    means.spec.candidate_index(peer).is_some_and(|index| index % 2 == 1)
+}
+
+impl Behaviour for ForkingLeader {
+    fn acts(&mut self, means: &mut Means<'_>, action: Action) -> Vec<Emission> {
+        let Some((id, to, mut bundle)) = own_bundle(&action).filter(|(_, to, _)| is_deceived(means, *to))
+        else {
+            return vec![Emission::Act(action)];
+        };
+        for message in &mut bundle.messages {
+            if let Some(other) = forked(message) {
+                *message = other.into();
+            }
+        }
+        bundle.votes = bundle.votes.iter().filter_map(|honest| forked_vote(means, honest)).collect();
+        send(id, to, bundle)
+    }
+}

@@ -1,0 +1,20 @@
+//! Peer that contributes a hundred times what it computed, to have the mean follow it alone.
+
+use iota_protocol::miner::{Job, JobDone};
+
+use super::forgery::altered_contribution;
+use super::{Behaviour, Means};
+use crate::trainer::toy::to_bytes;
+
+/// How many times.
+const SCALE: f64 = 100.0;
+
+pub(super) struct Scaled;
+
+impl Behaviour for Scaled {
+    fn computed(&mut self, means: &mut Means<'_>, job: &Job, done: JobDone) -> JobDone {
+        altered_contribution(means, job, done, |values| {
+            to_bytes(&values.iter().map(|value| value * SCALE).collect::<Vec<_>>())
+        })
+    }
+}

@@ -1,0 +1,123 @@
+//! Swarms with adversaries: what they cannot break, and what they still can.
+
+mod common;
+
+use std::time::Duration;
+
+use iota_protocol::spec::TrainingMode;
+use iota_protocol::wire::message::EvictReason;
+use iota_sim::adversary::Kind;
+use iota_sim::world::{Ending, Setup, World};
+
+use common::{CANDIDATES, Outcome, corrupted, run, run_pair, run_with, spec};
+
+const MODES: [TrainingMode; 2] = [TrainingMode::Synchronous, TrainingMode::Local];
+const SEEDS: std::ops::RangeInclusive<u64> = 1..=4;
+
+/// Honest peers agree, the run finishes, and nobody honest is evicted for what it computed.
+fn assert_safe(kind: Kind, seed: u64, outcome: &Outcome) {
+    assert!(outcome.has_finished(), "{} seed {seed}: {:?}", kind.name(), outcome.ending);
+    assert_eq!(outcome.evicted_honest(), [], "{} seed {seed}", kind.name());
+}
+
+/// Kinds against which a candidate that lies would have to be outvoted, which crash-tolerant consensus does not do.
+fn breaks_consensus(kind: Kind) -> bool {
+    matches!(kind, Kind::Usurper | Kind::ForkingLeader)
+}
+
+#[test]
+fn one_adversary_of_ten_breaks_no_agreement_and_stalls_no_run() {
+    for kind in Kind::ALL.iter().copied().filter(|kind| !breaks_consensus(*kind)) {
+        for (mode, seed) in MODES.into_iter().flat_map(|mode| SEEDS.map(move |seed| (mode, seed))) {
+            assert_safe(kind, seed, &run(kind, mode, seed));
+        }
+    }
+}
+
+#[test]
+fn contributions_that_are_none_get_their_author_evicted() {
+    for kind in [Kind::Garbage, Kind::Nan] {
+        for seed in SEEDS {
+            let outcome = run(kind, TrainingMode::Local, seed);
+            assert_eq!(outcome.evicted_adversaries(EvictReason::InvalidContribution), 1, "seed {seed}");
+            assert_eq!(outcome.evicted.len(), 1, "{} seed {seed}: nobody else", kind.name());
+        }
+    }
+}
+
+#[test]
+fn a_lying_owner_is_evicted_when_a_third_owner_settles() {
+    for seed in SEEDS {
+        let outcome = run(Kind::LyingOwner, TrainingMode::Synchronous, seed);
+        assert_eq!(outcome.evicted_adversaries(EvictReason::WrongMerge), 1, "seed {seed}");
+        assert_eq!(outcome.evicted.len(), 1, "seed {seed}: nobody else");
+    }
+}
+
+#[test]
+fn two_owners_who_lie_without_agreeing_are_both_evicted() {
+    for seed in SEEDS {
+        let outcome = run_pair(Kind::LyingOwner, seed);
+        assert_safe(Kind::LyingOwner, seed, &outcome);
+        assert_eq!(outcome.evicted_adversaries(EvictReason::WrongMerge), 2, "seed {seed}");
+    }
+}
+
+#[test]
+fn two_malicious_candidates_of_five_change_nothing() {
+    for seed in SEEDS {
+        let setup = Setup::new(spec(2, 3, TrainingMode::Local), seed, 5, 10);
+        let outcome = run_with(setup, Kind::MaliciousMinority, &[0, 1]);
+        assert_safe(Kind::MaliciousMinority, seed, &outcome);
+        assert!(outcome.evicted.is_empty() && outcome.silenced.is_empty(), "seed {seed}");
+    }
+}
+
+#[test]
+fn a_censored_member_is_evicted_as_silent_and_nobody_else() {
+    let silenced: usize = SEEDS
+        .map(|seed| {
+            let outcome = run(Kind::Censor, TrainingMode::Local, seed);
+            assert!(outcome.silenced.iter().all(|host| !outcome.adversaries.contains(host)), "seed {seed}");
+            outcome.silenced.len()
+        })
+        .sum();
+    assert!(silenced > 0, "some victim had a place before the censor led");
+}
+
+/// A limit: consensus tolerates crashes of candidates, not their lies.
+#[test]
+fn a_usurper_among_three_candidates_stalls_the_run() {
+    let outcome = run(Kind::Usurper, TrainingMode::Local, 1);
+    assert_eq!(outcome.ending, Ending::TimeUp);
+}
+
+/// A limit: with three candidates a majority is the liar and one other, so that two majorities share only the liar.
+#[test]
+fn a_forking_leader_of_three_candidates_gets_two_certificates_for_one_entry() {
+    let setup = Setup::new(spec(2, 3, TrainingMode::Local), 1, CANDIDATES, 10);
+    let mut world = World::new(corrupted(setup, Kind::ForkingLeader, &[0]));
+    assert_eq!(world.run(Duration::from_secs(60)), Ending::TimeUp);
+    let log = |host: usize| world.hosts()[host].peer().expect("it runs").log();
+    let (deceived, other) = (log(1), log(2));
+    let last = deceived.certified().min(other.certified());
+    let last = usize::try_from(last).expect("a short log");
+    assert!(last > 0, "both have certificates");
+    assert_ne!(deceived.chain(last), other.chain(last), "certified, and different");
+}
+
+#[test]
+fn a_pair_that_lies_alike_loses_to_the_majority_of_its_stage() {
+    for seed in SEEDS {
+        let outcome = run_pair(Kind::Framers, seed);
+        assert_safe(Kind::Framers, seed, &outcome);
+        assert!(outcome.evicted_adversaries(EvictReason::WrongMerge) > 0, "seed {seed}");
+    }
+}
+
+#[test]
+fn the_same_seed_gives_the_same_ending_and_another_seed_another() {
+    let ending = |seed| run(Kind::Flooder, TrainingMode::Local, seed).ending;
+    assert_eq!(ending(1), ending(1));
+    assert_ne!(ending(1), ending(2));
+}
