@@ -36,7 +36,8 @@ impl Clock {
         if self == Self::EXACT {
             return local;
         }
-        let since = i128::from(local.since(Instant::ZERO + self.offset).as_nanos() as u64);
+        let since = local.since(Instant::ZERO + self.offset).as_nanos();
+        let since = i128::from(u64::try_from(since).unwrap_or(u64::MAX));
         Instant::from_nanos(clamp((since * 1_000_000 + self.rate() - 1) / self.rate()))
     }
 }
