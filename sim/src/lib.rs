@@ -7,7 +7,8 @@
 //!
 //! Reading order: [`queue`] and [`random`] (what makes it deterministic), [`network`], [`mesh`] and [`blobs`] (what is
 //! between and on hosts), [`trainer`] and [`costs`] (what engines do), [`host`] and [`world`] (what ties them together),
-//! [`faults`] and [`adversary`] (what goes wrong), [`observe`] (who looks on).
+//! [`faults`] and [`adversary`] (what goes wrong), [`observe`] (who looks on), [`measure`], [`report`] and [`sweep`]
+//! (what comes out, beside what theory allows).
 
 pub mod queue;
 pub mod random;
@@ -26,3 +27,7 @@ pub mod faults;
 pub mod host;
 pub mod observe;
 pub mod world;
+
+pub mod measure;
+pub mod report;
+pub mod sweep;

@@ -148,6 +148,7 @@ impl World {
         target.traffic.gossip_messages += 1;
         if broadcast.topic == Topic::Merge {
             target.traffic.merge_gossip += bytes;
+            target.traffic.merge_gossip_messages += 1;
         }
         let heard = match &broadcast.opened {
             Ok(gossip) => peer.handle_opened(now, gossip).map_err(|reason| (gossip.sender(), reason)),
