@@ -4,8 +4,10 @@
 //! Student's t. Shares of things that either happen or not have Wilson's interval instead. About one interval in twenty
 //! misses the true value: a curve agrees with its theory if few points do.
 //!
-//! [`vary`] is for anything a run reports, [`valid_fraction`] for what survives failures in a merge.
+//! [`vary`] is for anything a run reports, [`laws`] names the sweeps behind the claims, and [`valid_fraction`] is for what
+//! survives failures in a merge.
 
+pub mod laws;
 mod setups;
 pub mod valid_fraction;
 mod write;

@@ -7,12 +7,17 @@ use crate::measure::statistics::real;
 
 const WIDTH: f64 = 720.0;
 const HEIGHT: f64 = 320.0;
-const LEFT: f64 = 64.0;
+const LEFT: f64 = 84.0;
 const RIGHT: f64 = 16.0;
-const TOP: f64 = 16.0;
+/// Above the plot, with room for two rows of names.
+const TOP: f64 = 48.0;
 const BOTTOM: f64 = 40.0;
-/// Lines across the plot.
+/// Lines across the plot, about.
 const TICKS: u64 = 5;
+/// Width of a letter in a legend, about.
+const LETTER: f64 = 7.0;
+/// Above the lanes, which have their names beside them.
+const LANES_TOP: f64 = 8.0;
 /// Bars that fit beside each other; more are drawn as every n-th.
 const BARS_MAX: usize = 60;
 
@@ -74,10 +79,12 @@ impl Scale {
             .filter(|value| value.is_finite() && (axis == Axis::Linear || *value > 0.0))
             .map(|value| if axis == Axis::Log { libm::log10(value) } else { value })
             .collect();
-        let low = shown.iter().copied().reduce(f64::min)?;
-        let high = shown.iter().copied().reduce(f64::max)?;
+        let (low, high) = (shown.iter().copied().reduce(f64::min)?, shown.iter().copied().reduce(f64::max)?);
+        // What is near zero is shown from zero on, everything else with a margin.
         let margin = ((high - low) * 0.04).max(1e-6);
-        Some(Self { axis, low: low - margin, high: high + margin, from, to })
+        let from_zero = axis == Axis::Linear && low >= 0.0 && low < high / 2.0;
+        let low = if from_zero { 0.0 } else { low - margin };
+        Some(Self { axis, low, high: high + margin, from, to })
     }
 
     /// Where a value lies, if it can be shown.
@@ -92,12 +99,31 @@ impl Scale {
             .then(|| self.from + (self.to - self.from) * (value - self.low) / (self.high - self.low))
     }
 
-    /// Values to write beside the axis.
+    /// Values to write beside the axis: multiples of a round step, or of round factors.
     fn ticks(&self) -> Vec<f64> {
-        let at = |tick: u64| self.low + (self.high - self.low) * real(tick) / real(TICKS - 1);
-        let value = |tick: u64| if self.axis == Axis::Log { libm::pow(10.0, at(tick)) } else { at(tick) };
-        (0..TICKS).map(value).collect()
+        if self.axis == Axis::Log && self.high - self.low > 1.0 {
+            let factors: &[f64] = if self.high - self.low > 3.0 { &[1.0] } else { &[1.0, 2.0, 5.0] };
+            let decades =
+                (-12..18).flat_map(|decade| factors.iter().map(move |factor| factor * power(decade)));
+            let shown = |value: &f64| (self.low..=self.high).contains(&libm::log10(*value));
+            return decades.filter(shown).collect();
+        }
+        let span = (self.high - self.low).max(1e-12);
+        let rough = span / real(TICKS - 1);
+        let decade = libm::pow(10.0, libm::floor(libm::log10(rough)));
+        let step =
+            [1.0, 2.0, 5.0, 10.0].map(|factor| factor * decade).into_iter().find(|step| *step >= rough);
+        let step = step.unwrap_or(rough);
+        let first = libm::ceil(self.low / step);
+        let value = |tick: u64| (first + real(tick)) * step;
+        let within = (0..=TICKS).map(value).filter(|value| *value <= self.high);
+        within.map(|value| if self.axis == Axis::Log { libm::pow(10.0, value) } else { value }).collect()
     }
+}
+
+/// Ten to the power of `exponent`.
+fn power(exponent: i32) -> f64 {
+    libm::pow(10.0, f64::from(exponent))
 }
 
 /// Draws lines; empty if there is no value.
@@ -122,10 +148,8 @@ pub(crate) fn lines(plot: &Plot<'_>, lines: &[Line]) -> String {
         below(&mut svg, x.at(value).unwrap_or(LEFT), &number(value));
     }
     labels(&mut svg, plot.x_label, plot.y_label);
-    for (index, line) in lines.iter().enumerate() {
-        draw(&mut svg, &x, &y, line);
-        legend(&mut svg, index, line);
-    }
+    lines.iter().for_each(|line| draw(&mut svg, &x, &y, line));
+    legend(&mut svg, lines);
     svg.push_str("</svg>\n");
     svg
 }
@@ -188,16 +212,23 @@ fn draw(svg: &mut String, x: &Scale, y: &Scale, line: &Line) {
     }
 }
 
-fn legend(svg: &mut String, index: usize, line: &Line) {
-    let (x, y) = (LEFT + 12.0, TOP + 12.0 + 16.0 * real(index as u64));
-    let theory = if line.look == Look::Theory { " theory" } else { "" };
-    let color = line.color % COLORS;
-    let _ = writeln!(
-        svg,
-        "<polyline class=\"s{color}{theory}\" points=\"{x:.1},{y:.1} {:.1},{y:.1}\"/>",
-        x + 24.0
-    );
-    let _ = writeln!(svg, "<text x=\"{:.1}\" y=\"{:.1}\">{}</text>", x + 30.0, y + 4.0, escape(&line.name));
+/// Names the lines above the plot, in as many rows as it takes.
+fn legend(svg: &mut String, lines: &[Line]) {
+    let (mut x, mut y) = (LEFT, 14.0);
+    for line in lines {
+        let width = 36.0 + LETTER * real(line.name.chars().count() as u64 + 2);
+        if x > LEFT && x + width > WIDTH {
+            (x, y) = (LEFT, y + 18.0);
+        }
+        let theory = if line.look == Look::Theory { " theory" } else { "" };
+        let color = line.color % COLORS;
+        let end = x + 24.0;
+        let _ =
+            writeln!(svg, "<polyline class=\"s{color}{theory}\" points=\"{x:.1},{y:.1} {end:.1},{y:.1}\"/>");
+        let _ =
+            writeln!(svg, "<text x=\"{:.1}\" y=\"{:.1}\">{}</text>", x + 30.0, y + 4.0, escape(&line.name));
+        x += width;
+    }
 }
 
 /// Draws one bar per name, of the parts that `kinds` names, stacked.
@@ -214,7 +245,7 @@ pub(crate) fn bars(
     if most <= 0.0 {
         return String::new();
     }
-    let scale = Scale { axis: Axis::Linear, low: 0.0, high: most * 1.3, from: HEIGHT - BOTTOM, to: TOP };
+    let scale = Scale { axis: Axis::Linear, low: 0.0, high: most * 1.05, from: HEIGHT - BOTTOM, to: TOP };
     let mut svg = open(x_label, y_label, HEIGHT);
     for value in scale.ticks() {
         grid(&mut svg, scale.at(value).unwrap_or(TOP), &write(value));
@@ -238,10 +269,13 @@ pub(crate) fn bars(
         }
     }
     labels(&mut svg, x_label, y_label);
-    for (index, kind) in kinds.iter().enumerate() {
-        let line = Line { name: (*kind).to_owned(), look: Look::Measured, color: index, points: Vec::new() };
-        legend(&mut svg, index, &line);
-    }
+    let named = |(color, kind): (usize, &&str)| Line {
+        name: (*kind).to_owned(),
+        look: Look::Measured,
+        color,
+        points: Vec::new(),
+    };
+    legend(&mut svg, &kinds.iter().enumerate().map(named).collect::<Vec<_>>());
     svg.push_str("</svg>\n");
     svg
 }
@@ -252,14 +286,14 @@ pub(crate) fn lanes(x_label: &str, names: &[&str], marks: &[(usize, f64, String)
         return String::new();
     }
     let lane = 28.0;
-    let height = TOP + lane * real(names.len() as u64) + BOTTOM;
+    let height = LANES_TOP + lane * real(names.len() as u64) + BOTTOM;
     let scale = Scale { axis: Axis::Linear, low: 0.0, high: end.max(1e-6), from: LEFT, to: WIDTH - RIGHT };
     let mut svg = open(x_label, "events", height);
     for (index, name) in names.iter().enumerate() {
-        grid(&mut svg, TOP + lane * (real(index as u64) + 0.5), name);
+        grid(&mut svg, LANES_TOP + lane * (real(index as u64) + 0.5), name);
     }
     for (index, at, what) in marks {
-        let (x, y) = (scale.at(*at).unwrap_or(LEFT), TOP + lane * (real(*index as u64) + 0.5));
+        let (x, y) = (scale.at(*at).unwrap_or(LEFT), LANES_TOP + lane * (real(*index as u64) + 0.5));
         let _ = writeln!(
             svg,
             "<circle class=\"f{}\" cx=\"{x:.1}\" cy=\"{y:.1}\" r=\"4\"><title>{}</title></circle>",
@@ -299,6 +333,16 @@ mod tests {
         assert!(one > ten && ten > hundred && hundred > Some(20.0));
         assert!((one.unwrap() - ten.unwrap() - (ten.unwrap() - hundred.unwrap())).abs() < 1e-9);
         assert_eq!(scale.at(0.0), None);
+    }
+
+    #[test]
+    fn ticks_are_round() {
+        let ticks = |axis, low: f64, high: f64| {
+            let scale = Scale::of(axis, [low, high].into_iter(), 300.0, 20.0).expect("two values");
+            scale.ticks().into_iter().map(number).collect::<Vec<_>>()
+        };
+        assert_eq!(ticks(Axis::Linear, 0.3, 13.8), ["0", "5.000", "10.00"]);
+        assert_eq!(ticks(Axis::Log, 1.0, 5000.0), ["1.000", "10.00", "100.0", "1000"]);
     }
 
     #[test]
