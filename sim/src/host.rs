@@ -64,6 +64,8 @@ pub struct Traffic {
     pub merge_gossip: u64,
     /// Gossiped messages received first, copies not counted.
     pub gossip_messages: u64,
+    /// Those of merges alone.
+    pub merge_gossip_messages: u64,
     /// Requests and responses, in both directions.
     pub requests: u64,
     /// Activations and gradients sent.
@@ -72,6 +74,18 @@ pub struct Traffic {
     pub fetched: u64,
     /// Blobs served to others.
     pub served: u64,
+    /// Everything its peer wanted done: a count, not bytes.
+    pub actions: u64,
+    /// Messages it sent: gossip of its own, requests, responses and pushes. A count, not bytes.
+    pub sent_messages: u64,
+}
+
+impl Traffic {
+    /// Bytes of all kinds, in both directions where they are counted so. Merge gossip is part of the gossip.
+    #[must_use]
+    pub const fn bytes(&self) -> u64 {
+        self.gossip + self.requests + self.pushed + self.fetched + self.served
+    }
 }
 
 /// A virtual host.

@@ -8,8 +8,9 @@
 //! Reading order: [`queue`] and [`random`] (what makes it deterministic), [`network`], [`mesh`] and [`blobs`] (what is
 //! between and on hosts), [`trainer`] and [`costs`] (what engines do), [`host`] and [`world`] (what ties them together),
 //! [`faults`] and [`adversary`] (what goes wrong), [`observe`] (who looks on), [`checker`] (which rules hold) with
-//! [`double`] (how each is shown to notice), [`trace`] (what happened), [`fuzz`] and [`shrink`] (what is tried),
-//! [`damage`] (what adversaries do today).
+//! [`double`] (how each is shown to notice), [`trace`] (what happened), [`scenario`], [`fuzz`] and [`shrink`] (what is
+//! tried), [`measure`], [`report`] and [`sweep`] (what comes out, beside what theory allows), [`damage`] (what adversaries
+//! do today).
 
 pub mod queue;
 pub mod random;
@@ -37,3 +38,7 @@ pub mod trace;
 pub mod damage;
 pub mod fuzz;
 pub mod shrink;
+
+pub mod measure;
+pub mod report;
+pub mod sweep;

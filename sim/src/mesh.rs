@@ -47,13 +47,17 @@ impl Mesh {
         self.up.push(false);
     }
 
-    /// A host passes messages on from now on, or does not.
+    /// A host passes messages on from now on, or does not. Those it leaves look for other neighbours, as gossipsub does at
+    /// its heartbeat.
     pub fn set_up(&mut self, network: &Network, host: HostIndex, up: bool) {
         self.up[host] = up;
         self.trees.clear();
         if up {
-            self.seek(network, host);
+            return self.seek(network, host);
         }
+        let left: Vec<HostIndex> =
+            self.neighbours[host].iter().copied().filter(|&other| self.up[other]).collect();
+        left.into_iter().for_each(|other| self.seek(network, other));
     }
 
     /// Links have changed: neighbours that cannot be reached any more are replaced.
@@ -175,6 +179,13 @@ mod tests {
         let last = heard.last().expect("somebody").0;
         assert!(last < Duration::from_millis(11 * 8), "a few hops of 11 ms: {last:?}");
         assert!(heard.windows(2).all(|pair| pair[0].0 <= pair[1].0));
+    }
+
+    #[test]
+    fn those_who_are_left_find_each_other_when_most_are_gone() {
+        let (mut network, mut mesh) = swarm(60);
+        (0..50).for_each(|host| mesh.set_up(&network, host, false));
+        assert_eq!(mesh.spread(&mut network, 55, 500).len(), 9);
     }
 
     #[test]

@@ -62,7 +62,7 @@ impl Link {
 /// One way between two regions that are `apart` steps from each other.
 const REGION_STEP: Duration = Duration::from_millis(25);
 /// Bytes that need no share of a link: they leave in the first flight of a connection.
-const FIRST_FLIGHT_BYTES: u64 = 16 * 1024;
+pub const FIRST_FLIGHT_BYTES: u64 = 16 * 1024;
 /// A flow with less than this left at its end has arrived: times are whole nanoseconds.
 const ROUNDING_SECONDS: f64 = 2e-9;
 /// Longest that a flow is foreseen to take.

@@ -316,6 +316,15 @@ impl World {
         }
     }
 
+    /// Lets the next thing happen, if it happens within `limit` of virtual time since the start. Neither a finished run
+    /// nor a broken rule ends this; [`run`](Self::run) notices both.
+    pub fn step(&mut self, limit: Duration) -> bool {
+        let Some(event) = self.queue.pop_until(Instant::ZERO + limit) else { return false };
+        self.events += 1;
+        self.dispatch(event);
+        true
+    }
+
     /// Asks the observers for their last words.
     fn conclude(&mut self) {
         let mut observers = std::mem::take(&mut self.observers);

@@ -12,7 +12,9 @@ fn probe() {
             let request = Request { nodes: None, seed, compute: Compute::Cost, epochs: None };
             let setup = scenario.setup(&request);
             let mut world = World::new(setup.clone());
-            iota_sim::checker::all(&iota_sim::checker::Options::of(&setup)).into_iter().for_each(|c| world.watch(c));
+            iota_sim::checker::all(&iota_sim::checker::Options::of(&setup))
+                .into_iter()
+                .for_each(|c| world.watch(c));
             let ending = world.run(scenario.limit(&setup));
             println!(
                 "{} {seed}: {ending:?} events {} hosts {}",

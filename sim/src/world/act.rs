@@ -88,6 +88,12 @@ impl World {
     }
 
     fn act(&mut self, host: HostIndex, action: Action) {
+        let traffic = &mut self.hosts[host].traffic;
+        traffic.actions += 1;
+        traffic.sent_messages += u64::from(matches!(
+            action,
+            Action::Publish { .. } | Action::Request { .. } | Action::Respond { .. } | Action::Push { .. }
+        ));
         match action {
             Action::Publish { topic, bytes } => self.publish(host, topic, &bytes, |_| true),
             Action::Request { id, to, bytes } => self.request(host, id, to, bytes),

@@ -157,6 +157,7 @@ impl World {
         target.traffic.gossip_messages += 1;
         if broadcast.topic == Topic::Merge {
             target.traffic.merge_gossip += bytes;
+            target.traffic.merge_gossip_messages += 1;
         }
         if let Ok(gossip) = &broadcast.opened
             && self.consult(host, |behaviour, means| behaviour.hears(means, gossip)) == Some(false)

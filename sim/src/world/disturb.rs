@@ -2,8 +2,8 @@
 
 use std::time::Duration;
 
-use iota_protocol::PeerId;
 use iota_protocol::miner::Notice;
+use iota_protocol::{Instant, PeerId};
 
 use super::{Cargo, Event, World};
 use crate::faults::Fault;
@@ -116,6 +116,12 @@ impl World {
             let leads = |peer: &crate::host::VirtualPeer| peer.leader() == Some(peer.id());
             self.hosts[host].is_awake() && self.hosts[host].peer().is_some_and(leads)
         })
+    }
+
+    /// Does a fault now, scheduled or not.
+    pub fn inject(&mut self, fault: Fault) {
+        self.schedule.push((self.now().since(Instant::ZERO), fault));
+        self.disturb(self.schedule.len() - 1);
     }
 
     /// Does the fault of this number.
