@@ -36,7 +36,8 @@ impl Clock {
         if self == Self::EXACT {
             return local;
         }
-        let since = i128::from(local.since(Instant::ZERO + self.offset).as_nanos() as u64);
+        let since =
+            i128::try_from(local.since(Instant::ZERO + self.offset).as_nanos()).unwrap_or(i128::MAX >> 32);
         Instant::from_nanos(clamp((since * 1_000_000 + self.rate() - 1) / self.rate()))
     }
 }

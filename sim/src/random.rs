@@ -99,7 +99,6 @@ mod tests {
     }
 
     #[test]
-    #[expect(clippy::cast_precision_loss, reason = "a small count")]
     fn distributions_have_the_means_they_are_named_for() {
         let (mut random, n) = (Random::new(1, "test"), 40_000);
         let mut mean =
