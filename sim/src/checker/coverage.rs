@@ -18,6 +18,9 @@ const NAME: &str = "coverage";
 /// Who is merged with which weight.
 type Weights = Vec<(PeerId, u32)>;
 
+/// What honest owners made of which contributions.
+type Reductions = BTreeMap<(StageIndex, Epoch, PartitionIndex), Vec<(Weights, Hash)>>;
+
 /// The checker.
 #[derive(Debug)]
 pub struct Coverage {
@@ -26,7 +29,7 @@ pub struct Coverage {
     /// Plans decided, by epoch.
     plans: BTreeMap<(StageIndex, Epoch), Vec<Weights>>,
     /// What honest owners made of which contributions.
-    reduced: BTreeMap<(StageIndex, Epoch, PartitionIndex), Vec<(Weights, Hash)>>,
+    reduced: Reductions,
     honest: BTreeSet<PeerId>,
 }
 
@@ -59,7 +62,7 @@ impl Coverage {
                         .map_err(|what| broken(NAME, seen, format!("stage {stage} epoch {epoch}: {what}")))?;
                 }
                 let old = |&(s, e): &(StageIndex, Epoch)| {
-                    s == *stage && e.0 + (CLOSED_EPOCHS_KEPT as u32) < epoch.0
+                    s == *stage && e.0 as usize + CLOSED_EPOCHS_KEPT < epoch.0 as usize
                 };
                 plans.retain(|key, _| !old(key));
                 reduced.retain(|(s, e, _), _| !old(&(*s, *e)));
@@ -96,7 +99,7 @@ fn weights(plan: &Plan) -> Weights {
 
 /// What is wrong with a merge that closed.
 fn closes(
-    reduced: &BTreeMap<(StageIndex, Epoch, PartitionIndex), Vec<(Weights, Hash)>>,
+    reduced: &Reductions,
     honest: &BTreeSet<PeerId>,
     stage: StageIndex,
     partitions: usize,

@@ -34,10 +34,9 @@ impl History {
         mut look: impl FnMut(&RunState, &StateEvent) -> Result<(), Violation>,
     ) -> Result<(), Violation> {
         let Some(peer) = seen.peer.filter(|_| seen.honest) else { return Ok(()) };
-        while (self.state.applied() as usize) < peer.log().len() {
-            let index = self.state.applied();
-            let Some((entry, chain)) = peer.log().entry(index as usize) else { break };
-            for event in self.state.apply(LogIndex(index), chain, entry.as_ref()) {
+        while let Ok(index) = usize::try_from(self.state.applied()) {
+            let Some((entry, chain)) = peer.log().entry(index) else { break };
+            for event in self.state.apply(LogIndex(index as u64), chain, entry.as_ref()) {
                 look(&self.state, &event)?;
             }
         }

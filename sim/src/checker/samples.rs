@@ -7,8 +7,8 @@
 //!   as large as its weight says;
 //! - the weights sum to no more than the epoch has samples;
 //! - they sum to less only after a cutoff of this epoch; or if a neighbouring stage settled the same epoch with samples
-//!   missing, which it refuses from then on; or if somebody left the stage below, or lost its process, after that stage
-//!   had settled the epoch and before all its gradients were taken; or if a submitter is not honest. Releases,
+//!   missing, which it refuses from then on; or if a member of the stage below lost its place or its process since the
+//!   epoch opened there, with gradients that nobody computes again once that stage has settled it; or if a submitter is not honest. Releases,
 //!   evictions and aborted plans lose nothing: what they take away is dealt to others and done again.
 //!
 //! And an engine never accumulates a sample twice between two resets.
@@ -42,7 +42,7 @@ pub struct Samples {
     /// Samples of epochs settled.
     settled: BTreeMap<(StageIndex, Epoch), u64>,
     cut_off: BTreeSet<(StageIndex, Epoch)>,
-    /// Who was merged in the epochs settled, and in which somebody has gone since.
+    /// Who took part in each epoch, and in which somebody has gone since.
     merged: BTreeMap<(StageIndex, Epoch), BTreeSet<PeerId>>,
     bereft: BTreeSet<(StageIndex, Epoch)>,
     processes: BTreeMap<HostIndex, PeerId>,
@@ -74,6 +74,12 @@ impl Samples {
                 cut_off.insert((*stage, *epoch));
                 Ok(())
             }
+            StateEvent::EpochOpened(stage, epoch, _) => {
+                let training = state.stage(*stage).and_then(|stage| stage.training());
+                let members = training.into_iter().flat_map(|training| training.deal.live());
+                merged.entry((*stage, *epoch)).or_default().extend(members);
+                Ok(())
+            }
             StateEvent::Evicted(peer, _) => {
                 bereft.extend(merged.iter().filter(|(_, peers)| peers.contains(peer)).map(|(key, _)| *key));
                 Ok(())
@@ -87,7 +93,6 @@ impl Samples {
             }
             StateEvent::Merged(stage, epoch, samples, _) => {
                 settled.insert((*stage, *epoch), *samples);
-                merged.insert((*stage, *epoch), submitters(state, *stage, *epoch).collect());
                 let near = [Some(stage.0), stage.0.checked_sub(1), stage.0.checked_add(1)];
                 let excused = near.into_iter().flatten().any(|near| {
                     cut_off.contains(&(StageIndex(near), *epoch))
@@ -97,7 +102,8 @@ impl Samples {
                 });
                 let excused = excused || bereft.contains(&(StageIndex(stage.0 + 1), *epoch));
                 let trusted = submitters(state, *stage, *epoch).all(|peer| honest.contains(&peer));
-                contributed.retain(|(s, e), _| s != stage || e.0 + (CLOSED_EPOCHS_KEPT as u32) >= epoch.0);
+                contributed
+                    .retain(|(s, e), _| s != stage || e.0 as usize + CLOSED_EPOCHS_KEPT >= epoch.0 as usize);
                 if *samples > *per_epoch || (*samples < *per_epoch && !excused && trusted) {
                     let what = format!("stage {stage} epoch {epoch} merged {samples} of {per_epoch} samples");
                     return Err(broken(NAME, seen, what));

@@ -21,7 +21,18 @@ impl World {
             Fault::Group(_, group) => *group != 0,
             _ => false,
         };
-        takes && self.spec.stages().any(|stage| !self.has_copy(stage, host))
+        takes && (self.owns_merge(host) || self.spec.stages().any(|stage| !self.has_copy(stage, host)))
+    }
+
+    /// Whether a host may be the only one that has a partition of the next version.
+    fn owns_merge(&self, host: HostIndex) -> bool {
+        let me = self.hosts[host].identity.peer();
+        let state = self.best_informed().map(|peer| peer.state());
+        state
+            .into_iter()
+            .flat_map(|state| state.stages())
+            .filter_map(|stage| stage.plan())
+            .any(|(_, plan)| plan.owners.iter().any(|owners| owners.contains(&me)))
     }
 
     /// Whether a host other than `except`, in touch with the majority, holds the newest weights of a stage.
