@@ -453,10 +453,10 @@ impl Miner {
             if let Some((index, stage)) = stage {
                 self.forget_settled(index, stage.version);
             }
-            self.release_settled(cx);
             self.works.values_mut().for_each(|work| work.follow_below(cx.state));
             self.forget_manifests(cx.state);
         }
+        self.release_settled(cx);
         self.follow_merges(cx);
     }
 

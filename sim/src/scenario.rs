@@ -176,6 +176,12 @@ pub fn find(name: &str) -> Option<&'static Scenario> {
 }
 
 impl Scenario {
+    /// Fewest hosts it can have: its candidates, and two for each stage.
+    #[must_use]
+    pub fn nodes_min(&self) -> usize {
+        self.candidates.max(usize::from(self.stages) * 2)
+    }
+
     /// The set-up of a run of it.
     #[must_use]
     pub fn setup(&self, request: &Request) -> Setup {

@@ -1,0 +1,382 @@
+//! `iota-sim`: what a swarm does when things go wrong, before users find out.
+//!
+//! stdout carries results, stderr progress. Exit codes: 0 as expected, 1 a rule was broken or a run did not finish, 2 a
+//! wrong command line or file.
+
+use std::fs;
+use std::io::{self, Write};
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+use std::time::Duration;
+
+use clap::{Args, Parser, Subcommand, ValueEnum};
+use iota_sim::checker::{self, Options};
+use iota_sim::fuzz::{self, Case};
+use iota_sim::measure::Meter;
+use iota_sim::observe::Seconds;
+use iota_sim::scenario::{self, Request, Scenario};
+use iota_sim::shrink::shrink;
+use iota_sim::sweep::{Parameter, Swarm, Sweep, laws, valid_fraction, vary};
+use iota_sim::trace::Trace;
+use iota_sim::trainer::Compute;
+use iota_sim::world::{Ending, World};
+use iota_sim::{adversary, damage};
+
+/// Virtual time that a run of `sweep` may take.
+const SWEEP_LIMIT: Duration = Duration::from_secs(3600);
+
+/// Simulates swarms of hundreds of nodes from one seed, on the protocol code of `iota-node`
+#[derive(Parser)]
+#[command(version, about, after_help = "Exit codes: 0 as expected, 1 a rule was broken, 2 wrong usage")]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// List scenarios and adversaries
+    List,
+    /// Run a scenario under all checkers and measure it
+    Run(RunArgs),
+    /// Draw runs from seeds, faults and all, and check each
+    Fuzz(FuzzArgs),
+    /// Run one drawn case again
+    Replay(CaseArgs),
+    /// Leave faults out of a failing case as long as it fails
+    Shrink(CaseArgs),
+    /// Vary one thing and draw the curve, the theory beside it
+    Sweep(SweepArgs),
+    /// Measure what each adversary does to a swarm, as a Markdown table
+    Damage {
+        /// Runs of each
+        #[arg(long, value_name = "N", default_value_t = 3)]
+        seeds: u64,
+    },
+}
+
+#[derive(Args)]
+struct RunArgs {
+    /// Its name, as `list` shows it
+    #[arg(long, value_name = "NAME", default_value = "smoke")]
+    scenario: String,
+    /// Hosts [default: the scenario's]
+    #[arg(long, value_name = "N")]
+    nodes: Option<usize>,
+    /// Epochs [default: the scenario's]
+    #[arg(long, value_name = "N")]
+    epochs: Option<u32>,
+    /// What everything is drawn from
+    #[arg(long, value_name = "N", default_value_t = 7)]
+    seed: u64,
+    /// What engines compute
+    #[arg(long, value_enum, default_value = "cost")]
+    compute: ComputeArg,
+    /// Write the trace to this file: time, host, stage, epoch, what, details, separated by tabs
+    #[arg(long, value_name = "FILE")]
+    trace: Option<PathBuf>,
+    #[command(flatten)]
+    output: Output,
+}
+
+#[derive(Args)]
+struct Output {
+    /// Print JSON instead of a table
+    #[arg(long)]
+    json: bool,
+    /// Write a report with plots to this file
+    #[arg(long, value_name = "FILE")]
+    html: Option<PathBuf>,
+}
+
+#[derive(Args)]
+struct FuzzArgs {
+    /// How many seeds
+    #[arg(long, value_name = "N", default_value_t = 100)]
+    seeds: u64,
+    /// The first seed
+    #[arg(long, value_name = "N", default_value_t = 0)]
+    from: u64,
+    /// Hosts of each run
+    #[arg(long, value_name = "N", default_value_t = 12)]
+    nodes: usize,
+}
+
+#[derive(Args)]
+struct CaseArgs {
+    /// What the case is drawn from
+    #[arg(long, value_name = "N")]
+    seed: u64,
+    /// Hosts
+    #[arg(long, value_name = "N", default_value_t = 12)]
+    nodes: usize,
+    /// Numbers of faults to leave out
+    #[arg(long, value_name = "N,N,…", value_delimiter = ',')]
+    without: Vec<usize>,
+    /// Print the last lines of the trace also if nothing is wrong
+    #[arg(long)]
+    trace: bool,
+}
+
+#[derive(Args)]
+struct SweepArgs {
+    /// What is varied, or the law that is tried
+    #[arg(value_enum)]
+    what: SweepArg,
+    /// Values [default: the law's own]
+    #[arg(long, value_name = "X,X,…", value_delimiter = ',')]
+    values: Vec<f64>,
+    /// Runs of each value
+    #[arg(long, value_name = "N", default_value_t = 5)]
+    seeds: u64,
+    /// Stages of the swarm, where the law does not fix them
+    #[arg(long, value_name = "K", default_value_t = 3)]
+    stages: u16,
+    /// Miners of each stage, where the law does not fix them
+    #[arg(long, value_name = "M", default_value_t = 4)]
+    replicas: usize,
+    #[command(flatten)]
+    output: Output,
+}
+
+#[derive(Clone, Copy, ValueEnum)]
+enum ComputeArg {
+    /// Durations and hashes
+    Cost,
+    /// A closed-form problem whose loss shows what was merged
+    Toy,
+}
+
+#[derive(Clone, Copy, ValueEnum)]
+enum SweepArg {
+    /// Partitions that survive failing owners, against 1 − p^r
+    ValidFraction,
+    /// Throughput over bandwidth, against the roofline
+    Bandwidth,
+    /// Throughput over latency, against the roofline
+    Latency,
+    /// What a node hears and does as the swarm grows
+    Growth,
+    /// Crashes per miner and hour
+    FailureRate,
+    /// Owners of each partition
+    Redundancy,
+}
+
+/// Why the command could not be done.
+#[derive(Debug, thiserror::Error)]
+enum CliError {
+    #[error("expected one of the scenarios {expected}, got `{got}`\nhelp: `iota-sim list` says what each is")]
+    Scenario { expected: String, got: String },
+    #[error("expected {expected}, got {got}\nhelp: see `iota-sim {command} --help`")]
+    Value { command: &'static str, expected: String, got: String },
+    #[error("cannot write {path}: {error}")]
+    Write { path: String, error: io::Error },
+}
+
+fn main() -> ExitCode {
+    match run(Cli::parse().command) {
+        Ok(true) => ExitCode::SUCCESS,
+        Ok(false) => ExitCode::from(1),
+        Err(error) => {
+            // Nobody is left to tell if stderr is closed.
+            let _ = writeln!(io::stderr(), "error: {error}");
+            ExitCode::from(2)
+        }
+    }
+}
+
+/// Does the command; whether everything was as expected.
+fn run(command: Command) -> Result<bool, CliError> {
+    match command {
+        Command::List => list(),
+        Command::Run(arguments) => run_scenario(&arguments),
+        Command::Fuzz(arguments) => run_fuzz(&arguments),
+        Command::Replay(arguments) => replay(&arguments),
+        Command::Shrink(arguments) => run_shrink(&arguments),
+        Command::Sweep(arguments) => run_sweep(&arguments),
+        Command::Damage { seeds } => say(&damage::table(seeds.max(1))).map(|()| true),
+    }
+}
+
+/// Writes to stdout.
+fn say(text: &str) -> Result<(), CliError> {
+    writeln!(io::stdout(), "{}", text.trim_end())
+        .map_err(|error| CliError::Write { path: "stdout".to_owned(), error })
+}
+
+/// Writes to stderr, where it may be lost.
+fn tell(text: &str) {
+    let _ = writeln!(io::stderr(), "{text}");
+}
+
+fn save(path: &Path, text: &str) -> Result<(), CliError> {
+    fs::write(path, text).map_err(|error| CliError::Write { path: path.display().to_string(), error })
+}
+
+fn list() -> Result<bool, CliError> {
+    say("scenarios:")?;
+    for Scenario { name, about, nodes, epochs, .. } in &scenario::ALL {
+        say(&format!("  {name:<20} {about} ({nodes} hosts, {epochs} epochs)"))?;
+    }
+    say("adversaries:")?;
+    for kind in adversary::Kind::ALL {
+        say(&format!("  {:<20} {}", kind.name(), kind.about()))?;
+    }
+    Ok(true)
+}
+
+fn run_scenario(arguments: &RunArgs) -> Result<bool, CliError> {
+    let scenario = scenario::find(&arguments.scenario).ok_or_else(|| CliError::Scenario {
+        expected: scenario::ALL.map(|scenario| scenario.name).join(", "),
+        got: arguments.scenario.clone(),
+    })?;
+    let fewest = scenario.nodes_min();
+    if arguments.nodes.is_some_and(|nodes| nodes < fewest) {
+        let got = arguments.nodes.unwrap_or_default().to_string();
+        return Err(CliError::Value { command: "run", expected: format!("at least {fewest} nodes"), got });
+    }
+    let compute = match arguments.compute {
+        ComputeArg::Cost => Compute::Cost,
+        ComputeArg::Toy => Compute::Toy,
+    };
+    let request = Request { nodes: arguments.nodes, seed: arguments.seed, compute, epochs: arguments.epochs };
+    let setup = scenario.setup(&request);
+    tell(&format!("scenario {} seed {} hosts {}", scenario.name, arguments.seed, setup.hosts.len()));
+    let (limit, meter) = (scenario.limit(&setup), Meter::new(&setup));
+    let trace = match &arguments.trace {
+        Some(path) => {
+            let file = fs::File::create(path)
+                .map_err(|error| CliError::Write { path: path.display().to_string(), error })?;
+            Trace::writing(Box::new(io::BufWriter::new(file)))
+        }
+        None => Trace::keeping(0),
+    };
+    let checkers = checker::all(&Options::of(&setup));
+    let mut world = World::new(setup);
+    world.watch(Box::new(trace.clone()));
+    world.watch(meter.observer());
+    checkers.into_iter().for_each(|checker| world.watch(checker));
+    let ending = world.run(limit);
+    let flushed = trace.flush();
+    flushed.map_err(|error| CliError::Write { path: "the trace".to_owned(), error })?;
+    let report = meter.report(&world, &ending);
+    if let Some(path) = &arguments.output.html {
+        save(path, &report.to_html())?;
+    }
+    say(&if arguments.output.json { report.to_json() } else { report.to_text() })?;
+    tell(&format!("trace hash {} over {} lines, {} events", trace.hash(), trace.count(), world.events()));
+    Ok(conclude(&ending))
+}
+
+/// Says how a run ended; whether as expected.
+fn conclude(ending: &Ending) -> bool {
+    match ending {
+        Ending::Finished(at) => tell(&format!("finished at {}", Seconds(*at))),
+        Ending::TimeUp => tell("not finished within its time"),
+        Ending::Violated(violation) => tell(&format!("broken rule: {violation}")),
+    }
+    matches!(ending, Ending::Finished(_))
+}
+
+fn run_fuzz(arguments: &FuzzArgs) -> Result<bool, CliError> {
+    check_nodes("fuzz", arguments.nodes)?;
+    let (mut failed, mut events) = (0_u64, 0_u64);
+    for seed in arguments.from..arguments.from.saturating_add(arguments.seeds) {
+        let case = fuzz::draw(seed, arguments.nodes);
+        let report = fuzz::run(&case);
+        events += report.events;
+        if let Some(violation) = report.failure() {
+            failed += 1;
+            say(&format!("FAILED {violation}\nreplay: iota-sim replay {case}"))?;
+            report.last.iter().try_for_each(|line| say(&format!("    {line}")))?;
+        }
+        if seed % 100 == 99 {
+            tell(&format!("{} seeds, {failed} failed, {events} events", seed + 1 - arguments.from));
+        }
+    }
+    say(&format!(
+        "{} seeds of {} nodes: {failed} failed, {events} events",
+        arguments.seeds, arguments.nodes
+    ))?;
+    Ok(failed == 0)
+}
+
+fn check_nodes(command: &'static str, nodes: usize) -> Result<(), CliError> {
+    if nodes >= fuzz::NODES_MIN {
+        return Ok(());
+    }
+    let expected = format!("at least {} nodes", fuzz::NODES_MIN);
+    Err(CliError::Value { command, expected, got: nodes.to_string() })
+}
+
+/// The case that the arguments name.
+fn case(command: &'static str, arguments: &CaseArgs) -> Result<Case, CliError> {
+    check_nodes(command, arguments.nodes)?;
+    let mut case = fuzz::draw(arguments.seed, arguments.nodes);
+    case.without = arguments.without.iter().copied().collect();
+    Ok(case)
+}
+
+fn replay(arguments: &CaseArgs) -> Result<bool, CliError> {
+    let case = case("replay", arguments)?;
+    for number in case.fault_numbers() {
+        let (at, fault) = &case.faults[number];
+        tell(&format!("fault {number} at {at:?}: {fault}"));
+    }
+    tell(&format!("everything is mended at {:?}", case.healed_at));
+    let report = fuzz::run(&case);
+    if arguments.trace || report.failure().is_some() {
+        report.last.iter().try_for_each(|line| say(line))?;
+    }
+    say(&format!("trace hash {}, {} events, {}", report.trace, report.events, Seconds(report.time)))?;
+    Ok(conclude(&report.ending))
+}
+
+fn run_shrink(arguments: &CaseArgs) -> Result<bool, CliError> {
+    let case = case("shrink", arguments)?;
+    if fuzz::run(&case).failure().is_none() {
+        let got = "a case that keeps all rules".to_owned();
+        return Err(CliError::Value { command: "shrink", expected: "a failing case".to_owned(), got });
+    }
+    let small = shrink(&case);
+    say(&format!("{} of {} faults matter", small.fault_numbers().len(), case.fault_numbers().len()))?;
+    say(&format!("replay: iota-sim replay {small}"))?;
+    Ok(true)
+}
+
+fn run_sweep(arguments: &SweepArgs) -> Result<bool, CliError> {
+    let seeds: Vec<u64> = (0..arguments.seeds.max(1)).collect();
+    let sweep = sweep(arguments, &seeds)?;
+    if let Some(path) = &arguments.output.html {
+        save(path, &sweep.to_html())?;
+    }
+    say(&if arguments.output.json { sweep.to_json() } else { sweep.to_text() })?;
+    Ok(true)
+}
+
+fn sweep(arguments: &SweepArgs, seeds: &[u64]) -> Result<Sweep, CliError> {
+    let values = |own: &[f64]| {
+        if arguments.values.is_empty() { own.to_vec() } else { arguments.values.clone() }
+    };
+    if let Some(wrong) = arguments.values.iter().find(|value| !value.is_finite() || **value < 0.0) {
+        let expected = "values that are no negative numbers".to_owned();
+        return Err(CliError::Value { command: "sweep", expected, got: wrong.to_string() });
+    }
+    let swarm = Swarm::new(arguments.stages, arguments.replicas, 4);
+    Ok(match arguments.what {
+        SweepArg::ValidFraction => {
+            let (miners, failures) = (20, [2, 6, 10, 14, 18]);
+            valid_fraction::sweep(miners, 60, &[1, 2, 3], &failures, seeds)
+        }
+        SweepArg::Bandwidth => laws::bandwidth(&values(&laws::BANDWIDTHS), seeds),
+        SweepArg::Latency => laws::latency(&values(&laws::LATENCIES), seeds),
+        SweepArg::Growth => laws::growth(&values(&[20.0, 52.0, 100.0, 200.0]), seeds),
+        SweepArg::FailureRate => {
+            vary(&swarm, Parameter::FailureRate, &values(&[0.0, 2.0, 5.0, 10.0]), seeds, SWEEP_LIMIT)
+        }
+        SweepArg::Redundancy => {
+            vary(&swarm, Parameter::Redundancy, &values(&[1.0, 2.0, 3.0]), seeds, SWEEP_LIMIT)
+        }
+    })
+}
