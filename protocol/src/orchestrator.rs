@@ -26,7 +26,7 @@ use crate::wire::message::{Decision, DigestReport, EvictReason, Submission};
 /// noise of a measurement does not unbalance equal machines.
 const WEIGHT_MAX: u64 = 8;
 /// Multiples of the epoch deadline after which the epoch is cut off. One later a quorum of submissions is merged, two
-/// later whatever there is. If there is nothing, all are released another deadline later, and the epoch opens again.
+/// later whatever there is. If there is nothing, another deadline later the epoch is opened again, or passed over.
 const CUTOFF_DEADLINES: u32 = 2;
 /// Owners of a disputed partition, if there are so many miners. Seven outvote three liars who agree.
 const DISPUTE_OWNERS: usize = 7;
@@ -239,7 +239,11 @@ impl Orchestrator {
             return plan(submissions).into_iter().collect();
         }
         if training.cut_off && waited >= deadline * (CUTOFF_DEADLINES + 3) {
-            // Nobody has anything, so what they wait for went to processes that are gone: the epoch starts over.
+            // Nobody has anything: what they wait for went to processes that are gone. If a stage beside has settled the
+            // epoch, nobody will send it again; else it starts over.
+            if state.settled_beside(stage, epoch) {
+                return vec![Decision::Skip { stage, epoch }];
+            }
             return live.into_iter().map(|peer| Decision::Release { stage, epoch, peer }).collect();
         }
         if !training.cut_off && waited >= deadline * CUTOFF_DEADLINES {

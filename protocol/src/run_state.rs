@@ -40,6 +40,8 @@ pub enum StateEvent {
     Released(StageIndex, Epoch, PeerId),
     /// An epoch was cut off.
     CutOff(StageIndex, Epoch),
+    /// An epoch was passed over; the weights stay.
+    Skipped(StageIndex, Epoch),
     /// A merge was planned with this many submitters.
     Planned(StageIndex, Epoch, u16, usize),
     /// A partition got a further owner.
@@ -87,7 +89,7 @@ pub struct Closed {
     pub training: Training,
     /// The plan that was carried out.
     pub plan: Plan,
-    /// The merged partitions.
+    /// The merged partitions; none if the epoch was passed over.
     pub partitions: Vec<Hash>,
 }
 
@@ -141,6 +143,16 @@ impl Stage {
         current
             .or_else(|| self.closed_epoch(epoch).map(|closed| &closed.training))
             .map(|training| &training.deal)
+    }
+
+    /// Goes on to the next version.
+    fn settle(&mut self, closed: Closed) {
+        self.version = closed.training.epoch.next();
+        self.phase = Phase::Waiting;
+        self.closed.push_back(closed);
+        while self.closed.len() > CLOSED_EPOCHS_KEPT {
+            self.closed.pop_front();
+        }
     }
 
     /// The merge that closed `epoch`, if it is still remembered.
@@ -264,6 +276,7 @@ impl RunState {
             }
             Decision::Release { stage, epoch, peer } => self.release(*stage, *epoch, *peer),
             Decision::Cutoff { stage, epoch } => self.cut_off(*stage, *epoch),
+            Decision::Skip { stage, epoch } => self.skip(*stage, *epoch),
             Decision::MergePlan { stage, epoch, attempt, submitters } => {
                 self.plan(chain, *stage, *epoch, *attempt, submitters)
             }
@@ -372,6 +385,22 @@ impl RunState {
         Some(vec![StateEvent::CutOff(stage, epoch)])
     }
 
+    /// Whether a stage beside `index` has settled `epoch`.
+    #[must_use]
+    pub fn settled_beside(&self, index: StageIndex, epoch: Epoch) -> bool {
+        let beside = [index.0.checked_sub(1), index.0.checked_add(1)];
+        let stages = beside.into_iter().flatten().filter_map(|beside| self.stage(StageIndex(beside)));
+        stages.into_iter().any(|stage| stage.version > epoch)
+    }
+
+    fn skip(&mut self, index: StageIndex, epoch: Epoch) -> Option<Vec<StateEvent>> {
+        let beside = self.settled_beside(index, epoch);
+        let training = self.training_mut(index, epoch).filter(|training| training.cut_off && beside)?.clone();
+        let plan = Plan { attempt: training.attempt, submitters: Vec::new(), owners: Vec::new() };
+        self.stages.get_mut(index.as_usize())?.settle(Closed { training, plan, partitions: Vec::new() });
+        Some(vec![StateEvent::Skipped(index, epoch)])
+    }
+
     fn plan(
         &mut self,
         chain: Hash,
@@ -463,12 +492,7 @@ impl RunState {
         let loss_micro: Option<i64> =
             plan.submitters.iter().map(|s| s.loss_micro).try_fold(0_i64, |sum, loss| sum.checked_add(loss?));
         let loss = loss_micro.map(|sum| merge::mean_nats(sum, samples));
-        stage.closed.push_back(Closed { training, plan, partitions: partitions.to_vec() });
-        while stage.closed.len() > CLOSED_EPOCHS_KEPT {
-            stage.closed.pop_front();
-        }
-        stage.version = epoch.next();
-        stage.phase = Phase::Waiting;
+        stage.settle(Closed { training, plan, partitions: partitions.to_vec() });
         Some(vec![StateEvent::Merged(index, epoch, samples, loss)])
     }
 }
@@ -608,6 +632,44 @@ mod tests {
         assert_eq!(fold.apply(release(B)), [StateEvent::Released(S, Epoch(0), B)]);
         assert!(fold.0.stages()[0].training().is_none());
         assert_eq!(fold.apply(open(0)), [StateEvent::EpochOpened(S, Epoch(0), 2)]);
+    }
+
+    #[test]
+    fn an_epoch_is_passed_over_only_if_it_was_cut_off_and_is_settled_beside() {
+        let mut spec = RunSpec {
+            orchestrator: OrchestratorSpec { candidates: vec![Candidate { peer: A, priority: 0 }] },
+            ..RunSpec::default()
+        };
+        spec.pipeline.stages = 2;
+        let mut fold = Fold(RunState::new(Arc::new(spec), &[1000, 1000]));
+        let below = StageIndex(1);
+        fold.apply(Decision::Admit { peer: A, stage: S });
+        fold.apply(Decision::Admit { peer: B, stage: below });
+        fold.apply(Decision::OpenEpoch {
+            stage: S,
+            epoch: Epoch(0),
+            base: Hash::default(),
+            members: vec![(A, 1)],
+        });
+        let opened = Decision::OpenEpoch {
+            stage: below,
+            epoch: Epoch(0),
+            base: Hash::of(b"base"),
+            members: vec![(B, 1)],
+        };
+        fold.apply(opened);
+        let skip = Decision::Skip { stage: below, epoch: Epoch(0) };
+        fold.apply(Decision::Cutoff { stage: below, epoch: Epoch(0) });
+        assert_eq!(fold.apply(skip.clone()), [], "the stage above may still send what it takes");
+        fold.apply(plan(0, &[A]));
+        let close = outcome(&fold, 0);
+        assert_ne!(fold.apply(close), []);
+        assert_eq!(fold.apply(skip.clone()), [StateEvent::Skipped(below, Epoch(0))]);
+        let stage = &fold.0.stages()[1];
+        assert_eq!((stage.version, stage.training().is_none()), (Epoch(1), true));
+        let closed = stage.closed_epoch(Epoch(0)).expect("remembered");
+        assert_eq!((closed.training.base, closed.partitions.len()), (Hash::of(b"base"), 0));
+        assert_eq!(fold.apply(skip), [], "twice");
     }
 
     #[test]

@@ -247,6 +247,7 @@ fn decision() -> impl Strategy<Value = Decision> {
             peer
         }),
         (stage(), epoch()).prop_map(|(stage, epoch)| Decision::Cutoff { stage, epoch }),
+        (stage(), epoch()).prop_map(|(stage, epoch)| Decision::Skip { stage, epoch }),
         (stage(), epoch(), any::<u16>(), vec(submission, 0..4)).prop_map(
             |(stage, epoch, attempt, submitters)| Decision::MergePlan { stage, epoch, attempt, submitters }
         ),

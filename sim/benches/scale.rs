@@ -15,7 +15,6 @@ const STAGES: u16 = 5;
 const EPOCHS: u32 = 10;
 /// Virtual time that no size needs.
 const LIMIT: Duration = Duration::from_secs(4 * 3600);
-/// Virtual time that no size needs.
 
 fn setup(nodes: usize) -> Setup {
     let mut spec = RunSpec::default();

@@ -191,6 +191,8 @@ impl Scenario {
         spec.training.epochs = request.epochs.unwrap_or(self.epochs);
         let mut setup = Setup::new(spec, request.seed, self.candidates.min(nodes), nodes);
         setup.compute = request.compute;
+        // Weights are not durable yet: a stage all of whose holders crash at once could not go on.
+        setup.spares_last_copies = true;
         if request.compute == Compute::Toy {
             setup.costs.parameters = TOY_PARAMETERS;
         }
@@ -222,7 +224,7 @@ fn spec(stages: u16, replicas: usize) -> RunSpec {
     let mut spec = RunSpec::default();
     spec.model.layers = u32::from(stages).max(spec.model.layers);
     spec.pipeline.stages = stages;
-    spec.pipeline.start_replicas = 1;
+    spec.pipeline.start_replicas = u16::try_from(replicas / 4).unwrap_or(u16::MAX).max(1);
     spec.training.mode = TrainingMode::Local;
     spec.training.inner_steps = 2;
     let miners = u32::try_from(replicas.max(1)).unwrap_or(u32::MAX);

@@ -7,8 +7,8 @@
 //! - *time*: virtual, in seconds;
 //! - *host*: the host that changed or knows of the change, by number;
 //! - *stage*, *epoch*: what it is about, `-` if it is about none;
-//! - *what*: `started`, `stopped`, `fault`, `leader`, `admitted`, `moved`, `evicted`, `opened`, `released`, `cut-off`, `planned`,
-//!   `reassigned`, `aborted`, `merged`, `finished`, `weights`, `failed` or `refused`;
+//! - *what*: `started`, `stopped`, `fault`, `leader`, `admitted`, `moved`, `evicted`, `opened`, `released`, `cut-off`,
+//!   `skipped`, `planned`, `reassigned`, `aborted`, `merged`, `finished`, `weights`, `failed` or `refused`;
 //! - *details*: the rest, for people.
 //!
 //! Columns are separated by tabs. The trace hash is BLAKE3 over all lines, each with its line feed: equal hashes are
@@ -167,6 +167,7 @@ fn decided(event: &StateEvent) -> Change {
             (Some(stage), Some(epoch), "opened", format!("{members} members"))
         }
         StateEvent::Released(stage, epoch, peer) => (Some(stage), Some(epoch), "released", peer.short()),
+        StateEvent::Skipped(stage, epoch) => (Some(stage), Some(epoch), "skipped", String::new()),
         StateEvent::CutOff(stage, epoch) => (Some(stage), Some(epoch), "cut-off", String::new()),
         StateEvent::Planned(stage, epoch, attempt, submitters) => {
             (Some(stage), Some(epoch), "planned", format!("attempt {attempt}, {submitters} submitters"))

@@ -354,10 +354,10 @@ impl Worker {
                 stage.index, stage.version
             ));
         }
-        stage
-            .outer_config
-            .step(&mut stage.outer, &stage.layout, &mut stage.base, &merged, rate)
-            .map_err(text)?;
+        if !partitions.is_empty() {
+            let (outer, base) = (&mut stage.outer, &mut stage.base);
+            stage.outer_config.step(outer, &stage.layout, base, &merged, rate).map_err(text)?;
+        }
         stage.version = epoch.next();
         stage.reset()?;
         Ok(stage.done())

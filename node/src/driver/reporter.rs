@@ -176,6 +176,9 @@ impl Reporter {
             StateEvent::Released(stage, epoch, member) => {
                 self.released(stage, epoch.0, member, "missed the epoch's deadline")
             }
+            StateEvent::Skipped(stage, epoch) => {
+                tracing::warn!(stage = stage.0, epoch = epoch.0, "epoch passed over: what it takes is gone");
+            }
             StateEvent::Aborted(stage, epoch, lost) => {
                 for member in lost {
                     self.released(stage, epoch.0, member, "contribution missing from the merge");

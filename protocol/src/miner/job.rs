@@ -87,7 +87,8 @@ pub enum Job {
         /// Contributions in [`PeerId`] order: whose, its weight, its bytes.
         inputs: Vec<(PeerId, u32, Hash)>,
     },
-    /// Take the outer step with the merged vector; the result is the next version's weights.
+    /// Take the outer step with the merged vector; the result is the next version's weights. Without partitions the epoch
+    /// was passed over: the next version's weights are those it started from.
     Apply {
         /// The stage.
         stage: StageIndex,

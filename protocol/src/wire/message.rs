@@ -309,6 +309,14 @@ pub enum Decision {
         /// The epoch.
         epoch: Epoch,
     },
+    /// Passes over an epoch that was cut off, since a neighbouring stage has settled it and what it would take to do it
+    /// again is gone. The weights stay as they are.
+    Skip {
+        /// The stage.
+        stage: StageIndex,
+        /// The epoch.
+        epoch: Epoch,
+    },
     /// Freezes who is merged.
     MergePlan {
         /// The stage.

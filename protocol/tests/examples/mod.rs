@@ -130,6 +130,7 @@ pub(crate) fn decisions() -> Vec<(&'static str, Decision)> {
         ),
         ("release", Decision::Release { stage, epoch, peer: peer(6) }),
         ("cutoff", Decision::Cutoff { stage, epoch }),
+        ("skip", Decision::Skip { stage, epoch }),
         (
             "merge-plan",
             Decision::MergePlan {

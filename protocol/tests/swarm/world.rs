@@ -614,6 +614,7 @@ impl World {
             }
             Job::Apply { stage, epoch, partitions } => {
                 let engine = &mut self.nodes[i].engine;
+                assert!(!partitions.is_empty(), "nothing here makes an epoch impossible");
                 engine.base =
                     Hash::of(format!("{:?} {partitions:?}", Hash::of(&engine.base)).as_bytes()).0.to_vec();
                 engine.accumulated.clear();

@@ -1,12 +1,13 @@
 //! Once nothing goes wrong any more, the run goes forward: every stage finishes an epoch within a bound, then the next,
-//! until all honest hosts know that the run is over and hold its last weights.
+//! until all honest hosts know that the run is over and hold its last weights. An epoch may be passed over only if it first
+//! opened while things went wrong.
 
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
 use std::time::Duration;
 
 use iota_protocol::run_state::{Phase, RunState, StateEvent};
-use iota_protocol::{Instant, RunSpec, StageIndex};
+use iota_protocol::{Epoch, Instant, RunSpec, StageIndex};
 
 use super::Options;
 use super::history::History;
@@ -21,16 +22,18 @@ pub struct Liveness {
     history: History,
     healed_at: Instant,
     bound: Duration,
-    /// When each stage last finished an epoch.
-    merged: BTreeMap<StageIndex, Instant>,
+    /// When each stage last finished an epoch, or passed over one.
+    settled: BTreeMap<StageIndex, Instant>,
+    /// When each stage first opened its newest epoch.
+    opened: BTreeMap<StageIndex, (Epoch, Instant)>,
 }
 
 impl Liveness {
     /// The checker of a simulation in which nothing goes wrong after `healed_at`.
     #[must_use]
     pub fn new(options: &Options, healed_at: Instant, bound: Duration) -> Self {
-        let merged = options.spec.stages().map(|stage| (stage, healed_at)).collect();
-        Self { history: History::new(options), healed_at, bound, merged }
+        let settled = options.spec.stages().map(|stage| (stage, healed_at)).collect();
+        Self { history: History::new(options), healed_at, bound, settled, opened: BTreeMap::new() }
     }
 
     /// The stage that is late, if one is.
@@ -40,7 +43,7 @@ impl Liveness {
             state.stage(stage).is_some_and(|known| known.version.0 < state.spec().training.epochs)
         };
         let late = |since: &Instant| now.since((*since).max(self.healed_at)) > self.bound;
-        self.merged.iter().find(|(stage, since)| unfinished(**stage) && late(since)).map(|(stage, _)| *stage)
+        self.settled.iter().find(|(stage, since)| unfinished(**stage) && late(since)).map(|(stage, _)| *stage)
     }
 
     fn says(&self, at: Instant, what: String) -> Violation {
@@ -116,13 +119,29 @@ fn holdings(world: &World) -> String {
 
 impl Observer for Liveness {
     fn observe(&mut self, seen: &Observation<'_>) -> Result<(), Violation> {
-        let Self { history, merged, .. } = self;
+        let Self { history, settled, opened, healed_at, .. } = self;
+        let mut passed_over = None;
         history.follow(seen, |_, event| {
-            if let StateEvent::Merged(stage, ..) = event {
-                merged.insert(*stage, seen.at);
+            match event {
+                StateEvent::EpochOpened(stage, epoch, _) => {
+                    let known = opened.entry(*stage).or_insert((*epoch, seen.at));
+                    if known.0 != *epoch {
+                        *known = (*epoch, seen.at);
+                    }
+                }
+                StateEvent::Merged(stage, ..) => drop(settled.insert(*stage, seen.at)),
+                StateEvent::Skipped(stage, epoch) => {
+                    settled.insert(*stage, seen.at);
+                    let opened = opened.get(stage).filter(|(opened, at)| opened == epoch && at >= healed_at);
+                    passed_over = passed_over.or(opened.map(|_| (*stage, *epoch)));
+                }
+                _ => {}
             }
             Ok(())
         })?;
+        if let Some((stage, epoch)) = passed_over {
+            return Err(self.says(seen.at, format!("stage {stage} passed over epoch {epoch}")));
+        }
         match self.late(seen.at) {
             Some(stage) => {
                 Err(self.says(seen.at, format!("stage {stage} finished no epoch in {:?}", self.bound)))

@@ -230,7 +230,10 @@ impl Recorder {
                 self.show(at, EventKind::Merge, format!("stage {stage} epoch {epoch}: plan given up"));
             }
             StateEvent::Merged(stage, epoch, samples, _) => self.merged(at, *stage, *epoch, *samples),
-            StateEvent::CutOff(..) | StateEvent::Reassigned(..) | StateEvent::Finished => {}
+            StateEvent::Skipped(..)
+            | StateEvent::CutOff(..)
+            | StateEvent::Reassigned(..)
+            | StateEvent::Finished => {}
         }
         if matches!(event, StateEvent::Admitted(..) | StateEvent::Evicted(..)) {
             self.reckon(at);

@@ -186,7 +186,8 @@ impl CostTrainer {
                 JobDone::Reduced { stage: *stage, partition: *partition, merged: Ok(hash) }
             }
             Job::Apply { stage, epoch, partitions } => {
-                self.take(applied(self.weights, partitions));
+                let passed_over = partitions.is_empty();
+                self.take(if passed_over { self.weights } else { applied(self.weights, partitions) });
                 self.weights_done(*stage, epoch.next())
             }
         })

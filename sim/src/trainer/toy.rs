@@ -287,6 +287,10 @@ impl ToyTrainer {
                 };
                 JobDone::Reduced { stage: *stage, partition: *partition, merged }
             }
+            Job::Apply { stage, epoch, partitions } if partitions.is_empty() => {
+                self.take(self.base.clone());
+                self.weights_done(*stage, epoch.next())
+            }
             Job::Apply { stage, epoch, partitions } => {
                 let parts = partitions.iter().map(|hash| store.content(hash).and_then(from_bytes));
                 match parts.collect::<Option<Vec<_>>>().map(|parts| parts.concat()) {
