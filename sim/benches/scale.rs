@@ -4,6 +4,7 @@
 //! faults, `cost` mode) and prints, for each, seconds, events per second, messages per host and memory per host.
 //! `-- --nodes 300` simulates one size.
 #![expect(clippy::print_stdout, reason = "a benchmark prints its table")]
+#![expect(clippy::disallowed_methods, clippy::disallowed_types, reason = "a benchmark reads the clock")]
 
 use std::time::{Duration, Instant};
 
