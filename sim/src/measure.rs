@@ -11,7 +11,7 @@
 //!
 //! | number | is | at best |
 //! |---|---|---|
-//! | η_pipe | samples per second of training ÷ [roofline](roofline) | 1 |
+//! | η_pipe | samples per second of training ÷ [roofline] | 1 |
 //! | η_net | [least time](roofline::MergeBound) for a merge's bytes ÷ time from plan to the last replica's new weights | 1 |
 //! | η_work | passes over samples that were merged ÷ passes | 1 |
 //! | goodput | samples merged at the tail ÷ all time, merges and waits included | roofline |

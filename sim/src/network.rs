@@ -2,7 +2,7 @@
 //!
 //! Every host hangs on a backbone by one access link. Latency is the sum of both ends' and the distance of their
 //! regions, times a random jitter, so messages overtake each other. Small messages take latency and their own time on
-//! the wire; blobs are [`Flow`]s that share the sender's uplink and the receiver's downlink equally with all others
+//! the wire; blobs are *flows* that share the sender's uplink and the receiver's downlink equally with all others
 //! there, the fluid model of a network whose core is not the bottleneck. Packet loss costs a retransmission: a round
 //! trip, not the message.
 
