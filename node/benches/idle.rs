@@ -23,7 +23,7 @@ const CLOCK_TICKS: f64 = 100.0;
 #[expect(clippy::print_stdout, reason = "the numbers are what a benchmark is for")]
 fn main() {
     let folder = tempfile::tempdir().expect("a scratch folder");
-    let init = ["init", "--dir", "run", "--candidates", "1", "--stages", "1"];
+    let init = ["init", "--dir", "run", "--candidates", "1", "--stages", "1", "--miners", "3"];
     let made = Command::new(BINARY).args(init).current_dir(folder.path()).stdout(Stdio::null()).status();
     assert!(made.expect("the binary starts").success(), "init failed");
     let mut first = join(folder.path(), "a", &["--key", "run/keys/candidate-0.key"]);
