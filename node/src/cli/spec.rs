@@ -23,7 +23,7 @@ pub(super) struct SpecOptions {
     /// Run spec to start from [default: the built-in one]
     #[arg(long, value_name = "FILE")]
     spec: Option<PathBuf>,
-    /// Stages the model is cut into
+    /// Stages the model is cut into; the built-in one has at least as many layers
     #[arg(long, value_name = "K")]
     stages: Option<u16>,
     /// Miners of each stage
@@ -67,7 +67,16 @@ impl SpecOptions {
             Mode::Local => "local",
         });
         add("mode", "training.mode", mode.map(|mode| Value::String(mode.to_owned())));
-        resolve_spec(self.spec.as_deref(), &overrides)
+        let resolved = resolve_spec(self.spec.as_deref(), &overrides)?;
+        let layers = self.stages.filter(|stages| {
+            let chosen = self.spec.is_some() || overrides.iter().any(|change| change.key == "model.layers");
+            !chosen && u32::from(*stages) > resolved.spec.model.layers
+        });
+        let Some(stages) = layers else { return Ok(resolved) };
+        // The built-in model has a layer for each of its stages; one that is cut into more has as many.
+        let value = Value::Integer(stages.into());
+        overrides.push(Override { key: "model.layers".to_owned(), value, origin: origin(matches, "stages") });
+        resolve_spec(None, &overrides)
     }
 }
 
