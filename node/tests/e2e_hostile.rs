@@ -209,6 +209,7 @@ async fn hostile_gossip_is_refused_for_its_reason_and_the_run_goes_on() {
         encode(&ControlUpdate {
             first: LogIndex(0),
             entries: vec![ByteBuf::from(b"none".to_vec())],
+            beyond: Vec::new(),
             certificate: Certificate {
                 index: LogIndex(0),
                 chain: Hash::of(&number.to_le_bytes()),

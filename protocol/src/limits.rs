@@ -25,10 +25,18 @@ pub const GOSSIP_BYTES_MAX: usize = 256 * 1024;
 pub const ENTRY_BYTES_MAX: usize = 192 * 1024;
 /// Bytes of one request or response between two peers: a range of the log.
 pub const RPC_BYTES_MAX: usize = 4 * 1024 * 1024;
-/// Bytes of entries in one range of the log, leaving room for the certificate.
-pub const LOG_RANGE_BYTES_MAX: usize = RPC_BYTES_MAX / 2;
 /// Entries in one range of the log.
 pub const LOG_RANGE_ENTRIES_MAX: usize = 512;
+/// Bytes around the entries of a range: five for each, and the certificate.
+const LOG_RANGE_FRAME_BYTES: usize = 8 * 1024;
+/// Bytes of entries and hashes in one range of the log that is asked for.
+pub const LOG_RANGE_BYTES_MAX: usize = RPC_BYTES_MAX / 2;
+/// Bytes of entries and hashes in one range of the log that is gossiped.
+pub const LOG_GOSSIP_BYTES_MAX: usize = GOSSIP_BYTES_MAX - LOG_RANGE_FRAME_BYTES;
+/// Bytes that the hash of an entry takes in a range.
+pub const ENTRY_HASH_BYTES: usize = 34;
+/// Entries that a leader has under way. More are undecided only if it has lost touch with the other candidates.
+pub const PROPOSALS_PENDING_MAX: usize = 512;
 /// Bytes of the header of a pushed activation.
 pub const PUSH_HEADER_BYTES_MAX: usize = 4096;
 /// Bytes of a pushed activation: 4 × 8192 tokens × 512 channels of f32.
@@ -80,5 +88,7 @@ const _: () = assert!(
 const _: () = assert!(PARTITIONS_MAX * 33 + 4096 <= ENTRY_BYTES_MAX, "an outcome fits a log entry");
 const _: () = assert!(REPLICAS_MAX * 128 <= ENTRY_BYTES_MAX, "a plan fits a log entry");
 const _: () = assert!(ENTRY_BYTES_MAX + 4096 <= GOSSIP_BYTES_MAX, "a certified entry fits a gossip message");
-const _: () = assert!(ENTRY_BYTES_MAX <= LOG_RANGE_BYTES_MAX, "a range holds at least one entry");
+const _: () = assert!(ENTRY_BYTES_MAX <= LOG_GOSSIP_BYTES_MAX, "a gossiped range holds at least one entry");
+const _: () = assert!(LOG_GOSSIP_BYTES_MAX <= LOG_RANGE_BYTES_MAX, "so does one that is asked for");
+const _: () = assert!(LOG_RANGE_ENTRIES_MAX * 5 + 4096 <= LOG_RANGE_FRAME_BYTES, "a range's frame fits");
 const _: () = assert!(PARTITION_BYTES_MAX <= 1 << 30, "a partition fits memory");

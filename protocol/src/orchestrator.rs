@@ -80,7 +80,7 @@ impl Orchestrator {
             .add(owner, report, partitions);
     }
 
-    /// After this process was not running for a while, everybody looks late. Starts all waits anew.
+    /// After this process was not running or not connected for a while, everybody looks late. Starts all waits anew.
     pub fn handle_pause(&mut self, now: Instant) {
         self.listening_since = Some(now);
         for (_, since) in self.doing.values_mut() {
@@ -88,11 +88,33 @@ impl Orchestrator {
         }
     }
 
-    /// What should be decided now.
-    pub fn propose(&mut self, now: Instant, state: &RunState, book: &Book) -> Vec<Decision> {
+    /// This candidate has just come to lead. What it proposed when it led before was decided or dropped meanwhile, and
+    /// whom it did not hear may have been heard by the one who led.
+    pub fn handle_leadership(&mut self, now: Instant) {
+        self.handle_pause(now);
+        self.proposed.clear();
+    }
+
+    /// Whether this candidate hears a majority of the candidates. One that does not has lost its own connection, as far as
+    /// it can know, and nobody else is at fault for being silent.
+    fn hears_majority(&self, now: Instant, state: &RunState, book: &Book) -> bool {
+        let candidates = &state.spec().orchestrator.candidates;
+        let patience = state.spec().timing.eviction.duration() / 2;
+        let heard = candidates
+            .iter()
+            .filter(|candidate| book.silence(now, candidate.peer).is_some_and(|silence| silence < patience));
+        heard.count() > candidates.len() / 2
+    }
+
+    /// What should be decided now, most urgent first, no more than `room`.
+    pub fn propose(&mut self, now: Instant, state: &RunState, book: &Book, room: usize) -> Vec<Decision> {
         self.observe(now, state);
         let listening_since = *self.listening_since.get_or_insert(now);
         if state.finished() {
+            return Vec::new();
+        }
+        if !self.hears_majority(now, state, book) {
+            self.handle_pause(now);
             return Vec::new();
         }
         let mut wanted = balance::departures(now, listening_since, state, book);
@@ -114,13 +136,16 @@ impl Orchestrator {
         if state.stages().iter().all(|stage| stage.version.0 >= state.spec().training.epochs) {
             wanted.push(Decision::Finish);
         }
+        let mut room = room;
         wanted.retain(|decision| {
             let key = Hash::of(&encode(decision));
             let due = self.proposed.get(&key).is_none_or(|at| now.since(*at) >= PROPOSAL_REPEAT);
-            if due {
+            let proposes = due && room > 0;
+            if proposes {
                 self.proposed.insert(key, now);
+                room -= 1;
             }
-            due
+            proposes
         });
         self.proposed.retain(|_, at| now.since(*at) < PROPOSAL_REPEAT * 4);
         wanted
@@ -418,6 +443,45 @@ mod tests {
 
     const MEMBER: PeerId = PeerId([2; 32]);
 
+    fn record() -> crate::wire::message::PeerRecord {
+        crate::wire::message::PeerRecord {
+            sequence: 1,
+            miner: false,
+            validator: false,
+            multiaddrs: Vec::new(),
+            data_addresses: Vec::new(),
+            log_length: 0,
+            weights: None,
+            done: 0,
+            assigned: 0,
+            credits: 0,
+            speed_milli: 0,
+            tokens: 0,
+        }
+    }
+
+    #[test]
+    fn a_leader_that_does_not_hear_a_majority_blames_nobody_and_starts_its_waits_anew() {
+        let peers: Vec<PeerId> = (1..=3).map(|i| PeerId([i; 32])).collect();
+        let candidates = peers.iter().map(|peer| Candidate { peer: *peer, priority: 0 }).collect();
+        let spec = RunSpec { orchestrator: OrchestratorSpec { candidates }, ..RunSpec::default() };
+        let eviction = spec.timing.eviction.duration();
+        let mut state = RunState::new(Arc::new(spec), &[10; 3]);
+        let admit = Decision::Admit { peer: PeerId([9; 32]), stage: StageIndex(0) };
+        state.apply(LogIndex(0), Hash::default(), Some(&Entry { proposer: peers[0], decision: admit }));
+
+        let (mut leader, mut book, start) =
+            (Orchestrator::default(), Book::default(), Instant::from_nanos(1));
+        let alone = start + eviction * 5;
+        for (peer, at) in [(peers[0], start), (peers[1], start), (peers[0], alone)] {
+            book.insert(at, peer, Arc::new(record())).expect("a valid record");
+        }
+        assert_eq!(leader.propose(start, &state, &book, 8), []);
+        assert_eq!(leader.propose(alone, &state, &book, 8), [], "two of three are out of reach");
+        book.insert(alone, peers[2], Arc::new(record())).expect("a valid record");
+        assert_eq!(leader.propose(alone, &state, &book, 8), [], "it has just begun to listen again");
+    }
+
     #[test]
     fn a_leader_that_has_just_started_gives_members_time_to_be_heard() {
         let candidates = vec![Candidate { peer: PeerId([1; 32]), priority: 0 }];
@@ -430,11 +494,17 @@ mod tests {
         };
         state.apply(LogIndex(0), Hash::default(), Some(&entry));
 
-        let (mut leader, book, start) = (Orchestrator::default(), Book::default(), Instant::from_nanos(1));
-        assert_eq!(leader.propose(start, &state, &book), []);
-        assert_eq!(leader.propose(start + (eviction - Duration::from_nanos(1)), &state, &book), []);
+        let (mut leader, mut book, start) =
+            (Orchestrator::default(), Book::default(), Instant::from_nanos(1));
+        let mut propose = |now| {
+            // A candidate hears itself.
+            book.insert(now, PeerId([1; 32]), Arc::new(record())).expect("a valid record");
+            leader.propose(now, &state, &book, 8)
+        };
+        assert_eq!(propose(start), []);
+        assert_eq!(propose(start + (eviction - Duration::from_nanos(1))), []);
         let evicted = Decision::Evict { peer: MEMBER, reason: EvictReason::Silent };
-        assert_eq!(leader.propose(start + eviction, &state, &book), [evicted]);
+        assert_eq!(propose(start + eviction), [evicted]);
     }
 
     #[test]

@@ -14,7 +14,7 @@ use std::time::Duration;
 use omnipaxos::storage::Storage;
 
 use crate::id::{Identity, LogIndex, PeerId};
-use crate::limits::{HEAD_REPEAT, RPC_BYTES_MAX, TRANSFER_DEADLINE};
+use crate::limits::{HEAD_REPEAT, LOG_RANGE_BYTES_MAX, RPC_BYTES_MAX, TRANSFER_DEADLINE};
 use crate::log::certificate::Certified;
 use crate::log::decided::Extended;
 use crate::log::{DecidedLog, LogBytes};
@@ -356,7 +356,8 @@ impl<S: Storage<LogBytes>> Peer<S> {
                 self.out.answer(ticket, &Response::Done);
             }
             Request::Log { from } => {
-                let response = self.log.range(from).map_or(Response::Unavailable, Response::Log);
+                let response =
+                    self.log.range(from, LOG_RANGE_BYTES_MAX).map_or(Response::Unavailable, Response::Log);
                 self.out.answer(ticket, &response);
             }
             Request::State { stage, version } => {

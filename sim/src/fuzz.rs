@@ -24,8 +24,8 @@ use crate::world::{Ending, Setup, World};
 
 /// Fewest nodes of a case: one for each of three candidates.
 pub const NODES_MIN: usize = 3;
-/// Lines of the trace that a report carries.
-const LINES_KEPT: usize = 40;
+/// Lines of the trace that a report carries, if the trace keeps as many.
+pub const LINES_KEPT: usize = 40;
 /// Name under which a panic inside a run is reported.
 pub const PANIC: &str = "panic";
 
@@ -90,7 +90,12 @@ pub fn draw(seed: u64, nodes: usize) -> Case {
 /// Runs a case under all checkers.
 #[must_use]
 pub fn run(case: &Case) -> Report {
-    let trace = Trace::keeping(LINES_KEPT);
+    run_traced(case, &Trace::keeping(LINES_KEPT))
+}
+
+/// Runs a case under all checkers and this trace.
+#[must_use]
+pub fn run_traced(case: &Case, trace: &Trace) -> Report {
     let watched = trace.clone();
     let ran = catch_unwind(AssertUnwindSafe(|| {
         let bound = liveness::bound(&case.setup.spec);

@@ -113,9 +113,9 @@ struct CaseArgs {
     /// Numbers of faults to leave out
     #[arg(long, value_name = "N,N,…", value_delimiter = ',')]
     without: Vec<usize>,
-    /// Print the last lines of the trace also if nothing is wrong
-    #[arg(long)]
-    trace: bool,
+    /// Write the trace to this file: time, host, stage, epoch, what, details, separated by tabs
+    #[arg(long, value_name = "FILE")]
+    trace: Option<PathBuf>,
 }
 
 #[derive(Args)]
@@ -244,22 +244,14 @@ fn run_scenario(arguments: &RunArgs) -> Result<bool, CliError> {
     let setup = scenario.setup(&request);
     tell(&format!("scenario {} seed {} hosts {}", scenario.name, arguments.seed, setup.hosts.len()));
     let (limit, meter) = (scenario.limit(&setup), Meter::new(&setup));
-    let trace = match &arguments.trace {
-        Some(path) => {
-            let file = fs::File::create(path)
-                .map_err(|error| CliError::Write { path: path.display().to_string(), error })?;
-            Trace::writing(Box::new(io::BufWriter::new(file)))
-        }
-        None => Trace::keeping(0),
-    };
+    let trace = trace(arguments.trace.as_deref(), 0)?;
     let checkers = checker::all(&Options::of(&setup));
     let mut world = World::new(setup);
     world.watch(Box::new(trace.clone()));
     world.watch(meter.observer());
     checkers.into_iter().for_each(|checker| world.watch(checker));
     let ending = world.run(limit);
-    let flushed = trace.flush();
-    flushed.map_err(|error| CliError::Write { path: "the trace".to_owned(), error })?;
+    flush(&trace)?;
     let report = meter.report(&world, &ending);
     if let Some(path) = &arguments.output.html {
         save(path, &report.to_html())?;
@@ -267,6 +259,18 @@ fn run_scenario(arguments: &RunArgs) -> Result<bool, CliError> {
     say(&if arguments.output.json { report.to_json() } else { report.to_text() })?;
     tell(&format!("trace hash {} over {} lines, {} events", trace.hash(), trace.count(), world.events()));
     Ok(conclude(&ending))
+}
+
+/// A trace that keeps this many lines, and writes all of them if there is a file to write to.
+fn trace(path: Option<&Path>, keep: usize) -> Result<Trace, CliError> {
+    let Some(path) = path else { return Ok(Trace::keeping(keep)) };
+    let file = fs::File::create(path)
+        .map_err(|error| CliError::Write { path: path.display().to_string(), error })?;
+    Ok(Trace::writing(Box::new(io::BufWriter::new(file)), keep))
+}
+
+fn flush(trace: &Trace) -> Result<(), CliError> {
+    trace.flush().map_err(|error| CliError::Write { path: "the trace".to_owned(), error })
 }
 
 /// Says how a run ended; whether as expected.
@@ -325,8 +329,10 @@ fn replay(arguments: &CaseArgs) -> Result<bool, CliError> {
         tell(&format!("fault {number} at {at:?}: {fault}"));
     }
     tell(&format!("everything is mended at {:?}", case.healed_at));
-    let report = fuzz::run(&case);
-    if arguments.trace || report.failure().is_some() {
+    let trace = trace(arguments.trace.as_deref(), fuzz::LINES_KEPT)?;
+    let report = fuzz::run_traced(&case, &trace);
+    flush(&trace)?;
+    if report.failure().is_some() {
         report.last.iter().try_for_each(|line| say(line))?;
     }
     say(&format!("trace hash {}, {} events, {}", report.trace, report.events, Seconds(report.time)))?;

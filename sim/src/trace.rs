@@ -47,10 +47,10 @@ impl Trace {
         Self::new(keep, None)
     }
 
-    /// A trace that writes all lines.
+    /// A trace that writes all lines, and remembers its last `keep`.
     #[must_use]
-    pub fn writing(sink: Box<dyn io::Write>) -> Self {
-        Self::new(0, Some(sink))
+    pub fn writing(sink: Box<dyn io::Write>, keep: usize) -> Self {
+        Self::new(keep, Some(sink))
     }
 
     fn new(keep: usize, sink: Option<Box<dyn io::Write>>) -> Self {
@@ -256,7 +256,7 @@ mod tests {
         assert!(last.len() == 5 && last.iter().all(|line| line.split('\t').count() == 6), "{last:?}");
 
         let written = Shared::default();
-        let trace = Trace::writing(Box::new(written.clone()));
+        let trace = Trace::writing(Box::new(written.clone()), 0);
         for line in ["a", "b"] {
             trace.0.borrow_mut().add(line.to_owned());
         }

@@ -1,11 +1,14 @@
 //! Votes of candidates on what was decided, and the certificates they add up to.
 //!
 //! A chain hash names a log position and everything before it:
-//! `chain[-1] = run id`, `chain[i] = BLAKE3(chain[i-1] ‖ entry[i])`. A candidate votes for (index, chain)
+//! `chain[-1] = run id`, `chain[i] = BLAKE3(chain[i-1] ‖ BLAKE3(entry[i]))`. A candidate votes for (index, chain)
 //! only after its consensus decided that entry, so a certificate proves that at least one honest
 //! candidate of a majority saw the decision. Crash faults of a minority are tolerated by consensus. A
 //! lying minority cannot make a certificate alone, but a lying leader can have two made: two majorities
 //! need not share anybody but the liar.
+//!
+//! The chain runs over the entries' hashes, so that a certificate proves any range before it: whoever has the range
+//! needs no more than the hashes of what lies between.
 
 use std::collections::BTreeMap;
 
@@ -45,10 +48,10 @@ pub struct Certificate {
     pub signatures: Vec<(u16, ByteBuf)>,
 }
 
-/// The chain hash after `entry`.
+/// The chain hash after the entry of this hash.
 #[must_use]
-pub fn chain_hash(previous: Hash, entry: &[u8]) -> Hash {
-    Hash::of_parts(&[&previous.0, entry])
+pub fn chain_hash(previous: Hash, entry: Hash) -> Hash {
+    Hash::of_parts(&[&previous.0, &entry.0])
 }
 
 /// The chain hash of the empty log.
@@ -100,8 +103,8 @@ impl Electorate {
     /// # Errors
     /// [`RejectReason::Certificate`], or [`RejectReason::Inconsistent`] if the certificate cannot be about the entries.
     pub fn certify(&self, update: ControlUpdate) -> Result<Certified, RejectReason> {
-        let last = update.first.0.checked_add(update.entries.len() as u64);
-        if update.entries.is_empty() || update.certificate.index.0.checked_add(1) != last {
+        let reached = update.next().and_then(|next| next.0.checked_add(update.beyond.len() as u64));
+        if update.entries.is_empty() || update.certificate.index.0.checked_add(1) != reached {
             return Err(RejectReason::Inconsistent("certificate index"));
         }
         if update.entries.iter().any(|entry| entry.len() > ENTRY_BYTES_MAX) {
@@ -245,6 +248,7 @@ mod tests {
         let update = ControlUpdate {
             first: LogIndex(0),
             entries: vec![ByteBuf::from(b"entry")],
+            beyond: Vec::new(),
             certificate: certificate.clone(),
         };
         certifiers[2].adopt(&electorate.certify(update).expect("a valid certificate"));

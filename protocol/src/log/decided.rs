@@ -6,7 +6,7 @@ use serde_bytes::ByteBuf;
 
 use super::certificate::{Certificate, Certified, Electorate, chain_hash, chain_start};
 use crate::id::{Hash, LogIndex, RunId};
-use crate::limits::{ENTRY_BYTES_MAX, LOG_RANGE_BYTES_MAX, LOG_RANGE_ENTRIES_MAX};
+use crate::limits::{ENTRY_BYTES_MAX, ENTRY_HASH_BYTES, LOG_RANGE_ENTRIES_MAX};
 use crate::spec::RunSpec;
 use crate::wire::message::{ControlUpdate, Entry};
 use crate::wire::{RejectReason, decode};
@@ -99,7 +99,7 @@ impl DecidedLog {
 
     /// Appends an entry that this candidate's own consensus decided; returns its index and chain hash.
     pub fn push_decided(&mut self, entry: Vec<u8>) -> (LogIndex, Hash) {
-        let chain = chain_hash(self.head(), &entry);
+        let chain = chain_hash(self.head(), Hash::of(&entry));
         self.entries.push((ByteBuf::from(entry), chain));
         (LogIndex(self.entries.len() as u64 - 1), chain)
     }
@@ -131,38 +131,131 @@ impl DecidedLog {
             .entries
             .iter()
             .map(|entry| {
-                chain = chain_hash(chain, entry);
+                chain = chain_hash(chain, Hash::of(entry));
                 chain
             })
             .collect();
-        if chain != update.certificate.chain {
+        if update.beyond.iter().fold(chain, |chain, entry| chain_hash(chain, *entry))
+            != update.certificate.chain
+        {
             return Err(RejectReason::Certificate);
         }
         let known = self.entries.len() - first;
         let new = update.entries.iter().cloned().zip(chains).skip(known);
         self.entries.extend(new);
-        self.certificates.insert(update.certificate.index, update.certificate.clone());
+        self.set_certificate(update.certificate.clone());
         Ok(Extended::By(self.entries.len() - first - known))
     }
 
-    /// Certified entries from `from` on, as many as one message may carry, or `None` if there are none.
+    /// Entries from `from` on with what proves them, in no more than `bytes`, or `None` if there are none or the nearest
+    /// certificate is too far. No range need hold a certificate of its own: after many decisions at once, or a restart
+    /// of all candidates, certificates are far apart.
     #[must_use]
-    pub fn range(&self, from: LogIndex) -> Option<ControlUpdate> {
+    pub fn range(&self, from: LogIndex, bytes: usize) -> Option<ControlUpdate> {
         let first = usize::try_from(from.0).ok()?;
-        let mut bytes = 0;
-        let fitting =
-            self.entries.get(first..)?.iter().take(LOG_RANGE_ENTRIES_MAX).take_while(|(entry, _)| {
-                bytes += entry.len();
-                bytes <= LOG_RANGE_BYTES_MAX
-            });
-        let end = LogIndex(from.0.saturating_add(fitting.count() as u64));
-        let (index, certificate) = self.certificates.range(from..end).next_back()?;
-        let last = usize::try_from(index.0).ok()?;
-        let entries = self.entries.get(first..=last)?.iter().map(|(entry, _)| entry.clone()).collect();
-        Some(ControlUpdate { first: from, entries, certificate: certificate.clone() })
+        let fitting = |bytes: usize| {
+            let mut room = bytes;
+            let entries = self.entries.get(first..).unwrap_or_default().iter().take(LOG_RANGE_ENTRIES_MAX);
+            entries
+                .take_while(|(entry, _)| {
+                    let left = room.checked_sub(entry.len());
+                    room = left.unwrap_or(0);
+                    left.is_some()
+                })
+                .count()
+        };
+        let end = LogIndex(from.0.saturating_add(fitting(bytes) as u64));
+        let within = self.certificates.range(from..end).next_back();
+        let (index, certificate) = within.or_else(|| self.certificates.range(end..).next())?;
+        let certified = usize::try_from(index.0).ok()?;
+        let last = match within {
+            Some(_) => certified,
+            // The hashes up to the certificate take room away.
+            None => {
+                let hashes = (certified - first).checked_mul(ENTRY_HASH_BYTES)?;
+                (first + fitting(bytes.checked_sub(hashes)?)).checked_sub(1)?
+            }
+        };
+        let entries: Vec<_> =
+            self.entries.get(first..=last)?.iter().map(|(entry, _)| entry.clone()).collect();
+        let beyond =
+            self.entries.get(last + 1..=certified)?.iter().map(|(entry, _)| Hash::of(entry)).collect();
+        (!entries.is_empty()).then(|| ControlUpdate {
+            first: from,
+            entries,
+            beyond,
+            certificate: certificate.clone(),
+        })
     }
 
     fn head(&self) -> Hash {
         self.entries.last().map_or(chain_start(self.run), |(_, chain)| *chain)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::id::Identity;
+    use crate::limits::LOG_RANGE_BYTES_MAX;
+    use crate::log::Certifier;
+    use crate::spec::{Candidate, OrchestratorSpec};
+
+    fn spec(candidate: &Identity) -> RunSpec {
+        let candidates = vec![Candidate { peer: candidate.peer(), priority: 0 }];
+        RunSpec { orchestrator: OrchestratorSpec { candidates }, ..RunSpec::default() }
+    }
+
+    /// A log of entries of `bytes` each, of which only the last is certified.
+    fn certified_at_its_end(entries: usize, bytes: usize) -> (RunSpec, DecidedLog) {
+        let candidate = Identity::from_secret([1; 32]);
+        let spec = spec(&candidate);
+        let mut log = DecidedLog::new(&spec);
+        let mut certifier = Certifier::new(log.electorate().clone(), 0);
+        for number in 0..entries {
+            let mut entry = vec![0; bytes];
+            entry[..8].copy_from_slice(&number.to_le_bytes());
+            let (index, chain) = log.push_decided(entry);
+            if number + 1 == entries {
+                certifier.vote(&candidate, index, chain);
+            }
+        }
+        log.set_certificate(certifier.latest().expect("its own vote is a majority").clone());
+        (spec, log)
+    }
+
+    /// Fetches the log range by range; the number of ranges, if it has arrived.
+    fn fetch(spec: &RunSpec, from: &DecidedLog, bytes: usize) -> Option<usize> {
+        let mut log = DecidedLog::new(spec);
+        let mut ranges = 0;
+        while log.len() < from.len() {
+            let update = from.range(LogIndex(log.len() as u64), bytes)?;
+            assert!(update.entries.iter().map(|entry| entry.len()).sum::<usize>() <= bytes);
+            log.extend(&log.electorate().certify(update).expect("a valid certificate")).expect("it fits");
+            ranges += 1;
+        }
+        assert_eq!((log.chain(log.len()), log.certificate()), (from.chain(from.len()), from.certificate()));
+        Some(ranges)
+    }
+
+    #[test]
+    fn a_log_is_fetched_in_parts_though_only_its_end_is_certified() {
+        let (spec, log) = certified_at_its_end(LOG_RANGE_ENTRIES_MAX * 2 + 1, 8);
+        assert_eq!(fetch(&spec, &log, LOG_RANGE_BYTES_MAX), Some(3));
+        let (spec, log) = certified_at_its_end(20, 1000);
+        assert_eq!(fetch(&spec, &log, 4000), Some(7), "hashes take room away");
+        assert_eq!(fetch(&spec, &log, 19 * ENTRY_HASH_BYTES + 1000), Some(20));
+        assert_eq!(fetch(&spec, &log, 1000), None, "no room for the hashes");
+    }
+
+    #[test]
+    fn a_range_whose_hashes_do_not_lead_to_the_certificate_is_refused() {
+        let (spec, log) = certified_at_its_end(20, 1000);
+        let mut update = log.range(LogIndex(0), 4000).expect("a range");
+        update.beyond[3] = Hash::of(b"another");
+        let mut receiver = DecidedLog::new(&spec);
+        let certified = log.electorate().certify(update).expect("the signatures are right");
+        assert_eq!(receiver.extend(&certified), Err(RejectReason::Certificate));
+        assert!(receiver.is_empty());
     }
 }

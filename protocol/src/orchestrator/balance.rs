@@ -159,8 +159,8 @@ fn crews(state: &RunState, book: &Book) -> BTreeMap<StageIndex, Crew> {
     speeds.into_iter().map(|(stage, miners)| (stage, crew(miners))).collect()
 }
 
-/// Evicts the silent and the leaving. A member never heard is silent only since this candidate listens: one that has just
-/// started has heard nobody.
+/// Evicts the silent and the leaving. A member is silent only since this candidate listens: one that has just started, or
+/// was cut off, has heard nobody.
 pub(super) fn departures(
     now: Instant,
     listening_since: Instant,
@@ -170,7 +170,8 @@ pub(super) fn departures(
     let eviction = state.spec().timing.eviction.duration();
     let mut decisions = Vec::new();
     for &peer in state.members().keys() {
-        if book.silence(now, peer).unwrap_or(now.since(listening_since)) >= eviction {
+        let listened = now.since(listening_since);
+        if book.silence(now, peer).unwrap_or(listened).min(listened) >= eviction {
             decisions.push(Decision::Evict { peer, reason: EvictReason::Silent });
         } else if book.record(peer).is_some_and(|record| !record.miner) {
             decisions.push(Decision::Evict { peer, reason: EvictReason::Left });

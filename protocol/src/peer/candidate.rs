@@ -7,7 +7,9 @@ use serde_bytes::ByteBuf;
 
 use super::book::Book;
 use crate::id::{Identity, LogIndex, PeerId};
-use crate::limits::{CONSENSUS_BUNDLE_MAX, CONSENSUS_TICK, HEAD_REPEAT};
+use crate::limits::{
+    CONSENSUS_BUNDLE_MAX, CONSENSUS_TICK, HEAD_REPEAT, LOG_GOSSIP_BYTES_MAX, PROPOSALS_PENDING_MAX,
+};
 use crate::log::certificate::Electorate;
 use crate::log::{Certifier, Consensus, DecidedLog, LogBytes, Vote};
 use crate::miner::Outbox;
@@ -46,6 +48,10 @@ pub(super) struct Candidate<S: Storage<LogBytes>> {
     lanes: BTreeMap<PeerId, Lane>,
     /// Entries certified and published.
     published: u64,
+    /// Entries proposed as leader and not decided.
+    pending: usize,
+    /// Whether it led when it last looked.
+    led: bool,
     /// Whether something changed that proposals depend on, other than time.
     news: bool,
     /// When time alone is a reason to look again.
@@ -64,6 +70,8 @@ impl<S: Storage<LogBytes>> Candidate<S> {
             orchestrator: Orchestrator::default(),
             identity,
             published: 0,
+            pending: 0,
+            led: false,
             news: true,
             look_due: Instant::ZERO,
         })
@@ -134,6 +142,7 @@ impl<S: Storage<LogBytes>> Candidate<S> {
         let decided = self.consensus.poll_decided();
         let (count, any) = (decided.len(), !decided.is_empty());
         self.news |= any;
+        self.pending = self.pending.saturating_sub(count);
         for (i, entry) in decided.into_iter().enumerate() {
             let (index, chain) = log.push_decided(entry);
             if count - i <= VOTES_AFTER_RESTART {
@@ -148,13 +157,20 @@ impl<S: Storage<LogBytes>> Candidate<S> {
 
     /// As leader, proposes what should be decided. Returns whether anything was proposed.
     pub(super) fn propose(&mut self, now: Instant, me: PeerId, state: &RunState, book: &Book) -> bool {
-        // Stand-bys keep the same view, so that one of them can take over at once.
-        if !self.consensus.is_leader() || !self.news && now < self.look_due {
+        let leads = self.consensus.is_leader();
+        if leads && !self.led {
+            self.orchestrator.handle_leadership(now);
+            self.pending = 0;
+        }
+        self.led = leads;
+        if !leads || !self.news && now < self.look_due {
             return false;
         }
         self.news = false;
         self.look_due = now + CONSENSUS_TICK;
-        let decisions = self.orchestrator.propose(now, state, book);
+        let room = PROPOSALS_PENDING_MAX.saturating_sub(self.pending);
+        let decisions = self.orchestrator.propose(now, state, book, room);
+        self.pending += decisions.len();
         let any = !decisions.is_empty();
         for decision in decisions {
             self.consensus.propose(encode(&Entry { proposer: me, decision }));
@@ -177,8 +193,9 @@ impl<S: Storage<LogBytes>> Candidate<S> {
             return;
         }
         let mut from = self.published;
-        while let Some(update) = (from < certified).then(|| log.range(LogIndex(from))).flatten() {
-            from = update.certificate.index.0 + 1;
+        let range = |from| log.range(LogIndex(from), LOG_GOSSIP_BYTES_MAX);
+        while let Some(update) = (from < certified).then(|| range(from)).flatten() {
+            from = update.next().map_or(u64::MAX, |next| next.0);
             out.publish_raw(Topic::Control, encode(&update));
         }
         self.published = certified;

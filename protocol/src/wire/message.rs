@@ -186,7 +186,7 @@ impl Payload for MergeMessage {
     }
 }
 
-/// Decided entries with the certificate of the last one. Certificates carry their own signatures.
+/// Decided entries with a certificate of the last one, or of a later one. Certificates carry their own signatures.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct ControlUpdate {
@@ -194,8 +194,18 @@ pub struct ControlUpdate {
     pub first: LogIndex,
     /// The entries' canonical bytes.
     pub entries: Vec<ByteBuf>,
-    /// Certifies the last entry, and through its chain hash all before it.
+    /// Hashes of the entries after these, up to the certified one; empty if it is the last of these.
+    pub beyond: Vec<Hash>,
+    /// Certifies an entry, and through its chain hash all before it.
     pub certificate: Certificate,
+}
+
+impl ControlUpdate {
+    /// Index after the last entry.
+    #[must_use]
+    pub fn next(&self) -> Option<LogIndex> {
+        self.first.0.checked_add(self.entries.len() as u64).map(LogIndex)
+    }
 }
 
 /// A request of one peer to another.

@@ -177,7 +177,7 @@ pub(crate) fn log() -> Vec<Vec<u8>> {
 
 /// Position and chain hash of the log's last entry.
 pub(crate) fn head() -> (LogIndex, Hash) {
-    (LogIndex(1), log().iter().fold(chain_start(run()), |chain, entry| chain_hash(chain, entry)))
+    (LogIndex(1), log().iter().fold(chain_start(run()), |chain, entry| chain_hash(chain, Hash::of(entry))))
 }
 
 pub(crate) fn vote(candidate: u8) -> Vote {
@@ -195,7 +195,7 @@ pub(crate) fn certificate() -> Certificate {
 
 pub(crate) fn control_update() -> ControlUpdate {
     let entries = log().into_iter().map(ByteBuf::from).collect();
-    ControlUpdate { first: LogIndex(0), entries, certificate: certificate() }
+    ControlUpdate { first: LogIndex(0), entries, beyond: Vec::new(), certificate: certificate() }
 }
 
 pub(crate) fn requests() -> Vec<(&'static str, Request)> {

@@ -43,7 +43,7 @@ fn forked_vote(means: &Means<'_>, honest: &Vote) -> Option<Vote> {
     let LogIndex(last) = honest.index;
     let mut chain = chain_start(means.spec.run_id());
     for index in 0..=usize::try_from(last).ok()? {
-        chain = chain_hash(chain, &other(means.peer.log().entry_bytes(index)?));
+        chain = chain_hash(chain, Hash::of(&other(means.peer.log().entry_bytes(index)?)));
     }
     vote(means, honest.index, chain)
 }
