@@ -136,13 +136,17 @@ impl Stage {
         }
     }
 
-    /// The deal of `epoch`, under way or lately closed.
+    /// The epoch of this number, under way or lately closed.
+    #[must_use]
+    pub fn epoch(&self, epoch: Epoch) -> Option<&Training> {
+        let current = self.training().filter(|training| training.epoch == epoch);
+        current.or_else(|| self.closed_epoch(epoch).map(|closed| &closed.training))
+    }
+
+    /// Its deal.
     #[must_use]
     pub fn deal(&self, epoch: Epoch) -> Option<&Deal> {
-        let current = self.training().filter(|training| training.epoch == epoch);
-        current
-            .or_else(|| self.closed_epoch(epoch).map(|closed| &closed.training))
-            .map(|training| &training.deal)
+        self.epoch(epoch).map(|training| &training.deal)
     }
 
     /// Goes on to the next version.

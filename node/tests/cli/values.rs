@@ -117,3 +117,17 @@ fn init_writes_a_spec_that_reads_back_and_one_key_per_candidate() {
         assert!(cli.path().join(format!("keys/candidate-{index}.key")).exists());
     }
 }
+
+#[test]
+fn more_stages_than_the_built_in_model_has_layers_give_it_as_many() {
+    let layers = |arguments: &[&str]| {
+        let cli = Cli::new();
+        cli.init(arguments);
+        let text = std::fs::read_to_string(cli.path().join("run.toml")).unwrap();
+        RunSpec::from_toml(&text).unwrap().model.layers
+    };
+    let built_in = layers(&[]);
+    assert_eq!(layers(&["--stages", "1"]), built_in);
+    assert_eq!(layers(&["--stages", &(built_in + 2).to_string()]), built_in + 2);
+    assert_eq!(layers(&["--stages", "2", "--set", "model.layers=2"]), 2, "what is asked for stays");
+}

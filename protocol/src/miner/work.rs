@@ -19,7 +19,7 @@ use super::{Context, backed_off};
 use crate::id::{Epoch, Hash, LogIndex, PeerId, SampleId, StageIndex};
 use crate::limits::RETRY_PAUSE_MIN;
 use crate::receipts::{Receipt, encode_receipts, merkle_root};
-use crate::run_state::{RunState, Stage, Training};
+use crate::run_state::{RunState, Training};
 use crate::samples::sample_set_hash;
 use crate::spec::RunSpec;
 use crate::time::Instant;
@@ -149,7 +149,7 @@ impl EpochWork {
     pub(super) fn follow_below(&mut self, state: &RunState) {
         let Some(below) = state.stage(StageIndex(self.stage.0 + 1)) else { return };
         let Some(deal) = below.deal(self.epoch) else { return };
-        let opened = opened_below(below, self.epoch);
+        let opened = below.epoch(self.epoch).map(|training| training.opened);
         let moved = self.samples.iter().filter(|(sample, passage)| {
             let sent = passage.output.is_some() && passage.step != Step::Lost && passage.taken_by.is_some();
             sent && (passage.taken_by != deal.owner(**sample) || passage.taken_in != opened)
@@ -356,7 +356,8 @@ impl EpochWork {
         if let (Direction::Forward, Some(passage)) = (direction, self.samples.get_mut(&sample)) {
             let below = state.stage(StageIndex(self.stage.0 + 1));
             passage.taken_by = Some(to);
-            passage.taken_in = below.and_then(|below| opened_below(below, self.epoch));
+            passage.taken_in =
+                below.and_then(|below| below.epoch(self.epoch)).map(|training| training.opened);
         }
     }
 
@@ -507,13 +508,6 @@ impl EpochWork {
         })
         .collect()
     }
-}
-
-/// The entry that opened `epoch` of a stage, under way or lately closed.
-fn opened_below(below: &Stage, epoch: Epoch) -> Option<LogIndex> {
-    let current = below.training().filter(|training| training.epoch == epoch);
-    let closed = || below.closed_epoch(epoch).map(|closed| &closed.training);
-    current.or_else(closed).map(|training| training.opened)
 }
 
 impl Passage {

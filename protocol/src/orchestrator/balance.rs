@@ -2,9 +2,9 @@
 //!
 //! A pipeline is as fast as its slowest stage. When a stage is about to open an epoch, the leader asks whether one of its
 //! miners would do more good in the slowest stage, and moves the one whose move raises the slower of the two the most:
-//! the adaptive rebalancing of SWARM (Ryabinin et al. 2023, section 3.2), without its random victim and with two guards.
-//! A move must gain [`GAIN_MIN`], since the mover trains nothing while it fetches its new stage's weights, and a stage that
-//! gave or took a miner is left alone until that miner had the time to show its effect.
+//! the adaptive rebalancing of SWARM (Ryabinin et al. 2023, section 3.2), without its random victim and with three guards.
+//! A move must gain [`GAIN_MIN`], since the mover trains nothing while it fetches its new stage's weights; a stage keeps
+//! [`KEPT_MIN`] miners; and one that gave or took a miner is left alone until that miner had the time to show its effect.
 
 use std::collections::BTreeMap;
 

@@ -3,12 +3,12 @@
 use std::rc::Rc;
 
 use iota_protocol::Instant;
+use iota_protocol::PeerId;
 use iota_protocol::limits::TRANSFER_DEADLINE;
 use iota_protocol::miner::{Action, Job};
 use iota_protocol::wire::Gossip;
 use iota_protocol::wire::frame::PushHeader;
 use iota_protocol::wire::message::Topic;
-use iota_protocol::{Hash, PeerId};
 
 use super::{Broadcast, Cargo, Event, Fetch, Push, World};
 use crate::adversary::{Behaviour, Emission, Means};
@@ -106,7 +106,9 @@ impl World {
             }
             Action::Push { id, to, header } => self.push(host, id, to, header),
             Action::Fetch { id, hash, providers, limit, deliver, tag } => {
-                self.fetch(host, id, hash, providers, limit as u64, deliver, tag);
+                let (incarnation, deadline) = (self.hosts[host].incarnation, self.now() + TRANSFER_DEADLINE);
+                let limit = limit as u64;
+                self.fetch(Fetch { host, incarnation, id, hash, providers, limit, deliver, tag, deadline });
             }
             Action::Store { hash, bytes, tag } => {
                 let blob = Blob { bytes: bytes.len() as u64, content: Some(bytes.into()) };
@@ -168,20 +170,8 @@ impl World {
         self.start_cargo(from, to, Cargo::Push(Push { from, incarnation, id, to, header, blob }));
     }
 
-    #[expect(clippy::too_many_arguments, reason = "the fields of Action::Fetch")]
-    fn fetch(
-        &mut self,
-        host: HostIndex,
-        id: u64,
-        hash: Hash,
-        providers: Vec<PeerId>,
-        limit: u64,
-        deliver: bool,
-        tag: String,
-    ) {
-        let (incarnation, deadline) = (self.hosts[host].incarnation, self.now() + TRANSFER_DEADLINE);
-        let fetch = Fetch { host, incarnation, id, hash, providers, limit, deliver, tag, deadline };
-        match self.hosts[host].store.get(&hash).cloned() {
+    fn fetch(&mut self, fetch: Fetch) {
+        match self.hosts[fetch.host].store.get(&fetch.hash).cloned() {
             Some(blob) => self.fetch_ends(&fetch, Some(blob)),
             None => self.queue.push(std::time::Duration::ZERO, Event::FetchTries(Rc::new(fetch), 0)),
         }
