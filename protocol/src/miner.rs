@@ -22,7 +22,9 @@ pub use job::{Job, JobDone};
 pub use outbox::{Action, Notice, Outbox};
 
 use crate::id::{Epoch, Hash, PeerId, SampleId, StageIndex};
-use crate::limits::{BLOB_EPOCHS_KEPT, HELD_ACTIVATIONS_MAX, RETRY_PAUSE_MAX, WIRE_VERSION};
+use crate::limits::{
+    BLOB_EPOCHS_KEPT, HELD_ACTIVATIONS_MAX, RETRY_PAUSE_MAX, TRANSFER_DEADLINE, WIRE_VERSION,
+};
 use crate::peer::book::Book;
 use crate::run_state::{RunState, Training};
 use crate::spec::{Bottleneck, RunSpec, TrainingMode};
@@ -37,6 +39,9 @@ use work::{EpochWork, Share};
 
 /// Manifests remembered until their merge is done. One per member and attempt.
 const MANIFESTS_KEPT: usize = 2048;
+/// Peers that fetch a state from here at a time. Whoever has it becomes a provider itself, so a stage of *n* is served in
+/// log *n* rounds, while *n* transfers at once over one uplink would all take longer than a transfer may.
+const STATE_SERVED_MAX: usize = 4;
 /// Weight of the newest measurement in the running mean of the speed.
 const SPEED_SMOOTHING: f64 = 0.2;
 
@@ -99,6 +104,8 @@ pub struct Miner {
     /// State offers asked for: ticket of the request.
     snapshot_asked: VecDeque<u64>,
     offer: Option<StateOffer>,
+    /// Who was offered the state and may be fetching it, until when.
+    serving: BTreeMap<PeerId, Instant>,
     transfers: BTreeMap<u64, Purpose>,
     credit: BTreeMap<PeerId, u16>,
     sequence: u64,
@@ -131,6 +138,7 @@ impl Miner {
             kept_states: BTreeSet::new(),
             snapshot_asked: VecDeque::new(),
             offer: None,
+            serving: BTreeMap::new(),
             transfers: BTreeMap::new(),
             credit: BTreeMap::new(),
             sequence,
@@ -313,15 +321,20 @@ impl Miner {
         self.pump(cx);
     }
 
-    /// A peer asks for the state of a stage; answered through the outbox when the engine has written it.
+    /// A peer asks for the state of a stage; answered through the outbox when the engine has written it, and at once if
+    /// it is not here or as many as can be are fetching it.
     pub fn handle_state_request(
         &mut self,
         cx: &mut Context<'_>,
+        from: PeerId,
         ticket: u64,
         stage: StageIndex,
         version: Epoch,
     ) {
-        let holds = self.weights.is_some_and(|weights| weights.stage == stage && weights.version == version);
+        let right = |weights: Option<WeightsRecord>| {
+            weights.is_some_and(|w| w.stage == stage && w.version == version)
+        };
+        let holds = right(self.weights) && self.serves(cx, from, right);
         let offered = self.offer.as_ref().filter(|offer| offer.stage == stage && offer.version == version);
         match offered {
             _ if !holds => cx.out.respond(ticket, None),
@@ -329,6 +342,22 @@ impl Miner {
             None => self.snapshot_asked.push_back(ticket),
         }
         self.pump(cx);
+    }
+
+    /// Whether there is room to serve `from`, which then takes it. Who `has` the state needs none any more.
+    fn serves(
+        &mut self,
+        cx: &Context<'_>,
+        from: PeerId,
+        has: impl Fn(Option<WeightsRecord>) -> bool,
+    ) -> bool {
+        let weights = |peer: &PeerId| cx.book.record(*peer).and_then(|record| record.weights);
+        self.serving.retain(|peer, until| cx.now < *until && !has(weights(peer)));
+        let room = self.serving.len() < STATE_SERVED_MAX || self.serving.contains_key(&from);
+        if room {
+            self.serving.insert(from, cx.now + TRANSFER_DEADLINE);
+        }
+        room
     }
 
     /// Takes the result of the engine's job.

@@ -124,7 +124,7 @@ impl Orchestrator {
             match &stage.phase {
                 Phase::Waiting if stage.version.0 >= state.spec().training.epochs => {}
                 Phase::Waiting => {
-                    let relief = self.balance.relief(state, book, index, begun);
+                    let relief = self.balance.relief(now, state, book, index, begun);
                     wanted.extend(relief.or_else(|| self.open(now, state, book, index, stage)));
                 }
                 Phase::Training(training) => wanted.extend(self.training(now, state, index, training)),

@@ -365,7 +365,7 @@ impl<S: Storage<LogBytes>> Peer<S> {
                 let miner = self.miner.as_mut().filter(|_| member);
                 let mut cx = Context { now, state: &self.state, book: &self.book, out: &mut self.out };
                 match miner {
-                    Some(miner) => miner.handle_state_request(&mut cx, ticket, stage, version),
+                    Some(miner) => miner.handle_state_request(&mut cx, from, ticket, stage, version),
                     None => cx.out.respond(ticket, None),
                 }
             }

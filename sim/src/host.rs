@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
 
 use iota_protocol::peer::{Peer, Roles};
-use iota_protocol::{Identity, Instant, RunSpec};
+use iota_protocol::{Hash, Identity, Instant, RunSpec};
 
 use crate::adversary::Behaviour;
 use crate::blobs::BlobStore;
@@ -103,6 +103,8 @@ pub struct Host {
     pub(crate) inbox: VecDeque<Event>,
     /// Its blobs.
     pub store: BlobStore,
+    /// Bytes that are missing of blobs whose transfer was given up.
+    pub(crate) missing: BTreeMap<Hash, u64>,
     pub(crate) disk: Disk,
     pub(crate) trainer: Box<dyn Trainer>,
     pub(crate) behaviour: Option<Box<dyn Behaviour>>,
@@ -132,6 +134,7 @@ impl Host {
             frozen: false,
             inbox: VecDeque::new(),
             store: BlobStore::new(setup.disk),
+            missing: BTreeMap::new(),
             disk: Disk::default(),
             trainer,
             behaviour,

@@ -16,7 +16,7 @@ use iota_sim::measure::Meter;
 use iota_sim::observe::Seconds;
 use iota_sim::scenario::{self, Request, Scenario};
 use iota_sim::shrink::shrink;
-use iota_sim::sweep::{Parameter, Swarm, Sweep, laws, valid_fraction, vary};
+use iota_sim::sweep::{Parameter, Swarm, Sweep, laws, rebalance, valid_fraction, vary};
 use iota_sim::trace::Trace;
 use iota_sim::trainer::Compute;
 use iota_sim::world::{Ending, World};
@@ -161,6 +161,8 @@ enum SweepArg {
     FailureRate,
     /// Owners of each partition
     Redundancy,
+    /// Throughput under preemption over the length of an epoch, with moves between stages and without
+    Rebalance,
 }
 
 /// Why the command could not be done.
@@ -383,6 +385,9 @@ fn sweep(arguments: &SweepArgs, seeds: &[u64]) -> Result<Sweep, CliError> {
         }
         SweepArg::Redundancy => {
             vary(&swarm, Parameter::Redundancy, &values(&[1.0, 2.0, 3.0]), seeds, SWEEP_LIMIT)
+        }
+        SweepArg::Rebalance => {
+            rebalance::sweep(rebalance::Setting::SWARM, &values(&rebalance::EPOCHS), seeds)
         }
     })
 }

@@ -251,16 +251,22 @@ impl Network {
             self.touched.insert(end.flow);
             return None;
         }
-        self.drop_flow(end.flow)
+        self.drop_flow(end.at, end.flow).map(drop)
     }
 
-    /// Gives a flow up; `None` if it is not under way.
-    pub fn drop_flow(&mut self, number: u64) -> Option<()> {
+    /// Gives a flow up; the bytes that had not arrived, or nothing if it is not under way.
+    #[expect(
+        clippy::cast_possible_truncation,
+        clippy::cast_sign_loss,
+        reason = "a size below 2^53, not negative"
+    )]
+    pub fn drop_flow(&mut self, now: Instant, number: u64) -> Option<u64> {
         let flow = self.flows.remove(&number)?;
         self.outgoing[flow.from].remove(&number);
         self.incoming[flow.to].remove(&number);
         self.touch(flow.from, flow.to);
-        Some(())
+        let missing = flow.remaining - flow.rate * now.since(flow.priced).as_secs_f64();
+        Some(missing.max(0.0) as u64)
     }
 
     /// Flows under way.

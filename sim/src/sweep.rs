@@ -4,10 +4,11 @@
 //! Student's t. Shares of things that either happen or not have Wilson's interval instead. About one interval in twenty
 //! misses the true value: a curve agrees with its theory if few points do.
 //!
-//! [`vary`] is for anything a run reports, [`laws`] names the sweeps behind the claims, and [`valid_fraction`] is for what
-//! survives failures in a merge.
+//! [`vary`] is for anything a run reports, [`laws`] names the sweeps behind the claims, [`valid_fraction`] is for what
+//! survives failures in a merge, and [`rebalance`] for what moves between stages are worth.
 
 pub mod laws;
+pub mod rebalance;
 mod setups;
 pub mod valid_fraction;
 mod write;

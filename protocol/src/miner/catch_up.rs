@@ -152,8 +152,11 @@ impl CatchUp {
                 })
             })
             .collect();
-        if let Some(peer) = holders.get(self.turn % holders.len().max(1)) {
-            self.turn += 1;
+        // Those who lack it begin with different replicas, so that not all of them ask the same one first.
+        let first =
+            me.0.iter().fold(0_usize, |sum, byte| sum.wrapping_mul(31).wrapping_add(usize::from(*byte)));
+        if let Some(peer) = holders.get(first.wrapping_add(self.turn) % holders.len().max(1)) {
+            self.turn = self.turn.wrapping_add(1);
             self.provider = Some(*peer);
             cx.out.request_state(*peer, index, stage.version);
             self.set(Aim::Asking(index, stage.version, cx.now + TRANSFER_DEADLINE));

@@ -4,7 +4,8 @@
 //! miners would do more good in the slowest stage, and moves the one whose move raises the slower of the two the most:
 //! the adaptive rebalancing of SWARM (Ryabinin et al. 2023, section 3.2), without its random victim and with three guards.
 //! A move must gain [`GAIN_MIN`], since the mover trains nothing while it fetches its new stage's weights; a stage keeps
-//! [`KEPT_MIN`] miners; and one that gave or took a miner is left alone until that miner had the time to show its effect.
+//! [`KEPT_MIN`] miners; and one that took a miner gives none, nor takes one that gave, until that miner had the time to show
+//! its effect. The slowest stage may take several at once, each counted from the moment its move is decided.
 
 use std::collections::BTreeMap;
 
@@ -19,7 +20,7 @@ use crate::wire::message::{Decision, EvictReason};
 const GAIN_MIN: f64 = 1.05;
 /// Miners a stage keeps when it gives one: with a single one, its next death would take the stage's weights along.
 const KEPT_MIN: usize = 2;
-/// Merges of a stage after a move to or from it before the next one: one in which the mover arrives, one in which it counts.
+/// Merges of a stage after a move before one the other way: one in which the mover arrives, one in which it counts.
 const SETTLING_EPOCHS: u32 = 2;
 
 /// Places given and moves made that the state does not show yet.
@@ -27,8 +28,12 @@ const SETTLING_EPOCHS: u32 = 2;
 pub(super) struct Balance {
     /// Admissions proposed and not decided.
     admitting: BTreeMap<PeerId, (StageIndex, Instant)>,
-    /// Version of a stage when it last gave or took a miner.
-    touched: BTreeMap<StageIndex, Epoch>,
+    /// Moves proposed and not decided: several stages wait at the same time, and all of them see the same slowest one.
+    moving: BTreeMap<PeerId, (StageIndex, Instant)>,
+    /// Version of a stage when it last gave a miner.
+    gave: BTreeMap<StageIndex, Epoch>,
+    /// Version of a stage when it last took one.
+    took: BTreeMap<StageIndex, Epoch>,
 }
 
 /// The miners of a stage and what they do.
@@ -80,23 +85,21 @@ impl Balance {
     /// A move away from `donor`, which waits, if one helps.
     pub(super) fn relief(
         &mut self,
+        now: Instant,
         state: &RunState,
         book: &Book,
         donor: StageIndex,
         begun: bool,
     ) -> Option<Decision> {
+        self.moving
+            .retain(|peer, (to, at)| state.stage_of(*peer) != Some(*to) && now.since(*at) < PROPOSAL_REPEAT);
         let (peer, stage) =
             if begun { self.fastest_together(state, book, donor) } else { surplus(state, donor) }?;
-        for stage in [donor, stage] {
-            let version = state.stage(stage).map_or(Epoch(0), |stage| stage.version);
-            self.touched.insert(stage, version);
-        }
+        self.moving.insert(peer, (stage, now));
+        let version = |stage| state.stage(stage).map_or(Epoch(0), |stage| stage.version);
+        self.gave.insert(donor, version(donor));
+        self.took.insert(stage, version(stage));
         Some(Decision::Move { peer, stage })
-    }
-
-    fn settled(&self, state: &RunState, stage: StageIndex) -> bool {
-        let version = state.stage(stage).map_or(0, |stage| stage.version.0);
-        self.touched.get(&stage).is_none_or(|touched| version >= touched.0 + SETTLING_EPOCHS)
     }
 
     /// The miner of `donor` whose move to the slowest stage raises the slower of the two the most.
@@ -106,14 +109,14 @@ impl Balance {
         book: &Book,
         donor: StageIndex,
     ) -> Option<(PeerId, StageIndex)> {
-        let crews = crews(state, book);
+        let crews = crews(state, book, &self.moving);
         let speed = |stage: &StageIndex| crews.get(stage).map_or(0.0, Crew::throughput);
         let slowest = crews.keys().copied().min_by(|a, b| speed(a).total_cmp(&speed(b)).then(a.cmp(b)))?;
         let (from, to) = (crews.get(&donor)?, crews.get(&slowest)?);
         if slowest == donor
             || from.miners.len() <= KEPT_MIN
-            || !self.settled(state, donor)
-            || !self.settled(state, slowest)
+            || !settled(state, &self.took, donor)
+            || !settled(state, &self.gave, slowest)
         {
             return None;
         }
@@ -125,6 +128,12 @@ impl Balance {
     }
 }
 
+/// Whether `stage` has come far enough since what is noted of it.
+fn settled(state: &RunState, noted: &BTreeMap<StageIndex, Epoch>, stage: StageIndex) -> bool {
+    let version = state.stage(stage).map_or(0, |stage| stage.version.0);
+    noted.get(&stage).is_none_or(|at| version >= at.0 + SETTLING_EPOCHS)
+}
+
 /// Before the run has begun: a miner that `donor` has beyond what it waits for, and a stage that still waits.
 fn surplus(state: &RunState, donor: StageIndex) -> Option<(PeerId, StageIndex)> {
     let wanted = usize::from(state.spec().pipeline.start_replicas);
@@ -132,13 +141,18 @@ fn surplus(state: &RunState, donor: StageIndex) -> Option<(PeerId, StageIndex)> 
     (state.replicas(donor).count() > wanted).then(|| state.replicas(donor).last())?.map(|peer| (peer, needy))
 }
 
-/// The crews of all stages. A miner that was not measured counts as the mean of its stage, and a stage nobody of
+/// The crews of all stages, with those who are `moving` where they go. A miner that was not measured counts as the mean of its stage, and a stage nobody of
 /// which was measured as the mean of the others.
 #[expect(clippy::cast_precision_loss, reason = "speeds and counts are small")]
-fn crews(state: &RunState, book: &Book) -> BTreeMap<StageIndex, Crew> {
+fn crews(
+    state: &RunState,
+    book: &Book,
+    moving: &BTreeMap<PeerId, (StageIndex, Instant)>,
+) -> BTreeMap<StageIndex, Crew> {
     let mut speeds: BTreeMap<StageIndex, Vec<(PeerId, f64)>> =
         state.spec().stages().map(|stage| (stage, Vec::new())).collect();
     for (peer, stage) in state.members() {
+        let stage = moving.get(peer).map_or(stage, |(to, _)| to);
         // What a miner measured in another stage says nothing here.
         let record = book.record(*peer).filter(|record| record.weights.is_some_and(|w| w.stage == *stage));
         let speed = record.map_or(0.0, |record| f64::from(record.speed_milli));

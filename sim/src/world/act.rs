@@ -181,7 +181,9 @@ impl World {
     pub(super) fn start_cargo(&mut self, from: HostIndex, to: HostIndex, cargo: Cargo) {
         let bytes = match &cargo {
             Cargo::Push(push) => push.blob.bytes,
-            Cargo::Fetch(_, _, blob) => blob.bytes,
+            Cargo::Fetch(fetch, _, blob) => {
+                self.hosts[fetch.host].missing.remove(&fetch.hash).unwrap_or(blob.bytes)
+            }
         };
         if bytes <= SMALL_BYTES || !self.network.reaches(from, to) {
             return self.arrive(cargo);

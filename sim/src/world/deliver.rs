@@ -311,16 +311,18 @@ impl World {
 
     /// Gives up what a flow carries.
     pub(super) fn drop_cargo(&mut self, flow: u64) {
-        if self.network.drop_flow(flow).is_none() {
-            return;
-        }
+        let Some(missing) = self.network.drop_flow(self.queue.now(), flow) else { return };
         match self.cargo.remove(&flow) {
             Some(Cargo::Push(push)) => {
                 let to: PeerId = self.hosts[push.to].identity.peer();
                 let Push { from: host, incarnation, id, .. } = push;
                 self.queue.push(Duration::ZERO, Event::PushEnds { host, incarnation, id, to, ack: None });
             }
-            Some(Cargo::Fetch(fetch, ..)) => self.fetch_ends(&fetch, None),
+            Some(Cargo::Fetch(fetch, ..)) => {
+                // What has arrived is kept, as the node's store keeps it, and is not sent again.
+                self.hosts[fetch.host].missing.insert(fetch.hash, missing);
+                self.fetch_ends(&fetch, None);
+            }
             None => {}
         }
     }
