@@ -143,6 +143,7 @@ fn record(sequence: u64) -> PeerRecord {
         credits: 0,
         speed_milli: 0,
         tokens: 0,
+        wire_version_max: 1,
     }
 }
 

@@ -5,11 +5,13 @@
 //! leader takes over in mid-epoch without being told anything. A proposal that turns out void is harmless.
 
 mod balance;
+mod upgrade;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use balance::Balance;
+use upgrade::Upgrade;
 
 use crate::id::{Epoch, Hash, LogIndex, PartitionIndex, PeerId, StageIndex};
 use crate::limits::PROPOSAL_REPEAT;
@@ -48,6 +50,7 @@ pub struct Orchestrator {
     tallies: BTreeMap<(StageIndex, Epoch, u16), Tally>,
     agreement: BTreeMap<StageIndex, AgreementMatrix>,
     balance: Balance,
+    upgrade: Upgrade,
     /// Since when this candidate could have heard of anybody: its start, or its return from a pause.
     listening_since: Option<Instant>,
 }
@@ -83,6 +86,7 @@ impl Orchestrator {
     /// After this process was not running for a while, everybody looks late. Starts all waits anew.
     pub fn handle_pause(&mut self, now: Instant) {
         self.listening_since = Some(now);
+        self.upgrade.handle_pause();
         for (_, since) in self.doing.values_mut() {
             *since = now;
         }
@@ -97,6 +101,7 @@ impl Orchestrator {
         }
         let mut wanted = balance::departures(now, listening_since, state, book);
         wanted.extend(self.balance.admissions(now, state, book));
+        wanted.extend(self.upgrade.decision(now, listening_since, state, book));
         let begun = balance::begun(state);
         for (index, stage) in state.spec().stages().zip(state.stages()) {
             match &stage.phase {

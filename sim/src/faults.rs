@@ -3,6 +3,8 @@
 use std::fmt;
 use std::time::Duration;
 
+use iota_protocol::wire::Versions;
+
 use crate::network::{HostIndex, Link};
 
 /// Something that happens to hosts or links.
@@ -16,6 +18,8 @@ pub enum Fault {
     CrashLeader(Duration),
     /// A process does nothing for a while, then everything at once.
     Freeze(HostIndex, Duration),
+    /// A process ends, and starts again after a while as a program that speaks these wire versions.
+    Reinstall(HostIndex, Versions, Duration),
     /// A host that was not there starts.
     Join(HostIndex),
     /// A miner says that it leaves, and ends when it is let go.
@@ -45,6 +49,9 @@ impl fmt::Display for Fault {
             Self::Restart(host) => write!(f, "restart {host}"),
             Self::CrashLeader(pause) => write!(f, "crash-leader for {pause:?}"),
             Self::Freeze(host, pause) => write!(f, "freeze {host} for {pause:?}"),
+            Self::Reinstall(host, versions, pause) => {
+                write!(f, "reinstall {host} for {pause:?} speaking {versions}")
+            }
             Self::Join(host) => write!(f, "join {host}"),
             Self::Leave(host) => write!(f, "leave {host}"),
             Self::Group(host, group) => write!(f, "group {host} into {group}"),

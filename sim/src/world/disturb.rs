@@ -10,6 +10,9 @@ use crate::faults::Fault;
 use crate::network::HostIndex;
 use crate::observe::Seen;
 
+/// Pause before a host that could not be spared is asked for again.
+const REINSTALL_AGAIN: Duration = Duration::from_secs(1);
+
 impl World {
     pub(super) fn start(&mut self, host: HostIndex) {
         if self.hosts[host].peer.is_some() {
@@ -129,12 +132,18 @@ impl World {
         let fault = self.schedule[index].1.clone();
         let about = match &fault {
             Fault::Crash(host) | Fault::Restart(host) | Fault::Freeze(host, _) | Fault::Join(host) => *host,
-            Fault::Leave(host) | Fault::Group(host, _) | Fault::Cut(host, _) => *host,
+            Fault::Reinstall(host, ..) | Fault::Leave(host) | Fault::Group(host, _) | Fault::Cut(host, _) => {
+                *host
+            }
             Fault::Relink(host, _) | Fault::Speed(host, _) | Fault::Disk(host, _) => *host,
             Fault::CrashLeader(_) => self.leader().unwrap_or(0),
             Fault::Heal | Fault::DropGossip(_) | Fault::RepeatGossip(_) => 0,
         };
         if self.spares_last_copies && self.takes_last_copy(about, &fault) {
+            if let Fault::Reinstall(..) = fault {
+                // Whoever upgrades a host waits until others have what only it holds.
+                self.queue.push(REINSTALL_AGAIN, Event::Fault(index));
+            }
             return;
         }
         self.show(about, Seen::Fault(&fault));
@@ -146,6 +155,11 @@ impl World {
                     self.stop(leader);
                     self.queue.push(pause, Event::Restart(leader));
                 }
+            }
+            Fault::Reinstall(host, versions, pause) => {
+                self.stop(host);
+                self.hosts[host].setup.versions = versions;
+                self.queue.push(pause, Event::Restart(host));
             }
             Fault::Freeze(host, pause) => self.freeze(host, pause),
             Fault::Leave(host) => self.leave(host),
@@ -190,9 +204,13 @@ impl World {
         self.drain(host);
     }
 
-    /// Notes that somebody knows that the run is over.
-    pub(super) fn note(&mut self, notice: &Notice) {
+    /// Notes that somebody knows that the run is over, or ends a process whose program is too old for the run.
+    pub(super) fn note(&mut self, host: HostIndex, notice: &Notice) {
         self.finished_hosts |=
             matches!(notice, Notice::State(iota_protocol::run_state::StateEvent::Finished));
+        if let Notice::Outdated(_) = notice {
+            let incarnation = self.hosts[host].incarnation;
+            self.queue.push(Duration::ZERO, Event::Stop(host, incarnation));
+        }
     }
 }
