@@ -27,7 +27,9 @@ use crate::wire::message::{Decision, DigestReport, EvictReason, Submission};
 /// Largest weight of a member in a deal; the fastest has it, the others a share. Coarse, so that the
 /// noise of a measurement does not unbalance equal machines.
 const WEIGHT_MAX: u64 = 8;
-/// Multiples of the epoch deadline after which the epoch is cut off. One later a quorum of submissions is merged, two
+/// Multiples of the epoch deadline after which the epoch is cut off; a stage beside which the epoch has been settled is
+/// given one from then on. What it lacks then will not come, and a stage that waited as long as the others wait for it
+/// would never be in step with them again. One later a quorum of submissions is merged, two
 /// later whatever there is. If there is nothing, another deadline later the epoch is opened again, or passed over.
 const CUTOFF_DEADLINES: u32 = 2;
 /// Owners of a disputed partition, if there are so many miners. Seven outvote three liars who agree.
@@ -46,6 +48,8 @@ enum Doing {
 pub struct Orchestrator {
     proposed: BTreeMap<Hash, Instant>,
     doing: BTreeMap<StageIndex, (Doing, Instant)>,
+    /// Epochs, by the entry that opened them, that a stage beside has settled, and since when.
+    overtaken: BTreeMap<StageIndex, (LogIndex, Instant)>,
     manifests: BTreeMap<(StageIndex, PeerId), Arc<HashedManifest>>,
     tallies: BTreeMap<(StageIndex, Epoch, u16), Tally>,
     agreement: BTreeMap<StageIndex, AgreementMatrix>,
@@ -87,7 +91,10 @@ impl Orchestrator {
     pub fn handle_pause(&mut self, now: Instant) {
         self.listening_since = Some(now);
         self.upgrade.handle_pause();
-        for (_, since) in self.doing.values_mut() {
+        for since in self.doing.values_mut().map(|(_, since)| since) {
+            *since = now;
+        }
+        for since in self.overtaken.values_mut().map(|(_, since)| since) {
             *since = now;
         }
     }
@@ -142,6 +149,12 @@ impl Orchestrator {
             let entry = self.doing.entry(index).or_insert((doing, now));
             if entry.0 != doing {
                 *entry = (doing, now);
+            }
+            let settled = |training: &&Training| state.settled_beside(index, training.epoch);
+            match stage.training().filter(settled).map(|training| training.opened) {
+                None => drop(self.overtaken.remove(&index)),
+                Some(opened) if self.overtaken.get(&index).is_some_and(|(known, _)| *known == opened) => {}
+                Some(opened) => drop(self.overtaken.insert(index, (opened, now))),
             }
         }
         let version = |stage: StageIndex| state.stage(stage).map(|stage| stage.version);
@@ -251,7 +264,8 @@ impl Orchestrator {
             }
             return live.into_iter().map(|peer| Decision::Release { stage, epoch, peer }).collect();
         }
-        if !training.cut_off && waited >= deadline * CUTOFF_DEADLINES {
+        let overtaken = self.overtaken.get(&index).is_some_and(|(_, since)| now.since(*since) >= deadline);
+        if !training.cut_off && (waited >= deadline * CUTOFF_DEADLINES || overtaken) {
             return vec![Decision::Cutoff { stage, epoch }];
         }
         if waited >= deadline && submissions.len() >= quorum {
