@@ -4,6 +4,7 @@ use std::fmt;
 use std::time::Duration;
 
 use iota_protocol::wire::Versions;
+use iota_protocol::{Epoch, StageIndex};
 
 use crate::network::{HostIndex, Link};
 
@@ -64,6 +65,20 @@ impl fmt::Display for Fault {
             Self::RepeatGossip(share) => write!(f, "repeat-gossip {share}"),
         }
     }
+}
+
+/// Miners of a stage that crash in the moment in which its merge is decided on: after the plan names them, before any of
+/// them has computed a partition.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct MergeFailure {
+    /// The stage.
+    pub stage: StageIndex,
+    /// The epoch whose first merge is hit.
+    pub epoch: Epoch,
+    /// Share of the plan's submitters that crash; candidates do not.
+    pub share: f64,
+    /// How long until they start again.
+    pub away: Duration,
 }
 
 /// A fault and its time since the start.

@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use iota_protocol::miner::Notice;
+use iota_protocol::run_state::StateEvent;
 use iota_protocol::{Instant, PeerId};
 
 use super::{Cargo, Event, World};
@@ -20,7 +21,7 @@ impl World {
         }
         let now = self.queue.now();
         self.hosts[host].start(now, &self.spec, &self.costs, self.compute);
-        self.mesh.set_up(&self.network, host, true);
+        self.set_up(host, true);
         self.show(host, Seen::Started);
         self.reconnect(host);
         let local = self.local_now(host);
@@ -28,6 +29,16 @@ impl World {
             peer.handle_timeout(local);
         }
         self.drain(host);
+    }
+
+    /// A host answers from now on, or does not.
+    fn set_up(&mut self, host: HostIndex, up: bool) {
+        self.network.set_up(host, up);
+        self.mesh.set_up(&self.network, host, up);
+        if !up {
+            // What it relays is cut off with it.
+            self.network.flows_via(host).into_iter().for_each(|flow| self.drop_cargo(flow));
+        }
     }
 
     /// Candidates learn that a connection to `host` was made, and it learns of theirs.
@@ -52,7 +63,7 @@ impl World {
             return;
         }
         self.hosts[host].stop();
-        self.mesh.set_up(&self.network, host, false);
+        self.set_up(host, false);
         self.show(host, Seen::Stopped);
         self.drop_cargo_of(host);
     }
@@ -91,7 +102,7 @@ impl World {
             return;
         }
         self.hosts[host].frozen = false;
-        self.mesh.set_up(&self.network, host, true);
+        self.set_up(host, true);
         let local = self.local_now(host);
         if let Some(peer) = &mut self.hosts[host].peer {
             peer.handle_timeout(local);
@@ -107,7 +118,7 @@ impl World {
             return;
         }
         self.hosts[host].frozen = true;
-        self.mesh.set_up(&self.network, host, false);
+        self.set_up(host, false);
         let incarnation = self.hosts[host].incarnation;
         self.queue.push(pause, Event::Thaw(host, incarnation));
     }
@@ -204,13 +215,17 @@ impl World {
         self.drain(host);
     }
 
-    /// Notes that somebody knows that the run is over, or ends a process whose program is too old for the run.
+    /// Notes what the world itself has to know: that somebody knows that the run is over, that a merge was decided on,
+    /// that a program is too old for the run.
     pub(super) fn note(&mut self, host: HostIndex, notice: &Notice) {
-        self.finished_hosts |=
-            matches!(notice, Notice::State(iota_protocol::run_state::StateEvent::Finished));
-        if let Notice::Outdated(_) = notice {
-            let incarnation = self.hosts[host].incarnation;
-            self.queue.push(Duration::ZERO, Event::Stop(host, incarnation));
+        match notice {
+            Notice::State(StateEvent::Finished) => self.finished_hosts = true,
+            Notice::State(StateEvent::Planned(stage, epoch, ..)) => self.planned(*stage, *epoch),
+            Notice::Outdated(_) => {
+                let incarnation = self.hosts[host].incarnation;
+                self.queue.push(Duration::ZERO, Event::Stop(host, incarnation));
+            }
+            _ => {}
         }
     }
 }
