@@ -3,6 +3,8 @@
 //! Calling order: feed inputs through `handle_*`, then drain [`Peer::poll_action`] until it is empty, then
 //! sleep until the next input or [`Peer::deadline`], whichever comes first, and call
 //! [`Peer::handle_timeout`]. Inputs may be handled several at a time before draining.
+//!
+//! Long, since it is the list of all doors; what is behind them is in the files of the roles.
 
 pub mod book;
 mod candidate;

@@ -1,9 +1,9 @@
 //! How gossip spreads: a random mesh, and along it the tree of first arrivals.
 //!
-//! Every host keeps a few neighbours, as gossipsub does (Vyzovitis et al. 2020), among hosts it reaches
-//! without a relay. A message travels along every edge of
-//! the mesh; what a host hears first is what counts, so a message's way is the tree of shortest latencies from its
-//! author, found once per author until the mesh changes. Copies that arrive later cost bytes and nothing else.
+//! Every host keeps a few neighbours, as gossipsub does (Vyzovitis et al. 2020), among those it reaches without a relay.
+//! A message travels along every edge of the mesh; what a host hears first is what counts, so a message's way is the tree
+//! of shortest latencies from its author, found once per author until the mesh changes. Copies that arrive later cost
+//! bytes and nothing else.
 
 use std::cmp::Reverse;
 use std::collections::{BTreeMap, BTreeSet, BinaryHeap};
