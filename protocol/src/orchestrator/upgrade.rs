@@ -5,13 +5,14 @@
 //! 1. every candidate that is heard speaks it, and those are a majority of all: a run needs a majority to go on, and a
 //!    certificate of the upgrade is signed by candidates that speak it;
 //! 2. every miner that is heard speaks it, or, for [`UPGRADE_GRACE_DEADLINES`] epoch deadlines, two thirds of each
-//!    stage have spoken it: nobody who is being upgraded is left behind, and nobody who never will be holds all up.
+//!    stage have spoken it and one of them holds its weights: nobody who is being upgraded is left behind, nobody who
+//!    never will be holds all up, and no weights stop with those who are left behind.
 //!
 //! "Heard" is within `timing.eviction`, as for a miner's place. Whoever speaks less is outvoted: its peer stops at the
 //! upgrade, and joins again when its program has been replaced. A peer that claims more than the next version counts
 //! for the next one only, so no claim takes the run further than all agree to.
 
-use crate::id::PeerId;
+use crate::id::{Epoch, PeerId};
 use crate::limits::{UPGRADE_GRACE_DEADLINES, UPGRADE_THIRDS};
 use crate::peer::book::Book;
 use crate::run_state::RunState;
@@ -58,7 +59,7 @@ impl Upgrade {
         let since = self.enough_since.filter(|(of, _)| *of == version).map_or(now, |(_, since)| since);
         self.enough_since = Some((version, since));
         let grace = state.spec().timing.epoch_deadline.duration() * UPGRADE_GRACE_DEADLINES;
-        (now.since(since) >= grace).then_some(Decision::Upgrade { version })
+        (now.since(since) >= grace && view.weights_stay()).then_some(Decision::Upgrade { version })
     }
 
     /// After this process was not running for a while, nothing is known of that time.
@@ -96,6 +97,18 @@ impl View<'_> {
         !stances.contains(&Stance::Lacks) && speaking >= spec.certificate_quorum()
     }
 
+    /// Whether a miner of each stage that speaks it holds the stage's weights. Anybody can build the initial ones.
+    fn weights_stay(&self) -> bool {
+        self.state.spec().stages().zip(self.state.stages()).all(|(index, stage)| {
+            let holds = |peer: PeerId| {
+                let weights = self.book.record(peer).and_then(|record| record.weights);
+                weights.is_some_and(|weights| (weights.stage, weights.version) == (index, stage.version))
+            };
+            stage.version == Epoch(0)
+                || self.state.replicas(index).any(|peer| holds(peer) && self.stance(peer) == Stance::Speaks)
+        })
+    }
+
     /// Whether so many thirds of each stage's miners that are heard speak it.
     fn miners_speak(&self, thirds: usize) -> bool {
         self.state.spec().stages().all(|stage| {
@@ -115,7 +128,7 @@ mod tests {
     use super::*;
     use crate::id::{Hash, LogIndex, StageIndex};
     use crate::spec::{Candidate, OrchestratorSpec, RunSpec};
-    use crate::wire::message::{Entry, PeerRecord};
+    use crate::wire::message::{Entry, PeerRecord, Submission, WeightsRecord};
 
     const SECOND: Duration = Duration::from_secs(1);
 
@@ -126,6 +139,8 @@ mod tests {
         book: Book,
         now: Instant,
         sequence: u64,
+        /// Who holds the weights of version 1.
+        holder: u8,
     }
 
     fn peer(i: u8) -> PeerId {
@@ -137,14 +152,30 @@ mod tests {
             let candidates = (1..=3).map(|i| Candidate { peer: peer(i), priority: 0 }).collect();
             let mut spec = RunSpec { orchestrator: OrchestratorSpec { candidates }, ..RunSpec::default() };
             spec.pipeline.stages = 1;
-            let mut state = RunState::new(Arc::new(spec), &[10]);
-            for i in 0..miners {
-                let decision = Decision::Admit { peer: peer(11 + i), stage: StageIndex(0) };
-                let entry = Entry { proposer: peer(1), decision };
-                state.apply(LogIndex(u64::from(i)), Hash::default(), Some(&entry));
-            }
+            let state = RunState::new(Arc::new(spec), &[10]);
             let now = Instant::ZERO + SECOND;
-            Self { upgrade: Upgrade::default(), state, book: Book::default(), now, sequence: 0 }
+            let (upgrade, book) = (Upgrade::default(), Book::default());
+            let mut watch = Self { upgrade, state, book, now, sequence: 0, holder: 0 };
+            (0..miners)
+                .for_each(|i| watch.decides(Decision::Admit { peer: peer(11 + i), stage: StageIndex(0) }));
+            watch
+        }
+
+        fn decides(&mut self, decision: Decision) {
+            let entry = Entry { proposer: peer(1), decision };
+            let events = self.state.apply(LogIndex(self.state.applied()), Hash::default(), Some(&entry));
+            assert_ne!(events, [], "it fits");
+        }
+
+        /// The stage goes to version 1, whose weights one miner holds.
+        fn merges(&mut self, holder: u8) {
+            let (stage, epoch, attempt, base) = (StageIndex(0), Epoch(0), 0, Hash::default());
+            self.decides(Decision::OpenEpoch { stage, epoch, base, members: vec![(peer(holder), 1)] });
+            let submission = Submission { peer: peer(holder), manifest: base, samples: 1, loss_micro: None };
+            self.decides(Decision::MergePlan { stage, epoch, attempt, submitters: vec![submission] });
+            let partitions = vec![base; self.state.stages()[0].partitions];
+            self.decides(Decision::MergeOutcome { stage, epoch, attempt, partitions });
+            self.holder = holder;
         }
 
         fn hears(&mut self, i: u8, wire_version_max: u16) {
@@ -156,7 +187,11 @@ mod tests {
                 multiaddrs: Vec::new(),
                 data_addresses: Vec::new(),
                 log_length: 0,
-                weights: None,
+                weights: (i == self.holder).then(|| WeightsRecord {
+                    stage: StageIndex(0),
+                    version: Epoch(1),
+                    hash: Hash::default(),
+                }),
                 done: 0,
                 assigned: 0,
                 credits: 0,
@@ -231,6 +266,15 @@ mod tests {
         assert_eq!(watch.passes(SECOND * 2, 4, 12, Some(1)), SECOND_VERSION);
         let mut watch = Watch::of(2);
         assert_eq!(watch.passes(grace() * 3, 2, 12, Some(1)), None, "half of a stage is not left behind");
+    }
+
+    #[test]
+    fn a_miner_that_alone_holds_the_weights_is_not_left_behind() {
+        let mut watch = Watch::of(4);
+        watch.merges(12);
+        assert_eq!(watch.passes(grace() * 2, 4, 12, Some(1)), None);
+        watch.holder = 11;
+        assert_eq!(watch.passes(SECOND, 4, 12, Some(1)), SECOND_VERSION, "another has fetched them");
     }
 
     #[test]
