@@ -27,9 +27,9 @@ use iota_protocol::limits::{ADDRESSES_MAX, TRANSFER_DEADLINE};
 use iota_protocol::log::LogBytes;
 use iota_protocol::miner::{Action, JobDone};
 use iota_protocol::peer::{Addresses, Peer};
-use iota_protocol::wire::encode;
 use iota_protocol::wire::frame::{PushAck, PushHeader, PushRefusal, check_payload};
 use iota_protocol::wire::message::Topic;
+use iota_protocol::wire::{Outdated, encode};
 use iota_protocol::{Epoch, Hash, Instant, PeerId, RunId};
 use libp2p::Multiaddr;
 use tokio::sync::{mpsc, oneshot};
@@ -97,6 +97,8 @@ pub(crate) enum Ended {
     Unreachable,
     /// The engine cannot go on.
     Engine(String),
+    /// The run uses a wire version that this program does not speak.
+    Outdated(Outdated),
     /// A part of the node is gone; that is a bug.
     Closed,
 }
@@ -151,6 +153,9 @@ impl Driver {
             }
             self.act();
             self.parts.reporter.log(&self.parts.peer);
+            if let Some(outdated) = self.parts.peer.outdated() {
+                return Ended::Outdated(outdated);
+            }
         }
     }
 
@@ -248,8 +253,7 @@ impl Driver {
     fn check_push(&mut self, push: IncomingPush) {
         let run = self.parts.run;
         let check = move |push: IncomingPush| {
-            let header = PushHeader::parse(run, &push.header).map_err(|_| PushRefusal::Malformed);
-            let header = header
+            let header = PushHeader::parse(run, &push.header)
                 .and_then(|header| check_payload(&header, &push.payload, Hash(push.hash)).map(|()| header));
             Completion::Checked { push, header }
         };

@@ -9,6 +9,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use iota_protocol::spec::SpecError;
+use iota_protocol::wire::Outdated;
 
 /// Defines the exit codes once, as numbers and as the table in `--help`.
 macro_rules! exit_codes {
@@ -46,6 +47,8 @@ exit_codes! {
     RunFailed = 8, "the run made no progress or no process was left";
     /// Replicas of one stage ended with different weights.
     ReplicasDisagree = 9, "replicas of one stage ended with different weights";
+    /// The run has gone on to a wire version that this program does not speak.
+    Outdated = 10, "the run uses a wire version that this program does not speak";
     /// Stopped by SIGINT or SIGTERM.
     Interrupted = 130, "stopped by SIGINT or SIGTERM";
 }
@@ -153,6 +156,9 @@ pub enum CliError {
         /// The stages and peers that differ.
         differing: String,
     },
+    /// The run has gone on to a wire version that this program does not speak.
+    #[error("take part in the run: {0}")]
+    Outdated(Outdated),
     /// Stopped from outside.
     #[error("finish: stopped by {signal}")]
     Interrupted {
@@ -184,6 +190,7 @@ impl CliError {
             Self::Unreachable { .. } => ExitCode::Unreachable,
             Self::RunFailed { .. } => ExitCode::RunFailed,
             Self::ReplicasDisagree { .. } => ExitCode::ReplicasDisagree,
+            Self::Outdated(_) => ExitCode::Outdated,
             Self::Interrupted { .. } => ExitCode::Interrupted,
             Self::Bug(_) => ExitCode::Bug,
         }
@@ -215,6 +222,10 @@ impl CliError {
             }
             Self::RunFailed { logs, .. } => format!("look at the end of {}/*/log.txt", logs.display()),
             Self::ReplicasDisagree { .. } => "compare `weights_ready` lines in the events.jsonl of those peers".to_owned(),
+            Self::Outdated(outdated) => format!(
+                "install a release that speaks wire version {} and run the same command again; the key and the folder stay as they are",
+                outdated.decided
+            ),
             Self::Interrupted { .. } => "run the same command again to start over".to_owned(),
             Self::Bug(_) => "this is a bug; please report it with the command and the log".to_owned(),
         }
@@ -234,6 +245,8 @@ fn parent(path: &Path) -> &Path {
 
 #[cfg(test)]
 mod tests {
+    use iota_protocol::wire::Versions;
+
     use super::*;
 
     #[test]
@@ -249,8 +262,20 @@ mod tests {
     }
 
     #[test]
+    fn a_program_that_is_too_old_is_told_which_version_to_install() {
+        let error = CliError::Outdated(Outdated { decided: 2, spoken: Versions::FIRST });
+        assert_eq!(
+            format!("failed to {error}\nhelp: {}", error.help()),
+            "failed to take part in the run: expected a program that speaks wire version 2, got one that speaks 1\n\
+             help: install a release that speaks wire version 2 and run the same command again; the key and the folder \
+             stay as they are"
+        );
+        assert_eq!(error.exit_code() as u8, 10);
+    }
+
+    #[test]
     fn the_table_of_exit_codes_names_each() {
-        assert_eq!(EXIT_CODES_HELP.lines().count(), 12);
+        assert_eq!(EXIT_CODES_HELP.lines().count(), 13);
         assert!(EXIT_CODES_HELP.contains("\n  130\tstopped"));
     }
 }

@@ -15,6 +15,7 @@ use iota_protocol::limits::{
     GOSSIP_BYTES_MAX, PUSH_HEADER_BYTES_MAX, PUSH_PAYLOAD_BYTES_MAX, RPC_BYTES_MAX, TRANSFER_DEADLINE,
 };
 use iota_protocol::peer::Peer;
+use iota_protocol::wire::Outdated;
 use iota_protocol::wire::message::Topic;
 use iota_protocol::{Epoch, Hash, Identity, RunSpec};
 use libp2p::Multiaddr;
@@ -122,6 +123,9 @@ pub enum RunError {
     /// The engine stopped.
     #[error("the engine stopped: failed to {0}")]
     Engine(String),
+    /// The run uses a wire version that this program does not speak.
+    #[error(transparent)]
+    Outdated(#[from] Outdated),
     /// A bug.
     #[error("{0}")]
     Other(String),
@@ -295,6 +299,7 @@ async fn conclude(driver: &mut Driver, config: &JoinConfig, ended: &Ended) -> Re
             let (addrs, waited) = (config.bootstrap.clone(), config.bootstrap_timeout);
             return Err(RunError::BootstrapUnreachable { addrs, waited });
         }
+        Ended::Outdated(outdated) => return Err(RunError::Outdated(*outdated)),
         Ended::Engine(reason) => return Err(RunError::Engine(reason.clone())),
         Ended::Closed => return Err(RunError::Other("a part of the node stopped".to_owned())),
     };

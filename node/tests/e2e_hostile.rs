@@ -143,6 +143,7 @@ fn record(sequence: u64) -> PeerRecord {
         credits: 0,
         speed_milli: 0,
         tokens: 0,
+        wire_version_max: 1,
     }
 }
 
@@ -303,7 +304,7 @@ async fn hostile_pushes_are_refused_for_their_reason_and_the_run_goes_on() {
         (PushRefusal::Malformed, b"garbage".to_vec(), good.clone()),
         (PushRefusal::Malformed, encode(&honest)[..40].to_vec(), good.clone()),
         (PushRefusal::Malformed, encode(&PushHeader { run: RunId([9; 32]), ..honest.clone() }), good.clone()),
-        (PushRefusal::Malformed, encode(&PushHeader { version: 0, ..honest.clone() }), good.clone()),
+        (PushRefusal::Version, encode(&PushHeader { version: 0, ..honest.clone() }), good.clone()),
         (PushRefusal::Shape, encode(&PushHeader { shape: [4, 32, 4], ..honest.clone() }), good.clone()),
         (
             PushRefusal::Shape,

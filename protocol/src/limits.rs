@@ -5,8 +5,19 @@
 
 use std::time::Duration;
 
-/// Version of the wire format. A message of another version is refused, not guessed at.
+/// Newest version of the wire format that this program speaks. A message of a version it does not speak is refused, not
+/// guessed at.
 pub const WIRE_VERSION: u16 = 1;
+/// Oldest version that this program speaks: the one before the newest, so that a running swarm can be upgraded host by
+/// host.
+pub const WIRE_VERSION_OLDEST: u16 = 1;
+/// The version in which every run starts, until its log says otherwise.
+pub const WIRE_VERSION_FIRST: u16 = 1;
+/// Share of each stage's miners, in thirds, that have to speak the next version before the others are left behind.
+pub const UPGRADE_THIRDS: usize = 2;
+/// Epoch deadlines for which so many have to speak it meanwhile. Whoever restarts its miners one by one, each
+/// within an epoch, is not surprised; and a minority that is never upgraded cannot hold up all others.
+pub const UPGRADE_GRACE_DEADLINES: u32 = 4;
 
 /// Stages of one run. IOTA's largest published cut has 23.
 pub const STAGES_MAX: usize = 64;
@@ -81,6 +92,14 @@ pub const TRANSFER_DEADLINE: Duration = Duration::from_secs(10);
 /// Time a proposed decision may take before the leader proposes it again.
 pub const PROPOSAL_REPEAT: Duration = Duration::from_secs(2);
 
+const _: () = assert!(
+    matches!(WIRE_VERSION - WIRE_VERSION_OLDEST, 0 | 1),
+    "a program speaks two versions at most, and a run goes forward one at a time"
+);
+const _: () = assert!(
+    WIRE_VERSION_OLDEST <= WIRE_VERSION_FIRST,
+    "a run starts in a version that this program speaks; a run spec would have to name a later start"
+);
 const _: () = assert!(
     CANDIDATES_MAX % 2 == 1,
     "an even number of candidates tolerates no more failures than one fewer"

@@ -22,9 +22,7 @@ pub use job::{Job, JobDone};
 pub use outbox::{Action, Notice, Outbox};
 
 use crate::id::{Epoch, Hash, PeerId, SampleId, StageIndex};
-use crate::limits::{
-    BLOB_EPOCHS_KEPT, HELD_ACTIVATIONS_MAX, RETRY_PAUSE_MAX, TRANSFER_DEADLINE, WIRE_VERSION,
-};
+use crate::limits::{BLOB_EPOCHS_KEPT, HELD_ACTIVATIONS_MAX, RETRY_PAUSE_MAX, TRANSFER_DEADLINE};
 use crate::peer::book::Book;
 use crate::run_state::{RunState, Training};
 use crate::spec::{Bottleneck, RunSpec, TrainingMode};
@@ -570,7 +568,7 @@ impl Miner {
                     Direction::Backward => StageIndex(work.stage.0.saturating_sub(1)),
                 };
                 let header = PushHeader {
-                    version: WIRE_VERSION,
+                    version: cx.state.wire_version(),
                     run,
                     direction,
                     stage,

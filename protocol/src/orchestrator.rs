@@ -5,11 +5,13 @@
 //! leader takes over in mid-epoch without being told anything. A proposal that turns out void is harmless.
 
 mod balance;
+mod upgrade;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use balance::Balance;
+use upgrade::Upgrade;
 
 use crate::id::{Epoch, Hash, LogIndex, PartitionIndex, PeerId, StageIndex};
 use crate::limits::PROPOSAL_REPEAT;
@@ -25,7 +27,9 @@ use crate::wire::message::{Decision, DigestReport, EvictReason, Submission};
 /// Largest weight of a member in a deal; the fastest has it, the others a share. Coarse, so that the
 /// noise of a measurement does not unbalance equal machines.
 const WEIGHT_MAX: u64 = 8;
-/// Multiples of the epoch deadline after which the epoch is cut off. One later a quorum of submissions is merged, two
+/// Multiples of the epoch deadline after which the epoch is cut off; a stage beside which the epoch has been settled is
+/// given one from then on. What it lacks then will not come, and a stage that waited as long as the others wait for it
+/// would never be in step with them again. One later a quorum of submissions is merged, two
 /// later whatever there is. If there is nothing, another deadline later the epoch is opened again, or passed over.
 const CUTOFF_DEADLINES: u32 = 2;
 /// Owners of a disputed partition, if there are so many miners. Seven outvote three liars who agree.
@@ -44,10 +48,13 @@ enum Doing {
 pub struct Orchestrator {
     proposed: BTreeMap<Hash, Instant>,
     doing: BTreeMap<StageIndex, (Doing, Instant)>,
+    /// Epochs, by the entry that opened them, that a stage beside has settled, and since when.
+    overtaken: BTreeMap<StageIndex, (LogIndex, Instant)>,
     manifests: BTreeMap<(StageIndex, PeerId), Arc<HashedManifest>>,
     tallies: BTreeMap<(StageIndex, Epoch, u16), Tally>,
     agreement: BTreeMap<StageIndex, AgreementMatrix>,
     balance: Balance,
+    upgrade: Upgrade,
     /// Since when this candidate could have heard of anybody: its start, or its return from a pause.
     listening_since: Option<Instant>,
 }
@@ -83,7 +90,11 @@ impl Orchestrator {
     /// After this process was not running or not connected for a while, everybody looks late. Starts all waits anew.
     pub fn handle_pause(&mut self, now: Instant) {
         self.listening_since = Some(now);
-        for (_, since) in self.doing.values_mut() {
+        self.upgrade.handle_pause();
+        for since in self.doing.values_mut().map(|(_, since)| since) {
+            *since = now;
+        }
+        for since in self.overtaken.values_mut().map(|(_, since)| since) {
             *since = now;
         }
     }
@@ -119,6 +130,7 @@ impl Orchestrator {
         }
         let mut wanted = balance::departures(now, listening_since, state, book);
         wanted.extend(self.balance.admissions(now, state, book));
+        wanted.extend(self.upgrade.decision(now, listening_since, state, book));
         let begun = balance::begun(state);
         for (index, stage) in state.spec().stages().zip(state.stages()) {
             match &stage.phase {
@@ -162,6 +174,12 @@ impl Orchestrator {
             let entry = self.doing.entry(index).or_insert((doing, now));
             if entry.0 != doing {
                 *entry = (doing, now);
+            }
+            let settled = |training: &&Training| state.settled_beside(index, training.epoch);
+            match stage.training().filter(settled).map(|training| training.opened) {
+                None => drop(self.overtaken.remove(&index)),
+                Some(opened) if self.overtaken.get(&index).is_some_and(|(known, _)| *known == opened) => {}
+                Some(opened) => drop(self.overtaken.insert(index, (opened, now))),
             }
         }
         let version = |stage: StageIndex| state.stage(stage).map(|stage| stage.version);
@@ -271,7 +289,8 @@ impl Orchestrator {
             }
             return live.into_iter().map(|peer| Decision::Release { stage, epoch, peer }).collect();
         }
-        if !training.cut_off && waited >= deadline * CUTOFF_DEADLINES {
+        let overtaken = self.overtaken.get(&index).is_some_and(|(_, since)| now.since(*since) >= deadline);
+        if !training.cut_off && (waited >= deadline * CUTOFF_DEADLINES || overtaken) {
             return vec![Decision::Cutoff { stage, epoch }];
         }
         if waited >= deadline && submissions.len() >= quorum {

@@ -3,6 +3,8 @@
 //! Calling order: feed inputs through `handle_*`, then drain [`Peer::poll_action`] until it is empty, then
 //! sleep until the next input or [`Peer::deadline`], whichever comes first, and call
 //! [`Peer::handle_timeout`]. Inputs may be handled several at a time before draining.
+//!
+//! Long, since it is the list of all doors; what is behind them is in the files of the roles.
 
 pub mod book;
 mod candidate;
@@ -25,7 +27,7 @@ use crate::time::Instant;
 use crate::wire::frame::{PushAck, PushHeader, PushRefusal};
 use crate::wire::gossip::{Gossip, HashedManifest, Opened};
 use crate::wire::message::{DigestReport, MergeMessage, PeerRecord, Request, Response, Topic};
-use crate::wire::{RejectReason, ReplayWindow, decode};
+use crate::wire::{Outdated, RejectReason, ReplayWindow, Versions, decode};
 
 use book::Book;
 use candidate::Candidate;
@@ -67,6 +69,7 @@ pub struct Peer<S: Storage<LogBytes>> {
     me: PeerId,
     spec: Arc<RunSpec>,
     roles: Roles,
+    versions: Versions,
     addresses: Addresses,
     log: DecidedLog,
     state: RunState,
@@ -83,6 +86,9 @@ pub struct Peer<S: Storage<LogBytes>> {
     behind: bool,
     log_fetch_due: Instant,
     log_fetch_turn: usize,
+    /// Who was last heard in a version that is newer than all spoken here, and so has a log that says why.
+    newer: Option<PeerId>,
+    outdated: Option<Outdated>,
     leader: Option<PeerId>,
     told_finish: bool,
 }
@@ -106,6 +112,7 @@ impl<S: Storage<LogBytes>> Peer<S> {
         Self {
             me,
             roles,
+            versions: Versions::PROGRAM,
             addresses: Addresses::default(),
             log: DecidedLog::new(&spec),
             state: RunState::new(Arc::clone(&spec), parameters),
@@ -121,10 +128,26 @@ impl<S: Storage<LogBytes>> Peer<S> {
             behind: false,
             log_fetch_due: Instant::ZERO,
             log_fetch_turn: 0,
+            newer: None,
+            outdated: None,
             leader: None,
             told_finish: false,
             spec,
         }
+    }
+
+    /// The peer as a program that speaks these wire versions would run it; [`Versions::PROGRAM`] unless told otherwise.
+    #[must_use]
+    pub const fn speaking(mut self, versions: Versions) -> Self {
+        self.versions = versions;
+        self
+    }
+
+    /// Why this peer has stopped, if it has: the run uses a wire version that its program does not speak. It takes no
+    /// further part and its process should end.
+    #[must_use]
+    pub const fn outdated(&self) -> Option<Outdated> {
+        self.outdated
     }
 
     /// This peer.
@@ -200,8 +223,13 @@ impl<S: Storage<LogBytes>> Peer<S> {
     /// # Errors
     /// [`RejectReason`] says why it must not be believed or forwarded.
     pub fn handle_gossip(&mut self, now: Instant, topic: Topic, bytes: &[u8]) -> Result<(), RejectReason> {
-        let gossip = Gossip::open(self.log.electorate(), topic, bytes)?;
-        self.handle_opened(now, &gossip)
+        match Gossip::open(self.log.electorate(), self.versions, topic, bytes) {
+            Ok(gossip) => self.handle_opened(now, &gossip),
+            Err(reason) => {
+                self.take_foreign(now, &reason);
+                Err(reason)
+            }
+        }
     }
 
     /// Takes a gossiped message whose signatures were checked.
@@ -209,6 +237,10 @@ impl<S: Storage<LogBytes>> Peer<S> {
     /// # Errors
     /// [`RejectReason`] says why it must not be believed or forwarded.
     pub fn handle_opened(&mut self, now: Instant, gossip: &Gossip) -> Result<(), RejectReason> {
+        if let Err(reason) = gossip.check_version(self.versions) {
+            self.take_foreign(now, &reason);
+            return Err(reason);
+        }
         match &gossip.0 {
             Opened::Control(certified) => self.take_update(certified)?,
             Opened::Record(sender, record) => {
@@ -231,6 +263,16 @@ impl<S: Storage<LogBytes>> Peer<S> {
         }
         self.pump(now);
         Ok(())
+    }
+
+    /// Somebody speaks a version that is newer than all spoken here: its log may say that the run does.
+    fn take_foreign(&mut self, now: Instant, reason: &RejectReason) {
+        if let RejectReason::Version { sender, got, .. } = reason
+            && *got > self.versions.newest()
+        {
+            (self.newer, self.behind) = (Some(*sender), true);
+            self.fetch_log(now);
+        }
     }
 
     fn take_record(
@@ -327,7 +369,9 @@ impl<S: Storage<LogBytes>> Peer<S> {
     }
 
     fn apply_log(&mut self) {
-        while let Ok(index) = usize::try_from(self.state.applied()) {
+        while self.outdated.is_none()
+            && let Ok(index) = usize::try_from(self.state.applied())
+        {
             let Some((entry, chain)) = self.log.entry(index) else { break };
             for event in self.state.apply(LogIndex(index as u64), chain, entry.as_ref()) {
                 if let (StateEvent::EpochOpened(stage, ..), Some(candidate)) = (&event, &mut self.candidate) {
@@ -335,6 +379,20 @@ impl<S: Storage<LogBytes>> Peer<S> {
                 }
                 self.out.notice(Notice::State(event));
             }
+            self.follow_version();
+        }
+    }
+
+    /// Writes in the version that was decided, or stops. Entries after the one that decided it may be of kinds that this
+    /// program cannot decode and others can: to take them for void would be to hold another state than theirs.
+    fn follow_version(&mut self) {
+        let decided = self.state.wire_version();
+        if decided > self.versions.newest() {
+            let outdated = Outdated { decided, spoken: self.versions };
+            self.outdated = Some(outdated);
+            self.out.notice(Notice::Outdated(outdated));
+        } else {
+            self.out.set_version(decided);
         }
     }
 
@@ -349,6 +407,9 @@ impl<S: Storage<LogBytes>> Peer<S> {
         ticket: u64,
         bytes: &[u8],
     ) -> Result<(), RejectReason> {
+        if self.outdated.is_some() {
+            return Err(RejectReason::NotEntitled);
+        }
         match decode(bytes, RPC_BYTES_MAX)? {
             Request::Consensus(bundle) => {
                 let candidate = self.candidate.as_mut().ok_or(RejectReason::NotEntitled)?;
@@ -397,6 +458,8 @@ impl<S: Storage<LogBytes>> Peer<S> {
                     self.take_update(&self.log.electorate().certify(update.clone())?)?;
                     // More may be waiting behind what one message holds.
                     (self.behind, self.log_fetch_due) = (true, Instant::ZERO);
+                } else {
+                    self.newer = None;
                 }
             }
             Asked::State => {
@@ -413,6 +476,9 @@ impl<S: Storage<LogBytes>> Peer<S> {
 
     /// Takes a pushed tensor whose payload passed [`check_payload`](crate::wire::frame::check_payload).
     pub fn handle_push(&mut self, now: Instant, from: PeerId, header: &PushHeader) -> PushAck {
+        if !self.versions.speaks(header.version) {
+            return PushAck::Refused(PushRefusal::Version);
+        }
         let mut ack = PushAck::Refused(PushRefusal::WrongStage);
         self.with_miner(now, |miner, cx| ack = miner.handle_push(cx, from, header));
         self.pump(now);
@@ -457,13 +523,16 @@ impl<S: Storage<LogBytes>> Peer<S> {
     }
 
     fn with_miner(&mut self, now: Instant, handle: impl FnOnce(&mut Miner, &mut Context<'_>)) {
-        if let Some(miner) = &mut self.miner {
+        if let Some(miner) = self.miner.as_mut().filter(|_| self.outdated.is_none()) {
             handle(miner, &mut Context { now, state: &self.state, book: &self.book, out: &mut self.out });
         }
     }
 
     /// Everything that follows from the inputs so far.
     fn pump(&mut self, now: Instant) {
+        if self.outdated.is_some() {
+            return;
+        }
         let pause = PAUSE.max(self.spec.timing.heartbeat.duration() * 2);
         if now.since(self.now) > pause && self.now > Instant::ZERO {
             self.book.handle_pause(now);
@@ -473,6 +542,9 @@ impl<S: Storage<LogBytes>> Peer<S> {
         }
         self.now = self.now.max(now);
         self.pump_candidate(now);
+        if self.outdated.is_some() {
+            return;
+        }
         self.fetch_log(now);
         self.with_miner(now, |miner, cx| miner.pump(cx));
         for message in self.out.take_own() {
@@ -505,6 +577,10 @@ impl<S: Storage<LogBytes>> Peer<S> {
             let proposed = !decided && candidate.propose(now, self.me, &self.state, &self.book);
             if decided {
                 self.apply_log();
+                if self.outdated.is_some() {
+                    // Votes for what was decided stay here: a certificate of an upgrade says that a majority speaks it.
+                    return;
+                }
             } else if !proposed {
                 break;
             }
@@ -527,7 +603,7 @@ impl<S: Storage<LogBytes>> Peer<S> {
         }
         let have = self.log.len() as u64;
         let ahead = self.book.records().filter(|(_, record)| record.log_length > have).map(|(peer, _)| peer);
-        let ahead: Vec<PeerId> = ahead.collect();
+        let ahead: Vec<PeerId> = ahead.chain(self.newer).collect();
         self.behind = !ahead.is_empty();
         // In turn, so that one that only says so holds nothing up.
         self.log_fetch_turn = self.log_fetch_turn.wrapping_add(1);
@@ -556,6 +632,7 @@ impl<S: Storage<LogBytes>> Peer<S> {
             credits: self.miner.as_ref().map_or(0, Miner::credits),
             speed_milli: self.miner.as_ref().map_or(0, Miner::speed_milli),
             tokens: self.miner.as_ref().map_or(0, Miner::tokens),
+            wire_version_max: self.versions.newest(),
         };
         self.out.publish(Topic::Records, &record);
         // Ours is within the limits unless the host has more addresses than a record may carry.

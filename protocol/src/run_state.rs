@@ -13,13 +13,14 @@
 //!
 //! A decision that does not fit the state is void: it stays in the log, changes nothing, and every
 //! peer skips it alike. So proposing something twice is harmless, and a new leader need not know what
-//! the old one had under way.
+//! the old one had under way. Whether a decision fits follows from the log alone: one of a kind that came with a later
+//! wire version than the one decided is void also for programs that know it (see [`version`](crate::wire::version)).
 
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
 
 use crate::id::{Epoch, Hash, LogIndex, PartitionIndex, PeerId, RunId, StageIndex};
-use crate::limits::{CLOSED_EPOCHS_KEPT, REPLICAS_MAX};
+use crate::limits::{CLOSED_EPOCHS_KEPT, REPLICAS_MAX, WIRE_VERSION_FIRST};
 use crate::merge;
 use crate::samples::{Deal, epoch_samples};
 use crate::spec::RunSpec;
@@ -50,6 +51,8 @@ pub enum StateEvent {
     Aborted(StageIndex, Epoch, Vec<PeerId>),
     /// A merge closed over this many samples, with their mean loss in nats if the stage is the tail.
     Merged(StageIndex, Epoch, u64, Option<f64>),
+    /// The run goes on in this wire version.
+    Upgraded(u16),
     /// The run is over.
     Finished,
 }
@@ -172,6 +175,7 @@ pub struct RunState {
     spec: Arc<RunSpec>,
     run: RunId,
     applied: u64,
+    wire_version: u16,
     members: BTreeMap<PeerId, StageIndex>,
     evicted: BTreeMap<PeerId, EvictReason>,
     stages: Vec<Stage>,
@@ -195,6 +199,7 @@ impl RunState {
         Self {
             run: spec.run_id(),
             applied: 0,
+            wire_version: WIRE_VERSION_FIRST,
             members: BTreeMap::new(),
             evicted: BTreeMap::new(),
             stages: parameters.iter().map(stage).collect(),
@@ -213,6 +218,12 @@ impl RunState {
     #[must_use]
     pub const fn applied(&self) -> u64 {
         self.applied
+    }
+
+    /// The wire version that the run uses.
+    #[must_use]
+    pub const fn wire_version(&self) -> u16 {
+        self.wire_version
     }
 
     /// Whether the run is over.
@@ -268,7 +279,7 @@ impl RunState {
 
     /// `None` means void.
     fn decide(&mut self, index: LogIndex, chain: Hash, decision: &Decision) -> Option<Vec<StateEvent>> {
-        if self.finished {
+        if self.finished || decision.since() > self.wire_version {
             return None;
         }
         match decision {
@@ -293,12 +304,27 @@ impl RunState {
             Decision::MergeOutcome { stage, epoch, attempt, partitions } => {
                 self.close(*stage, *epoch, *attempt, partitions)
             }
+            Decision::Upgrade { version } => self.upgrade(*version),
             Decision::Finish => {
                 let done = self.stages.iter().all(|stage| stage.version.0 >= self.spec.training.epochs);
                 self.finished = done;
                 done.then(|| vec![StateEvent::Finished])
             }
+            #[cfg(test)]
+            Decision::Second => {
+                self.finished = true;
+                Some(vec![StateEvent::Finished])
+            }
         }
+    }
+
+    /// One version at a time, so that whoever speaks two can follow.
+    fn upgrade(&mut self, version: u16) -> Option<Vec<StateEvent>> {
+        if self.wire_version.checked_add(1) != Some(version) {
+            return None;
+        }
+        self.wire_version = version;
+        Some(vec![StateEvent::Upgraded(version)])
     }
 
     fn relocate(&mut self, peer: PeerId, stage: StageIndex) -> Option<Vec<StateEvent>> {
@@ -588,6 +614,35 @@ mod tests {
         assert_eq!(fold.apply(Decision::Finish), [], "not done");
         let index = LogIndex(fold.0.applied());
         assert_eq!(fold.0.apply(index, Hash::default(), None), [], "undecodable");
+    }
+
+    #[test]
+    fn the_wire_version_goes_up_by_one_at_a_time_and_never_down() {
+        let mut fold = Fold::opened();
+        for version in [0, 1, 3, u16::MAX] {
+            assert_eq!(fold.apply(Decision::Upgrade { version }), [], "{version}");
+        }
+        assert_eq!(fold.0.wire_version(), 1);
+        for version in [2, 3] {
+            assert_eq!(fold.apply(Decision::Upgrade { version }), [StateEvent::Upgraded(version)]);
+            assert_eq!(fold.apply(Decision::Upgrade { version }), [], "twice");
+        }
+        assert_eq!(fold.0.wire_version(), 3);
+        assert!(fold.0.stages()[0].training().is_some(), "training goes on");
+    }
+
+    #[test]
+    fn an_entry_of_a_later_version_is_void_until_that_version_is_decided() {
+        let index = |fold: &Fold| LogIndex(fold.0.applied());
+        // One program can decode the entry, the other cannot.
+        let (mut knows, mut does_not) = (Fold::opened(), Fold::opened());
+        assert_eq!(knows.apply(Decision::Second), []);
+        let at = index(&does_not);
+        assert_eq!(does_not.0.apply(at, Hash::of(&at.0.to_le_bytes()), None), []);
+        assert_eq!(format!("{:?}", knows.0), format!("{:?}", does_not.0), "both hold the same state");
+
+        assert_eq!(knows.apply(Decision::Upgrade { version: 2 }), [StateEvent::Upgraded(2)]);
+        assert_eq!(knows.apply(Decision::Second), [StateEvent::Finished], "decided after the upgrade");
     }
 
     #[test]

@@ -8,12 +8,14 @@ pub mod envelope;
 pub mod frame;
 pub mod gossip;
 pub mod message;
+pub mod version;
 
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
-pub use envelope::{Payload, RejectReason, ReplayWindow, open, seal};
+pub use envelope::{Payload, RejectReason, ReplayWindow, open, open_in, seal, seal_in};
 pub use gossip::Gossip;
+pub use version::{Outdated, Versions};
 
 /// Why bytes were not taken for a value.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]

@@ -85,7 +85,7 @@ struct Envelope {
 
 /// An envelope of `kind` around any bytes, signed by peer 6 as if they were valid.
 fn sign_anything(kind: &str, payload: &[u8]) -> Vec<u8> {
-    let signature = identity(6).sign(&signed_bytes(kind, run(), payload));
+    let signature = identity(6).sign(&signed_bytes(1, kind, run(), payload));
     encode(&Envelope {
         version: 1,
         sender: peer(6),
@@ -161,11 +161,11 @@ fn record() -> impl Strategy<Value = PeerRecord> {
         version: Epoch(version),
         hash,
     });
-    let counts = (any::<u32>(), any::<u32>(), any::<u16>(), any::<u32>(), any::<u64>());
+    let counts = (any::<u32>(), any::<u32>(), any::<u16>(), any::<u32>(), any::<u64>(), 0_u16..4);
     let text = || vec(".{0,40}", 0..4);
     (any::<(u64, bool, bool, u64)>(), text(), text(), option::of(weights), counts).prop_map(
         |((sequence, miner, validator, log_length), multiaddrs, data_addresses, weights, counts)| {
-            let (done, assigned, credits, speed_milli, tokens) = counts;
+            let (done, assigned, credits, speed_milli, tokens, wire_version_max) = counts;
             PeerRecord {
                 sequence,
                 miner,
@@ -179,6 +179,7 @@ fn record() -> impl Strategy<Value = PeerRecord> {
                 credits,
                 speed_milli,
                 tokens,
+                wire_version_max,
             }
         },
     )
@@ -267,6 +268,7 @@ fn decision() -> impl Strategy<Value = Decision> {
                 partitions
             }
         ),
+        any::<u16>().prop_map(|version| Decision::Upgrade { version }),
         Just(Decision::Finish),
     ]
 }

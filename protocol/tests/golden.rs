@@ -91,6 +91,8 @@ fn gossip_and_its_envelopes() {
         5,
         &examples::record(),
     );
+    let newer = PeerRecord { wire_version_max: 2, ..examples::record() };
+    check::<PeerRecord>("record-newer", "The same PeerRecord of a program that speaks version 2", &newer);
     check::<Manifest>("manifest", "Manifest, as a blob", &examples::manifest());
     check::<MergeMessage>("merge-manifest", "MergeMessage with manifest.hex", &examples::merge_manifest());
     check::<MergeMessage>("merge-digest", "MergeMessage with a digest report", &examples::merge_digest());

@@ -4,9 +4,10 @@ use iota_protocol::Hash;
 use iota_protocol::limits::ADDRESSES_MAX;
 use iota_protocol::miner::{Action, Job, JobDone};
 use iota_protocol::wire::message::{MergeMessage, PeerRecord, Topic};
-use iota_protocol::wire::{open, seal};
+use iota_protocol::wire::{open_in, seal_in};
 
 use crate::adversary::{Behaviour, Emission, Means};
+use crate::host::ALL_VERSIONS;
 
 /// What is broken in a host.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -47,29 +48,29 @@ struct Broken {
 
 impl Broken {
     fn republish(&self, means: &Means<'_>, topic: Topic, bytes: &[u8]) -> Option<Vec<u8>> {
-        let run = means.spec.run_id();
+        let (run, version) = (means.spec.run_id(), means.peer.state().wire_version());
         match (self.double, topic) {
             (Double::ExceedsRecords, Topic::Records) => {
-                let (_, mut record) = open::<PeerRecord>(run, bytes).ok()?;
+                let (_, _, mut record) = open_in::<PeerRecord>(ALL_VERSIONS, run, bytes).ok()?;
                 record.multiaddrs = vec![String::new(); ADDRESSES_MAX + 1];
-                Some(seal(means.identity, run, &record))
+                Some(seal_in(version, means.identity, run, &record))
             }
             (Double::MisreportsDigests, Topic::Merge) => {
-                let (_, mut message) = open::<MergeMessage>(run, bytes).ok()?;
+                let (_, _, mut message) = open_in::<MergeMessage>(ALL_VERSIONS, run, bytes).ok()?;
                 if let MergeMessage::Digest(report) = &mut message {
                     report.merged.iter_mut().for_each(|(_, hash)| *hash = Hash::of(&hash.0));
                 }
-                Some(seal(means.identity, run, &message))
+                Some(seal_in(version, means.identity, run, &message))
             }
             _ => None,
         }
     }
 
     fn hides(&self, means: &Means<'_>, topic: Topic, bytes: &[u8]) -> bool {
-        let manifest = |(_, message)| matches!(message, MergeMessage::Manifest(_));
+        let manifest = |(_, _, message)| matches!(message, MergeMessage::Manifest(_));
         self.double == Double::HidesSubmissions
             && topic == Topic::Merge
-            && open::<MergeMessage>(means.spec.run_id(), bytes).is_ok_and(manifest)
+            && open_in::<MergeMessage>(ALL_VERSIONS, means.spec.run_id(), bytes).is_ok_and(manifest)
     }
 }
 

@@ -3,6 +3,9 @@
 use std::fmt;
 use std::time::Duration;
 
+use iota_protocol::wire::Versions;
+use iota_protocol::{Epoch, StageIndex};
+
 use crate::network::{HostIndex, Link};
 
 /// Something that happens to hosts or links.
@@ -16,6 +19,8 @@ pub enum Fault {
     CrashLeader(Duration),
     /// A process does nothing for a while, then everything at once.
     Freeze(HostIndex, Duration),
+    /// A process ends, and starts again after a while as a program that speaks these wire versions.
+    Reinstall(HostIndex, Versions, Duration),
     /// A host that was not there starts.
     Join(HostIndex),
     /// A miner says that it leaves, and ends when it is let go.
@@ -45,6 +50,9 @@ impl fmt::Display for Fault {
             Self::Restart(host) => write!(f, "restart {host}"),
             Self::CrashLeader(pause) => write!(f, "crash-leader for {pause:?}"),
             Self::Freeze(host, pause) => write!(f, "freeze {host} for {pause:?}"),
+            Self::Reinstall(host, versions, pause) => {
+                write!(f, "reinstall {host} for {pause:?} speaking {versions}")
+            }
             Self::Join(host) => write!(f, "join {host}"),
             Self::Leave(host) => write!(f, "leave {host}"),
             Self::Group(host, group) => write!(f, "group {host} into {group}"),
@@ -57,6 +65,20 @@ impl fmt::Display for Fault {
             Self::RepeatGossip(share) => write!(f, "repeat-gossip {share}"),
         }
     }
+}
+
+/// Miners of a stage that crash in the moment in which its merge is decided on: after the plan names them, before any of
+/// them has computed a partition.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct MergeFailure {
+    /// The stage.
+    pub stage: StageIndex,
+    /// The epoch whose first merge is hit.
+    pub epoch: Epoch,
+    /// Share of the plan's submitters that crash; candidates do not.
+    pub share: f64,
+    /// How long until they start again.
+    pub away: Duration,
 }
 
 /// A fault and its time since the start.

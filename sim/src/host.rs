@@ -3,7 +3,9 @@
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
 
+use iota_protocol::limits::WIRE_VERSION_FIRST;
 use iota_protocol::peer::{Peer, Roles};
+use iota_protocol::wire::Versions;
 use iota_protocol::{Hash, Identity, Instant, RunSpec};
 
 use crate::adversary::Behaviour;
@@ -15,6 +17,9 @@ use crate::network::{HostIndex, Link};
 use crate::storage::Disk;
 use crate::trainer::{Compute, Trainer};
 use crate::world::Event;
+
+/// What the world itself can read, whatever programs hosts run: no version differs from another in what it says yet.
+pub(crate) const ALL_VERSIONS: Versions = Versions::new(WIRE_VERSION_FIRST, u16::MAX);
 
 /// The protocol's peer as hosts run it.
 pub type VirtualPeer = Peer<Disk>;
@@ -34,6 +39,8 @@ pub struct HostSetup {
     pub from_start: bool,
     /// Whether it asks for a miner's place.
     pub miner: bool,
+    /// The wire versions that its program speaks.
+    pub versions: Versions,
     /// How it deviates from the protocol: the name of an adversary.
     pub adversary: Option<crate::adversary::Kind>,
     /// What is broken in it although it counts as honest. For tests of checkers.
@@ -49,6 +56,7 @@ impl Default for HostSetup {
             disk: 1 << 40,
             from_start: true,
             miner: true,
+            versions: Versions::PROGRAM,
             adversary: None,
             double: None,
         }
@@ -182,14 +190,9 @@ impl Host {
             self.disk = Disk::default();
         }
         self.trainer = compute.trainer(spec, costs);
-        self.peer = Some(Peer::new(
-            Arc::clone(spec),
-            self.identity.clone(),
-            roles,
-            &parameters,
-            sequence,
-            self.disk.clone(),
-        ));
+        let (spec, identity) = (Arc::clone(spec), self.identity.clone());
+        let peer = Peer::new(spec, identity, roles, &parameters, sequence, self.disk.clone());
+        self.peer = Some(peer.speaking(self.setup.versions));
     }
 
     /// Ends the process. Blobs of an unfinished process are let go by the next one, as the node does.

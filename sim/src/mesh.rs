@@ -1,8 +1,9 @@
 //! How gossip spreads: a random mesh, and along it the tree of first arrivals.
 //!
-//! Every host keeps a few neighbours, as gossipsub does (Vyzovitis et al. 2020). A message travels along every edge of
-//! the mesh; what a host hears first is what counts, so a message's way is the tree of shortest latencies from its
-//! author, found once per author until the mesh changes. Copies that arrive later cost bytes and nothing else.
+//! Every host keeps a few neighbours, as gossipsub does (Vyzovitis et al. 2020), among those it reaches without a relay.
+//! A message travels along every edge of the mesh; what a host hears first is what counts, so a message's way is the tree
+//! of shortest latencies from its author, found once per author until the mesh changes. Copies that arrive later cost
+//! bytes and nothing else.
 
 use std::cmp::Reverse;
 use std::collections::{BTreeMap, BTreeSet, BinaryHeap};
@@ -79,13 +80,13 @@ impl Mesh {
         self.neighbours[host]
             .iter()
             .copied()
-            .filter(move |&other| self.up[other] && network.reaches(host, other))
+            .filter(move |&other| self.up[other] && network.reaches_directly(host, other))
     }
 
     fn seek(&mut self, network: &Network, host: HostIndex) {
         let have = self.live_neighbours(network, host).count();
         let candidates: Vec<HostIndex> = (0..self.up.len())
-            .filter(|&other| other != host && self.up[other] && network.reaches(host, other))
+            .filter(|&other| other != host && self.up[other] && network.reaches_directly(host, other))
             .filter(|other| !self.neighbours[host].contains(other))
             .collect();
         for i in self.random.distinct(NEIGHBOURS_SOUGHT.saturating_sub(have), candidates.len()) {

@@ -4,7 +4,9 @@
 //! regions, times a random jitter, so messages overtake each other. Small messages take latency and their own time on
 //! the wire; blobs are *flows* that share the sender's uplink and the receiver's downlink equally with all others
 //! there, the fluid model of a network whose core is not the bottleneck. Packet loss costs a retransmission: a round
-//! trip, not the message.
+//! trip, not the message. Two hosts neither of which can be reached talk through a [relay](relay), if there is one.
+
+mod relay;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
@@ -12,6 +14,7 @@ use std::time::Duration;
 use iota_protocol::Instant;
 
 use crate::random::Random;
+use relay::{Relays, Way};
 
 /// A virtual host, by its number.
 pub type HostIndex = usize;
@@ -29,7 +32,7 @@ pub struct Link {
     pub jitter: f64,
     /// Share of messages that need one more round trip, each time.
     pub loss: f64,
-    /// Whether others can open a connection to it; two hosts that are not cannot talk directly.
+    /// Whether others can open a connection to it; two hosts that are not cannot talk directly, but may through a relay.
     pub reachable: bool,
     /// Where it is.
     pub region: u8,
@@ -75,6 +78,7 @@ const RETRANSMISSIONS_MAX: u32 = 5;
 struct Flow {
     from: HostIndex,
     to: HostIndex,
+    way: Way,
     remaining: f64,
     rate: f64,
     priced: Instant,
@@ -108,6 +112,7 @@ pub struct Network {
     started: u64,
     /// Flows whose share changes, to be priced when everything of this moment has happened.
     touched: BTreeSet<u64>,
+    relays: Relays,
     random: Random,
 }
 
@@ -124,6 +129,7 @@ impl Network {
             incoming: Vec::new(),
             started: 0,
             touched: BTreeSet::new(),
+            relays: Relays::default(),
             random: Random::new(seed, "network"),
         }
     }
@@ -132,6 +138,7 @@ impl Network {
     pub fn add(&mut self, link: Link) {
         self.links.push(link);
         self.groups.push(0);
+        self.relays.add();
         self.outgoing.push(BTreeSet::new());
         self.incoming.push(BTreeSet::new());
     }
@@ -173,16 +180,22 @@ impl Network {
         self.one_way.clear();
     }
 
-    /// Whether a message can get from one host to the other.
+    /// Whether a message can get from one host to the other, directly or through a relay.
     #[must_use]
     pub fn reaches(&self, from: HostIndex, to: HostIndex) -> bool {
+        self.way(from, to).is_some()
+    }
+
+    /// Whether a message can get from one host to the other without a relay.
+    #[must_use]
+    pub fn reaches_directly(&self, from: HostIndex, to: HostIndex) -> bool {
         from == to
             || self.groups[from] == self.groups[to]
                 && !self.one_way.contains(&(from, to))
                 && (self.links[from].reachable || self.links[to].reachable)
     }
 
-    /// One way between two hosts, without jitter.
+    /// One way between two hosts that talk directly, without jitter.
     #[must_use]
     pub fn base_latency(&self, from: HostIndex, to: HostIndex) -> Duration {
         let (a, b) = (&self.links[from], &self.links[to]);
@@ -191,11 +204,12 @@ impl Network {
 
     /// How long a message of `bytes` takes; nothing if it does not arrive.
     pub fn message(&mut self, from: HostIndex, to: HostIndex, bytes: u64) -> Option<Duration> {
-        if !self.reaches(from, to) {
-            return None;
-        }
-        let latency = self.jittered(from, to)?;
-        Some(latency + wire_time(bytes, self.links[from].up.min(self.links[to].down)))
+        let way = self.way(from, to)?;
+        let latency = self.jittered(from, to, way)?;
+        Some(
+            latency
+                + wire_time(bytes, self.links[from].up.min(self.links[to].down).min(self.relayed_rate(way))),
+        )
     }
 
     /// How long copies of a gossiped message occupy an uplink.
@@ -210,12 +224,12 @@ impl Network {
     }
 
     /// A latency with jitter and retransmissions.
-    fn jittered(&mut self, from: HostIndex, to: HostIndex) -> Option<Duration> {
+    fn jittered(&mut self, from: HostIndex, to: HostIndex, way: Way) -> Option<Duration> {
         let (jitter, loss) = (
             self.links[from].jitter.max(self.links[to].jitter),
             1.0 - (1.0 - self.links[from].loss) * (1.0 - self.links[to].loss),
         );
-        let base = self.base_latency(from, to);
+        let base = self.latency_along(from, to, way);
         let mut latency = base.mul_f64(1.0 + jitter * self.random.exponential());
         let mut tries = 0;
         while self.random.chance(loss) {
@@ -234,11 +248,15 @@ impl Network {
         let number = self.started;
         #[expect(clippy::cast_precision_loss, reason = "a size below 2^53")]
         let remaining = bytes.saturating_sub(FIRST_FLIGHT_BYTES).max(1) as f64;
-        let flow = Flow { from, to, remaining, rate: 0.0, priced: now, announced: None, announcements: 0 };
+        let way = self.way(from, to).unwrap_or(Way::Direct);
+        let flow =
+            Flow { from, to, way, remaining, rate: 0.0, priced: now, announced: None, announcements: 0 };
         self.flows.insert(number, flow);
-        self.outgoing[from].insert(number);
-        self.incoming[to].insert(number);
-        self.touch(from, to);
+        for (out, into) in way.hops(from, to) {
+            self.outgoing[out].insert(number);
+            self.incoming[into].insert(number);
+            self.touch(out, into);
+        }
         number
     }
 
@@ -262,9 +280,11 @@ impl Network {
     )]
     pub fn drop_flow(&mut self, now: Instant, number: u64) -> Option<u64> {
         let flow = self.flows.remove(&number)?;
-        self.outgoing[flow.from].remove(&number);
-        self.incoming[flow.to].remove(&number);
-        self.touch(flow.from, flow.to);
+        for (out, into) in flow.way.hops(flow.from, flow.to) {
+            self.outgoing[out].remove(&number);
+            self.incoming[into].remove(&number);
+            self.touch(out, into);
+        }
         let missing = flow.remaining - flow.rate * now.since(flow.priced).as_secs_f64();
         Some(missing.max(0.0) as u64)
     }
@@ -286,8 +306,11 @@ impl Network {
             let Some(flow) = self.flows.get_mut(&number) else { continue };
             #[expect(clippy::cast_precision_loss, reason = "a count of flows")]
             let share = |capacity: f64, flows: &BTreeSet<u64>| capacity / flows.len().max(1) as f64;
-            let rate = share(self.links[flow.from].up, &self.outgoing[flow.from])
-                .min(share(self.links[flow.to].down, &self.incoming[flow.to]));
+            let hops = flow.way.hops(flow.from, flow.to).map(|(out, into)| {
+                share(self.links[out].up, &self.outgoing[out])
+                    .min(share(self.links[into].down, &self.incoming[into]))
+            });
+            let rate = hops.fold(flow.way.rate_max(), f64::min);
             flow.remaining -= flow.rate * now.since(flow.priced).as_secs_f64();
             (flow.rate, flow.priced) = (rate, now);
             let at = now + Duration::from_secs_f64((flow.remaining.max(0.0) / rate).min(LONGEST_SECONDS));

@@ -4,6 +4,8 @@
 //! broken rule and that the run finishes; what they differ in is what they do to get there. Faults are placed by virtual
 //! time, which stands in units of [`Plan::epoch`], the time an epoch takes when nothing goes wrong.
 
+mod disturb;
+
 use std::time::Duration;
 
 use iota_protocol::RunSpec;
@@ -12,7 +14,7 @@ use iota_protocol::time::Millis;
 
 use crate::faults::{Fault, Scheduled};
 use crate::host::HostSetup;
-use crate::network::{HostIndex, Link};
+use crate::network::HostIndex;
 use crate::random::Random;
 use crate::trainer::Compute;
 use crate::world::Setup;
@@ -57,7 +59,7 @@ pub struct Plan {
 }
 
 /// All scenarios.
-pub const ALL: [Scenario; 12] = [
+pub const ALL: [Scenario; 19] = [
     Scenario {
         name: "smoke",
         about: "Nothing goes wrong.",
@@ -74,7 +76,7 @@ pub const ALL: [Scenario; 12] = [
         epochs: 20,
         stages: 3,
         candidates: 3,
-        disturb: churn,
+        disturb: disturb::churn,
     },
     Scenario {
         name: "flash-crowd",
@@ -83,7 +85,7 @@ pub const ALL: [Scenario; 12] = [
         epochs: 10,
         stages: 3,
         candidates: 3,
-        disturb: flash_crowd,
+        disturb: disturb::flash_crowd,
     },
     Scenario {
         name: "region-outage",
@@ -92,7 +94,7 @@ pub const ALL: [Scenario; 12] = [
         epochs: 14,
         stages: 3,
         candidates: 3,
-        disturb: region_outage,
+        disturb: disturb::region_outage,
     },
     Scenario {
         name: "candidate-partition",
@@ -101,7 +103,7 @@ pub const ALL: [Scenario; 12] = [
         epochs: 12,
         stages: 3,
         candidates: 5,
-        disturb: candidate_partition,
+        disturb: disturb::candidate_partition,
     },
     Scenario {
         name: "home-links",
@@ -110,7 +112,7 @@ pub const ALL: [Scenario; 12] = [
         epochs: 8,
         stages: 3,
         candidates: 3,
-        disturb: home_links,
+        disturb: disturb::home_links,
     },
     Scenario {
         name: "stragglers",
@@ -119,7 +121,7 @@ pub const ALL: [Scenario; 12] = [
         epochs: 10,
         stages: 3,
         candidates: 3,
-        disturb: stragglers,
+        disturb: disturb::stragglers,
     },
     Scenario {
         name: "mass-failure",
@@ -129,7 +131,7 @@ pub const ALL: [Scenario; 12] = [
         epochs: 16,
         stages: 2,
         candidates: 3,
-        disturb: mass_failure,
+        disturb: disturb::mass_failure,
     },
     Scenario {
         name: "leader-crash-loop",
@@ -138,7 +140,7 @@ pub const ALL: [Scenario; 12] = [
         epochs: 12,
         stages: 3,
         candidates: 3,
-        disturb: leader_crash_loop,
+        disturb: disturb::leader_crash_loop,
     },
     Scenario {
         name: "preemption",
@@ -147,7 +149,7 @@ pub const ALL: [Scenario; 12] = [
         epochs: 16,
         stages: 3,
         candidates: 3,
-        disturb: preemption,
+        disturb: disturb::preemption,
     },
     Scenario {
         name: "bad-network",
@@ -156,7 +158,71 @@ pub const ALL: [Scenario; 12] = [
         epochs: 8,
         stages: 3,
         candidates: 3,
-        disturb: bad_network,
+        disturb: disturb::bad_network,
+    },
+    Scenario {
+        name: "rolling-upgrade",
+        about: "Hosts are restarted one after another with a program that speaks the next wire version; the run goes over \
+                to it.",
+        nodes: 18,
+        epochs: 40,
+        stages: 3,
+        candidates: 3,
+        disturb: disturb::rolling_upgrade,
+    },
+    Scenario {
+        name: "byzantine-10",
+        about: "A tenth of the miners are adversaries of mixed kinds, none of which breaks a rule.",
+        nodes: 33,
+        epochs: 6,
+        stages: 3,
+        candidates: 3,
+        disturb: disturb::byzantine_10,
+    },
+    Scenario {
+        name: "byzantine-20",
+        about: "A fifth of them.",
+        nodes: 33,
+        epochs: 6,
+        stages: 3,
+        candidates: 3,
+        disturb: disturb::byzantine_20,
+    },
+    Scenario {
+        name: "byzantine-30",
+        about: "Three in ten of them.",
+        nodes: 33,
+        epochs: 6,
+        stages: 3,
+        candidates: 3,
+        disturb: disturb::byzantine_30,
+    },
+    Scenario {
+        name: "byzantine-candidates",
+        about: "Two of five candidates vote for another history and send garbage.",
+        nodes: 20,
+        epochs: 8,
+        stages: 2,
+        candidates: 5,
+        disturb: disturb::byzantine_candidates,
+    },
+    Scenario {
+        name: "merge-failure",
+        about: "35 % of a stage's miners crash in the moment in which its merge is decided on, and start again.",
+        nodes: 40,
+        epochs: 12,
+        stages: 2,
+        candidates: 3,
+        disturb: disturb::merge_failure,
+    },
+    Scenario {
+        name: "behind-nat",
+        about: "Two of three miners only dial out; they talk to each other through relays that are bounded in bandwidth.",
+        nodes: 24,
+        epochs: 8,
+        stages: 3,
+        candidates: 3,
+        disturb: disturb::behind_nat,
     },
     Scenario {
         name: "thousand",
@@ -274,114 +340,4 @@ impl Plan {
         self.setup.hosts.push(HostSetup { from_start: false, ..HostSetup::default() });
         self.hosts() - 1
     }
-}
-
-fn churn(plan: &mut Plan) {
-    let mut start = 1.0;
-    while start < plan.epochs() {
-        for miner in plan.some_miners(0.15) {
-            let when = plan.random.between(start, start + 10.0);
-            let fault = if plan.random.chance(0.5) { Fault::Crash(miner) } else { Fault::Leave(miner) };
-            plan.at(when, fault);
-            let (when, newcomer) = (plan.random.between(start, start + 10.0), plan.newcomer());
-            plan.at(when, Fault::Join(newcomer));
-        }
-        start += 10.0;
-    }
-}
-
-fn flash_crowd(plan: &mut Plan) {
-    let first = plan.hosts() / 4;
-    for host in first.max(plan.candidates())..plan.hosts() {
-        plan.setup.hosts[host].from_start = false;
-        let within = plan.random.between(0.0, 1.0) / plan.epoch.as_secs_f64();
-        plan.at(1.5 + within, Fault::Join(host));
-    }
-}
-
-fn region_outage(plan: &mut Plan) {
-    for host in 0..plan.hosts() {
-        let region = u8::try_from(host % 3).unwrap_or(0);
-        plan.setup.hosts[host].link = Link { region, ..Link::DATACENTRE };
-        if region == 2 {
-            plan.at(3.0, Fault::Group(host, 1));
-        }
-    }
-    plan.at(8.0, Fault::Heal);
-}
-
-fn candidate_partition(plan: &mut Plan) {
-    let cut = |plan: &mut Plan, when: f64, minority: [HostIndex; 2]| {
-        for one in minority {
-            for other in (0..plan.candidates()).filter(|other| !minority.contains(other)) {
-                plan.at(when, Fault::Cut(one, other));
-                plan.at(when, Fault::Cut(other, one));
-            }
-        }
-    };
-    cut(plan, 2.0, [0, 1]);
-    plan.at(5.0, Fault::Heal);
-    cut(plan, 7.0, [1, 4]);
-    plan.at(10.0, Fault::Heal);
-}
-
-fn home_links(plan: &mut Plan) {
-    for host in 0..plan.hosts() {
-        if host % 5 != 0 {
-            // Connections between homes are made by hole punching, which the model takes for granted.
-            plan.setup.hosts[host].link = Link { reachable: true, ..Link::HOME };
-        }
-    }
-}
-
-fn stragglers(plan: &mut Plan) {
-    for miner in plan.some_miners(0.2) {
-        plan.setup.hosts[miner].speed = 0.25;
-    }
-}
-
-fn mass_failure(plan: &mut Plan) {
-    for (round, phase) in [0.0, 0.3, 0.6, 0.9].into_iter().enumerate() {
-        let when = 2.0 + 3.0 * f64::from(u8::try_from(round).unwrap_or(0)) + phase;
-        for miner in plan.some_miners(0.35) {
-            plan.at(when, Fault::Crash(miner));
-            plan.at(when + 2.5, Fault::Restart(miner));
-        }
-    }
-}
-
-fn leader_crash_loop(plan: &mut Plan) {
-    let pause = plan.epoch;
-    let mut when = 1.5;
-    while when < plan.epochs() {
-        plan.at(when, Fault::CrashLeader(pause));
-        when += 3.0;
-    }
-}
-
-fn preemption(plan: &mut Plan) {
-    let (shape, life, pause) = (0.7, 12.0, 2.0);
-    for miner in plan.candidates()..plan.hosts() {
-        let mut when = 1.0 + plan.random.weibull(life, shape);
-        while when < plan.epochs() * 1.5 {
-            plan.at(when, Fault::Crash(miner));
-            when += pause * (0.5 + plan.random.exponential());
-            plan.at(when, Fault::Restart(miner));
-            when += 0.5 + plan.random.weibull(life, shape);
-        }
-    }
-}
-
-fn bad_network(plan: &mut Plan) {
-    for host in 0..plan.hosts() {
-        let clock = crate::clock::Clock {
-            offset: plan.random.duration(Duration::ZERO, Duration::from_secs(1000)),
-            #[expect(clippy::cast_possible_truncation, reason = "within 200")]
-            drift_ppm: plan.random.between(-200.0, 200.0) as i32,
-        };
-        plan.setup.hosts[host].clock = clock;
-        plan.setup.hosts[host].link = Link { jitter: 1.0, loss: 0.02, ..Link::DATACENTRE };
-    }
-    plan.at(0.5, Fault::DropGossip(0.1));
-    plan.at(0.5, Fault::RepeatGossip(0.1));
 }

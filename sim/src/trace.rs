@@ -8,7 +8,8 @@
 //! - *host*: the host that changed or knows of the change, by number;
 //! - *stage*, *epoch*: what it is about, `-` if it is about none;
 //! - *what*: `started`, `stopped`, `fault`, `leader`, `admitted`, `moved`, `evicted`, `opened`, `released`, `cut-off`,
-//!   `skipped`, `planned`, `reassigned`, `aborted`, `merged`, `finished`, `weights`, `failed` or `refused`;
+//!   `skipped`, `planned`, `reassigned`, `aborted`, `merged`, `upgraded`, `outdated`, `finished`, `weights`, `failed` or
+//!   `refused`;
 //! - *details*: the rest, for people.
 //!
 //! Columns are separated by tabs. The trace hash is BLAKE3 over all lines, each with its line feed: equal hashes are
@@ -147,6 +148,7 @@ fn change(seen: &Seen<'_>) -> Option<Change> {
         Seen::Fault(fault) => line("fault", fault.to_string()),
         Seen::Notice(Notice::Leader(Some(leader))) => line("leader", leader.short()),
         Seen::Notice(Notice::Leader(None)) => line("leader", "none".to_owned()),
+        Seen::Notice(Notice::Outdated(why)) => line("outdated", why.to_string()),
         Seen::Notice(Notice::JobFailed(why)) => line("failed", why.clone()),
         Seen::Notice(Notice::WeightsReady(stage, version, hash)) => {
             Some(Change { place: Some((*stage, Some(*version))), what: "weights", details: hash.to_string() })
@@ -186,6 +188,7 @@ fn decided(event: &StateEvent) -> Change {
             let loss = loss.map(|loss| format!(", loss {loss:.6}")).unwrap_or_default();
             (Some(stage), Some(epoch), "merged", format!("{samples} samples{loss}"))
         }
+        StateEvent::Upgraded(version) => (None, None, "upgraded", format!("to wire version {version}")),
         StateEvent::Finished => (None, None, "finished", String::new()),
     };
     Change { place: stage.map(|stage| (*stage, epoch.copied())), what, details }

@@ -11,6 +11,7 @@
 mod act;
 mod deliver;
 mod disturb;
+mod merge_failure;
 mod spare;
 
 use std::collections::BTreeMap;
@@ -29,7 +30,7 @@ use crate::adversary::Kind;
 use crate::blobs::Blob;
 use crate::costs::{Costs, partition_bytes};
 use crate::double::Double;
-use crate::faults::Scheduled;
+use crate::faults::{MergeFailure, Scheduled};
 use crate::host::{Host, HostSetup};
 use crate::mesh::Mesh;
 use crate::network::{FlowEnd, HostIndex, Network};
@@ -60,6 +61,10 @@ pub struct Setup {
     pub compute: Compute,
     /// What goes wrong.
     pub schedule: Vec<Scheduled>,
+    /// What goes wrong whenever certain merges are decided on.
+    pub merge_failures: Vec<MergeFailure>,
+    /// Whether hosts that can be reached pass on what others cannot send each other directly.
+    pub relays: bool,
     /// Whether faults that would take the last copy of a stage's weights are left out.
     pub spares_last_copies: bool,
 }
@@ -83,6 +88,8 @@ impl Setup {
             costs: Costs::default(),
             compute: Compute::Cost,
             schedule: Vec::new(),
+            merge_failures: Vec::new(),
+            relays: false,
             spares_last_copies: false,
         }
     }
@@ -196,6 +203,7 @@ pub(crate) enum Event {
         peer: PeerId,
     },
     Fault(usize),
+    MergeFails(MergeFailure),
     Restart(HostIndex),
     Thaw(HostIndex, u32),
     Stop(HostIndex, u32),
@@ -215,6 +223,7 @@ pub struct World {
     indices: BTreeMap<PeerId, HostIndex>,
     cargo: BTreeMap<u64, Cargo>,
     schedule: Vec<Scheduled>,
+    merge_failures: Vec<MergeFailure>,
     spares_last_copies: bool,
     electorate: iota_protocol::log::certificate::Electorate,
     random: Random,
@@ -242,12 +251,13 @@ impl World {
             compute: setup.compute,
             seed: setup.seed,
             queue: Queue::default(),
-            network: Network::new(setup.seed),
+            network: Network::new(setup.seed).relaying(setup.relays),
             mesh: Mesh::new(setup.seed),
             hosts: Vec::new(),
             indices: BTreeMap::new(),
             cargo: BTreeMap::new(),
             schedule: setup.schedule,
+            merge_failures: setup.merge_failures,
             spares_last_copies: setup.spares_last_copies,
             random: Random::new(setup.seed, "world"),
             dice: Random::new(setup.seed, "adversaries"),

@@ -17,6 +17,32 @@ fn no_seed_breaks_a_rule() {
     assert!(failed.is_empty(), "{}", failed.join("\n"));
 }
 
+/// Hosts start with the old program and are restarted with the new one in any order, while everything else goes wrong too.
+#[test]
+fn no_seed_breaks_a_rule_while_the_swarm_is_upgraded() {
+    use iota_protocol::wire::Versions;
+    use iota_sim::faults::Fault;
+    use iota_sim::random::Random;
+    use std::time::Duration;
+
+    let upgraded = |seed: u64| {
+        let (mut case, mut random) = (fuzz::draw(seed, NODES), Random::new(seed, "fuzz upgrades"));
+        for host in 0..case.setup.hosts.len() {
+            case.setup.hosts[host].versions = Versions::FIRST;
+            let (at, pause) =
+                (random.duration(Duration::from_secs(3), case.healed_at), Duration::from_secs(2));
+            case.faults.push((at, Fault::Reinstall(host, Versions::new(1, 2), pause)));
+        }
+        case
+    };
+    let failed: Vec<String> = (0..SEEDS / 4)
+        .filter_map(|seed| {
+            fuzz::run(&upgraded(seed)).failure().map(|violation| format!("seed {seed}: {violation}"))
+        })
+        .collect();
+    assert!(failed.is_empty(), "{}", failed.join("\n"));
+}
+
 #[test]
 fn a_case_is_replayed_from_its_text() {
     let text = "--seed 3 --nodes 9 --without 0,2";

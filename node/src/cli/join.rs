@@ -234,6 +234,7 @@ fn explain(error: RunError, data_dir: &Path) -> CliError {
             let addresses = addrs.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ");
             CliError::Unreachable { addresses, waited }
         }
+        RunError::Outdated(outdated) => CliError::Outdated(outdated),
         RunError::Device(reason) => CliError::Device { reason },
         other => CliError::Bug(format!("run the node: {other}")),
     }

@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::time::Instant as Clock;
 
+use iota_protocol::limits::WIRE_VERSION;
 use iota_protocol::merge::mean_nats;
 use iota_protocol::miner::Notice;
 use iota_protocol::run_state::{Phase, StateEvent};
@@ -143,6 +144,7 @@ impl Reporter {
                 self.metrics.stage.set(i64::from(stage.0));
                 self.event(NodeEvent::WeightsReady { stage: stage.0, version: version.0, hash });
             }
+            Notice::Outdated(why) => tracing::error!(%why, "this program cannot go on"),
             Notice::JobFailed(reason) => tracing::warn!(reason, "job failed"),
         }
     }
@@ -213,6 +215,7 @@ impl Reporter {
                     samples,
                 });
             }
+            StateEvent::Upgraded(version) => tracing::info!(version, "wire version upgraded"),
             StateEvent::Finished => tracing::info!("run finished"),
         }
     }
@@ -290,6 +293,8 @@ impl Reporter {
             "evicted": state.eviction(peer.id()).map(|reason| reason.to_string()),
             "leader": peer.leader(),
             "log": state.applied(),
+            "wire_version": state.wire_version(),
+            "wire_version_max": WIRE_VERSION,
             "connected": self.connected,
             "stages": stages,
             "finished": state.finished(),

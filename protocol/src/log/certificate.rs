@@ -16,7 +16,7 @@ use serde::{Deserialize, Serialize};
 use serde_bytes::ByteBuf;
 
 use crate::id::{Hash, Identity, LogIndex, PeerId, RunId};
-use crate::limits::{ENTRY_BYTES_MAX, VOTES_AHEAD_MAX};
+use crate::limits::{ENTRY_BYTES_MAX, VOTES_AHEAD_MAX, WIRE_VERSION_FIRST};
 use crate::spec::RunSpec;
 use crate::wire::envelope::signed_bytes;
 use crate::wire::message::ControlUpdate;
@@ -60,10 +60,10 @@ pub const fn chain_start(run: RunId) -> Hash {
     Hash(run.0)
 }
 
-/// The bytes a vote signs: `"iota/v1/vote\0" ‖ run id ‖ CBOR [index, chain]`.
+/// The bytes a vote signs, in every version of the wire format: `"iota/v1/vote\0" ‖ run id ‖ CBOR [index, chain]`.
 #[must_use]
 pub fn vote_bytes(run: RunId, index: LogIndex, chain: Hash) -> Vec<u8> {
-    signed_bytes("vote", run, &encode(&(index, chain)))
+    signed_bytes(WIRE_VERSION_FIRST, "vote", run, &encode(&(index, chain)))
 }
 
 /// Who may sign, and how many must.

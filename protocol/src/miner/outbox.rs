@@ -4,10 +4,11 @@ use std::collections::VecDeque;
 
 use super::job::Job;
 use crate::id::{Epoch, Hash, Identity, PeerId, RunId, StageIndex};
+use crate::limits::WIRE_VERSION_FIRST;
 use crate::run_state::StateEvent;
 use crate::wire::frame::PushHeader;
 use crate::wire::message::{MergeMessage, Request, Response, StateOffer, Topic};
-use crate::wire::{Payload, encode, seal};
+use crate::wire::{Outdated, Payload, encode, seal_in};
 
 /// Something for the driver to do. Results come back through the machine's `handle_*` methods.
 #[derive(Clone, Debug, PartialEq)]
@@ -100,6 +101,8 @@ pub enum Notice {
     WeightsReady(StageIndex, Epoch, Hash),
     /// A job failed.
     JobFailed(String),
+    /// This program does not speak the version that the run has decided on. The peer has stopped; the process should end.
+    Outdated(Outdated),
 }
 
 /// Tag of everything that belongs to an epoch of a stage. Ends in a slash, so that no epoch's tag is a
@@ -120,6 +123,7 @@ pub fn state_tag(stage: StageIndex, version: Epoch) -> String {
 pub struct Outbox {
     identity: Identity,
     run: RunId,
+    version: u16,
     next_id: u64,
     actions: VecDeque<Action>,
     own: Vec<MergeMessage>,
@@ -133,6 +137,7 @@ impl Outbox {
         Self {
             identity,
             run,
+            version: WIRE_VERSION_FIRST,
             next_id: 0,
             actions: VecDeque::new(),
             own: Vec::new(),
@@ -144,6 +149,11 @@ impl Outbox {
     #[must_use]
     pub const fn run(&self) -> RunId {
         self.run
+    }
+
+    /// From now on messages are written in this version.
+    pub const fn set_version(&mut self, version: u16) {
+        self.version = version;
     }
 
     /// The oldest action not taken yet.
@@ -158,7 +168,7 @@ impl Outbox {
 
     /// Publishes a signed message.
     pub fn publish<T: Payload>(&mut self, topic: Topic, message: &T) {
-        let bytes = seal(&self.identity, self.run, message);
+        let bytes = seal_in(self.version, &self.identity, self.run, message);
         self.actions.push_back(Action::Publish { topic, bytes });
     }
 

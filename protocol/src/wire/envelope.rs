@@ -2,8 +2,9 @@
 //!
 //! ```text
 //! Envelope = { version: u16, sender: bytes[32], payload: bytes, signature: bytes[64] }
-//! signature = ed25519(sender, "iota/v1/" ‖ kind ‖ 0x00 ‖ run id ‖ payload)
+//! signature = ed25519(sender, "iota/v" ‖ version ‖ "/" ‖ kind ‖ 0x00 ‖ run id ‖ payload)
 //! ```
+//! The envelope is the same in all versions, so that whoever does not speak the payload's still knows who said it.
 //! The kind and the run are signed but not sent: the topic says the kind, the receiver knows its run.
 //! A signature made for one kind or run therefore verifies for no other.
 
@@ -14,9 +15,9 @@ use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use serde_bytes::ByteBuf;
 
-use super::{DecodeError, decode, encode};
+use super::{DecodeError, Versions, decode, encode};
 use crate::id::{Identity, PeerId, RunId};
-use crate::limits::{BOOK_PEERS_MAX, GOSSIP_BYTES_MAX, WIRE_VERSION};
+use crate::limits::{BOOK_PEERS_MAX, GOSSIP_BYTES_MAX, WIRE_VERSION_FIRST};
 
 /// A value that travels signed.
 pub trait Payload: Serialize + DeserializeOwned {
@@ -33,9 +34,16 @@ pub enum RejectReason {
     /// The bytes are no canonical message of the expected kind.
     #[error("undecodable message: {0}")]
     Decode(#[from] DecodeError),
-    /// Another version of the wire format.
-    #[error("expected wire version {WIRE_VERSION}, got {0}")]
-    Version(u16),
+    /// A version of the wire format that is not spoken here. Not held against the sender: the run may have gone on to it.
+    #[error("expected wire version {spoken}, got {got}")]
+    Version {
+        /// Who wrote it: the signature was checked.
+        sender: PeerId,
+        /// The message's version.
+        got: u16,
+        /// What is spoken here.
+        spoken: Versions,
+    },
     /// The signature does not fit sender, kind, run and payload. A message of another run ends here.
     #[error("signature does not verify for this run and kind")]
     Signature,
@@ -72,7 +80,7 @@ impl RejectReason {
             Self::Decode(DecodeError::TooLong { .. }) => "too_long",
             Self::Decode(DecodeError::Malformed) => "malformed",
             Self::Decode(DecodeError::NotCanonical) => "not_canonical",
-            Self::Version(_) => "version",
+            Self::Version { .. } => "version",
             Self::Signature => "signature",
             Self::Replay { .. } => "replay",
             Self::Stale => "stale",
@@ -86,7 +94,10 @@ impl RejectReason {
     /// Whether an honest sender or relay can cause this: then it costs nobody's reputation.
     #[must_use]
     pub const fn is_innocent(&self) -> bool {
-        matches!(self, Self::Replay { .. } | Self::Stale | Self::NotEntitled | Self::Full(_))
+        matches!(
+            self,
+            Self::Version { .. } | Self::Replay { .. } | Self::Stale | Self::NotEntitled | Self::Full(_)
+        )
     }
 }
 
@@ -101,38 +112,57 @@ struct Envelope {
 
 /// The bytes a signature of kind `kind` in `run` covers.
 #[must_use]
-pub fn signed_bytes(kind: &str, run: RunId, payload: &[u8]) -> Vec<u8> {
-    [b"iota/v1/", kind.as_bytes(), b"\0", &run.0, payload].concat()
+pub fn signed_bytes(version: u16, kind: &str, run: RunId, payload: &[u8]) -> Vec<u8> {
+    [format!("iota/v{version}/{kind}\0").as_bytes(), &run.0, payload].concat()
 }
 
-/// Signs `value` as `identity` in `run` and returns the envelope's bytes.
+/// Signs `value` as `identity` in `run`, in the version in which runs start. See [`seal_in`].
 #[must_use]
 pub fn seal<T: Payload>(identity: &Identity, run: RunId, value: &T) -> Vec<u8> {
+    seal_in(WIRE_VERSION_FIRST, identity, run, value)
+}
+
+/// Signs `value`, written in `version`, as `identity` in `run` and returns the envelope's bytes.
+#[must_use]
+pub fn seal_in<T: Payload>(version: u16, identity: &Identity, run: RunId, value: &T) -> Vec<u8> {
     let payload = encode(value);
-    let signature = identity.sign(&signed_bytes(T::KIND, run, &payload));
+    let signature = identity.sign(&signed_bytes(version, T::KIND, run, &payload));
     encode(&Envelope {
-        version: WIRE_VERSION,
+        version,
         sender: identity.peer(),
         payload: ByteBuf::from(payload),
         signature: ByteBuf::from(signature),
     })
 }
 
-/// Verifies an envelope of at most [`GOSSIP_BYTES_MAX`] bytes and returns its sender and content.
+/// Verifies an envelope in a version that this program speaks and returns its sender and content. See [`open_in`].
+///
+/// # Errors
+/// As [`open_in`].
+pub fn open<T: Payload>(run: RunId, bytes: &[u8]) -> Result<(PeerId, T), RejectReason> {
+    open_in(Versions::PROGRAM, run, bytes).map(|(sender, _, value)| (sender, value))
+}
+
+/// Verifies an envelope of at most [`GOSSIP_BYTES_MAX`] bytes in one of `versions` and returns its sender, its version
+/// and its content.
 ///
 /// The caller still has to ask a [`ReplayWindow`] about the message number.
 ///
 /// # Errors
-/// [`RejectReason`] if it is undecodable, of another version, or the signature does not verify.
-pub fn open<T: Payload>(run: RunId, bytes: &[u8]) -> Result<(PeerId, T), RejectReason> {
-    let envelope: Envelope = decode(bytes, GOSSIP_BYTES_MAX)?;
-    if envelope.version != WIRE_VERSION {
-        return Err(RejectReason::Version(envelope.version));
-    }
-    if !envelope.sender.verifies(&signed_bytes(T::KIND, run, &envelope.payload), &envelope.signature) {
+/// [`RejectReason`] if it is undecodable, the signature does not verify, or it is of another version.
+pub fn open_in<T: Payload>(
+    versions: Versions,
+    run: RunId,
+    bytes: &[u8],
+) -> Result<(PeerId, u16, T), RejectReason> {
+    let Envelope { version, sender, payload, signature } = decode(bytes, GOSSIP_BYTES_MAX)?;
+    if !sender.verifies(&signed_bytes(version, T::KIND, run, &payload), &signature) {
         return Err(RejectReason::Signature);
     }
-    Ok((envelope.sender, decode(&envelope.payload, GOSSIP_BYTES_MAX)?))
+    if !versions.speaks(version) {
+        return Err(RejectReason::Version { sender, got: version, spoken: versions });
+    }
+    Ok((sender, version, decode(&payload, GOSSIP_BYTES_MAX)?))
 }
 
 /// The highest message number accepted from each sender, for each kind of message.
@@ -219,6 +249,28 @@ mod tests {
         }
         assert!(open::<Note>(RUN, &[bytes.as_slice(), &[0]].concat()).is_err(), "trailing byte");
         assert!(open::<Note>(RUN, &bytes[..bytes.len() - 1]).is_err(), "truncated");
+    }
+
+    #[test]
+    fn a_message_of_a_version_not_spoken_names_its_sender_and_costs_nothing() {
+        let identity = Identity::from_secret([3; 32]);
+        let bytes = seal_in(2, &identity, RUN, &note(1));
+        let (sender, spoken) = (identity.peer(), Versions::FIRST);
+        let refused = RejectReason::Version { sender, got: 2, spoken };
+        assert!(refused.is_innocent());
+        assert_eq!(open_in::<Note>(spoken, RUN, &bytes), Err(refused));
+        assert_eq!(open_in(Versions::new(1, 2), RUN, &bytes), Ok((sender, 2, note(1))));
+        let relabelled = seal(&identity, RUN, &note(1))
+            .windows(8)
+            .position(|bytes| bytes == b"\x67version")
+            .map(|at| {
+                let mut bytes = seal(&identity, RUN, &note(1));
+                bytes[at + 8] = 2;
+                bytes
+            })
+            .expect("the version is there");
+        let opened = open_in::<Note>(Versions::new(1, 2), RUN, &relabelled);
+        assert_eq!(opened, Err(RejectReason::Signature), "the version is signed");
     }
 
     #[test]

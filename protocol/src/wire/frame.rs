@@ -5,9 +5,9 @@
 
 use serde::{Deserialize, Serialize};
 
-use super::{DecodeError, RejectReason, decode, encode};
+use super::{DecodeError, Versions, decode, encode};
 use crate::id::{Epoch, Hash, RunId, SampleId, StageIndex};
-use crate::limits::{PUSH_HEADER_BYTES_MAX, PUSH_PAYLOAD_BYTES_MAX, WIRE_VERSION};
+use crate::limits::{PUSH_HEADER_BYTES_MAX, PUSH_PAYLOAD_BYTES_MAX};
 use crate::spec::WireDtype;
 
 /// Which way a tensor travels.
@@ -24,7 +24,7 @@ pub enum Direction {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct PushHeader {
-    /// Version of the wire format.
+    /// Version of the wire format. Comes first in all versions.
     pub version: u16,
     /// The run it belongs to.
     pub run: RunId,
@@ -53,28 +53,39 @@ impl PushHeader {
         elements.checked_mul(self.dtype.bytes()).filter(|&bytes| bytes <= PUSH_PAYLOAD_BYTES_MAX)
     }
 
-    /// Reads a header.
+    /// Reads a header in a version that this program speaks.
     ///
     /// # Errors
-    /// [`RejectReason`] if it is undecodable, of another version or run.
-    pub fn parse(run: RunId, bytes: &[u8]) -> Result<Self, RejectReason> {
-        let header: Self = decode(bytes, PUSH_HEADER_BYTES_MAX)?;
-        if header.version != WIRE_VERSION {
-            return Err(RejectReason::Version(header.version));
+    /// What to answer: [`PushRefusal::Version`] if it is of another version, [`PushRefusal::Malformed`] if it is
+    /// undecodable or of another run.
+    pub fn parse(run: RunId, bytes: &[u8]) -> Result<Self, PushRefusal> {
+        match decode::<Self>(bytes, PUSH_HEADER_BYTES_MAX) {
+            Ok(header) if !Versions::PROGRAM.speaks(header.version) => Err(PushRefusal::Version),
+            Ok(header) if header.run == run => Ok(header),
+            Err(DecodeError::Malformed) if is_of_another_version(bytes) => Err(PushRefusal::Version),
+            Ok(_) | Err(_) => Err(PushRefusal::Malformed),
         }
-        if header.run != run {
-            return Err(RejectReason::Inconsistent("another run"));
-        }
-        Ok(header)
     }
+}
+
+/// Whether a header of unknown fields says that it is of a version that this program does not speak.
+fn is_of_another_version(bytes: &[u8]) -> bool {
+    #[derive(Deserialize)]
+    struct Beginning {
+        version: u16,
+    }
+    serde_cbor::from_slice(bytes)
+        .is_ok_and(|beginning: Beginning| !Versions::PROGRAM.speaks(beginning.version))
 }
 
 /// Why a pushed tensor was not taken. Sent back to the sender.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum PushRefusal {
-    /// The header is undecodable, or of another version or run.
+    /// The header is undecodable, or of another run.
     Malformed,
+    /// The header is of a version that the receiver does not speak.
+    Version,
     /// Shape or element type are not those of this cut.
     Shape,
     /// The payload's length does not fit its shape.
@@ -101,6 +112,7 @@ impl PushRefusal {
     pub const fn label(self) -> &'static str {
         match self {
             Self::Malformed => "malformed",
+            Self::Version => "version",
             Self::Shape => "shape",
             Self::Length => "length",
             Self::Hash => "hash",
@@ -116,7 +128,7 @@ impl PushRefusal {
     /// Whether the same push may be accepted later.
     #[must_use]
     pub const fn is_passing(self) -> bool {
-        matches!(self, Self::WrongPath | Self::Early | Self::Busy | Self::WrongStage)
+        matches!(self, Self::Version | Self::WrongPath | Self::Early | Self::Busy | Self::WrongStage)
     }
 }
 
@@ -171,6 +183,7 @@ pub fn check_payload(header: &PushHeader, payload: &[u8], hash: Hash) -> Result<
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::limits::WIRE_VERSION;
 
     const RUN: RunId = RunId([4; 32]);
 
@@ -216,11 +229,20 @@ mod tests {
     fn headers_of_other_runs_and_versions_are_refused() {
         let (good, _) = header(&[0.0]);
         assert_eq!(PushHeader::parse(RUN, &encode(&good)), Ok(good.clone()));
-        assert!(matches!(
-            PushHeader::parse(RunId([5; 32]), &encode(&good)),
-            Err(RejectReason::Inconsistent(_))
-        ));
-        let other = PushHeader { version: 2, ..good };
-        assert_eq!(PushHeader::parse(RUN, &encode(&other)), Err(RejectReason::Version(2)));
+        assert_eq!(PushHeader::parse(RunId([5; 32]), &encode(&good)), Err(PushRefusal::Malformed));
+        let other = PushHeader { version: WIRE_VERSION + 1, ..good };
+        assert_eq!(PushHeader::parse(RUN, &encode(&other)), Err(PushRefusal::Version));
+    }
+
+    #[test]
+    fn a_header_whose_fields_are_unknown_is_refused_for_its_version() {
+        #[derive(Serialize)]
+        struct Later {
+            version: u16,
+            novelty: u8,
+        }
+        let later = |version| PushHeader::parse(RUN, &encode(&Later { version, novelty: 0 }));
+        assert_eq!(later(WIRE_VERSION + 1), Err(PushRefusal::Version), "it may be read after an upgrade");
+        assert_eq!(later(WIRE_VERSION), Err(PushRefusal::Malformed));
     }
 }

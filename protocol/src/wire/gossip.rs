@@ -6,14 +6,14 @@
 use std::sync::Arc;
 
 use super::message::{ControlUpdate, Manifest, MergeMessage, PeerRecord, Topic};
-use super::{RejectReason, decode, encode, open};
+use super::{RejectReason, Versions, decode, encode, open_in};
 use crate::id::{Hash, PeerId};
 use crate::limits::GOSSIP_BYTES_MAX;
 use crate::log::certificate::{Certified, Electorate};
 
-/// A message whose signature was checked.
+/// A message whose signature was checked, and the version it was written in; control updates have none.
 #[derive(Clone, Debug)]
-pub struct Gossip(pub(crate) Opened);
+pub struct Gossip(pub(crate) Opened, pub(crate) Option<u16>);
 
 /// What an opened message says.
 #[derive(Clone, Debug)]
@@ -39,29 +39,51 @@ impl From<Manifest> for HashedManifest {
 }
 
 impl Gossip {
-    /// Opens a message of `topic` in the run of `electorate`.
+    /// Opens a message of `topic` in the run of `electorate`, written in one of `versions`.
     ///
     /// # Errors
     /// [`RejectReason`] if it is undecodable, of another version or run, or its signatures do not verify.
-    pub fn open(electorate: &Electorate, topic: Topic, bytes: &[u8]) -> Result<Self, RejectReason> {
-        Ok(Self(match topic {
+    pub fn open(
+        electorate: &Electorate,
+        versions: Versions,
+        topic: Topic,
+        bytes: &[u8],
+    ) -> Result<Self, RejectReason> {
+        let (run, mut written) = (electorate.run(), None);
+        let opened = match topic {
             Topic::Control => {
                 let update: ControlUpdate = decode(bytes, GOSSIP_BYTES_MAX)?;
                 Opened::Control(electorate.certify(update)?)
             }
             Topic::Records => {
-                let (sender, record) = open::<PeerRecord>(electorate.run(), bytes)?;
+                let (sender, version, record) = open_in::<PeerRecord>(versions, run, bytes)?;
+                written = Some(version);
                 Opened::Record(sender, Arc::new(record))
             }
             Topic::Merge => {
-                let (sender, message) = open::<MergeMessage>(electorate.run(), bytes)?;
+                let (sender, version, message) = open_in::<MergeMessage>(versions, run, bytes)?;
+                written = Some(version);
                 let manifest = match &message {
                     MergeMessage::Manifest(announce) => Some(Arc::new(announce.manifest.clone().into())),
                     MergeMessage::Digest(_) => None,
                 };
                 Opened::Merge(sender, message, manifest)
             }
-        }))
+        };
+        Ok(Self(opened, written))
+    }
+
+    /// Whether a peer that speaks `versions` can read it.
+    ///
+    /// # Errors
+    /// [`RejectReason::Version`] if it cannot.
+    pub(crate) fn check_version(&self, versions: Versions) -> Result<(), RejectReason> {
+        match (self.sender(), self.1) {
+            (Some(sender), Some(got)) if !versions.speaks(got) => {
+                Err(RejectReason::Version { sender, got, spoken: versions })
+            }
+            _ => Ok(()),
+        }
     }
 
     /// The manifest it announces, if it does.

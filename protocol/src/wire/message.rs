@@ -5,6 +5,7 @@ use serde_bytes::ByteBuf;
 
 use super::Payload;
 use crate::id::{Epoch, Hash, LogIndex, PartitionIndex, PeerId, StageIndex};
+use crate::limits::WIRE_VERSION_FIRST;
 use crate::log::Certificate;
 
 /// Gossip topics; the driver puts `iota/<run id>/` before the name.
@@ -67,6 +68,19 @@ pub struct PeerRecord {
     pub speed_milli: u32,
     /// Tokens it has finished since it started, counted at the head and tail once each.
     pub tokens: u64,
+    /// The newest wire version that its program speaks. Left out where it is the first, so that it can be told from the
+    /// start and in every version; any other field that a version adds waits until that version is decided.
+    #[serde(default = "first_version", skip_serializing_if = "is_first_version")]
+    pub wire_version_max: u16,
+}
+
+const fn first_version() -> u16 {
+    WIRE_VERSION_FIRST
+}
+
+#[expect(clippy::trivially_copy_pass_by_ref, reason = "the signature that serde asks for")]
+const fn is_first_version(version: &u16) -> bool {
+    *version == WIRE_VERSION_FIRST
 }
 
 /// The weights a miner holds.
@@ -373,8 +387,44 @@ pub enum Decision {
         /// The merged partitions, in order.
         partitions: Vec<Hash>,
     },
+    /// The run goes on in the next version of the wire format. Peers that do not speak it stop here.
+    Upgrade {
+        /// The version.
+        version: u16,
+    },
     /// Every stage has finished its last epoch.
     Finish,
+    /// Stands for a kind that the second version adds, to test how versions mix.
+    #[cfg(test)]
+    Second,
+}
+
+impl Decision {
+    /// The version that this decision came with, by its kind and by the fields it has. It is void before that version is
+    /// decided: programs that do not speak it cannot decode it, and those that do must not go another way.
+    ///
+    /// Versions add kinds. None is ever changed or taken away, since the log of a run holds entries of all versions that
+    /// the run went through.
+    #[must_use]
+    pub const fn since(&self) -> u16 {
+        match self {
+            Self::Admit { .. }
+            | Self::Evict { .. }
+            | Self::Move { .. }
+            | Self::OpenEpoch { .. }
+            | Self::Release { .. }
+            | Self::Cutoff { .. }
+            | Self::Skip { .. }
+            | Self::MergePlan { .. }
+            | Self::MergeReassign { .. }
+            | Self::MergeAbort { .. }
+            | Self::MergeOutcome { .. }
+            | Self::Upgrade { .. }
+            | Self::Finish => WIRE_VERSION_FIRST,
+            #[cfg(test)]
+            Self::Second => 2,
+        }
+    }
 }
 
 /// A contribution in a merge plan.

@@ -55,6 +55,7 @@ pub(crate) fn record() -> PeerRecord {
         credits: 32,
         speed_milli: 1500,
         tokens: 65_536,
+        wire_version_max: 1,
     }
 }
 
@@ -154,6 +155,7 @@ pub(crate) fn decisions() -> Vec<(&'static str, Decision)> {
                 partitions: vec![hash("merged 0"), hash("merged 1")],
             },
         ),
+        ("upgrade", Decision::Upgrade { version: 2 }),
         ("finish", Decision::Finish),
     ]
 }

@@ -6,12 +6,13 @@ use iota_protocol::merge::partition_range;
 use iota_protocol::miner::outbox::tag;
 use iota_protocol::miner::{Action, Job, JobDone};
 use iota_protocol::wire::message::{ManifestAnnounce, MergeMessage, PeerRecord, Topic};
-use iota_protocol::wire::{Payload, encode, open, seal};
+use iota_protocol::wire::{Payload, encode, open_in, seal_in};
 use iota_protocol::{Epoch, Hash, SampleId, StageIndex};
 
 use super::{Emission, Means};
 use crate::blobs::Blob;
 use crate::costs::{activation_bytes, partition_bytes};
+use crate::host::ALL_VERSIONS;
 use crate::trainer::Compute;
 use crate::trainer::toy::{from_bytes, to_bytes};
 
@@ -114,7 +115,7 @@ pub(super) fn keep(means: &mut Means<'_>, hash: Hash, blob: Blob, tag: &str) -> 
 fn published<T: Payload>(means: &Means<'_>, action: &Action, topic: Topic) -> Option<T> {
     match action {
         Action::Publish { topic: on, bytes } if *on == topic => {
-            open(means.spec.run_id(), bytes).ok().map(|(_, message)| message)
+            open_in(ALL_VERSIONS, means.spec.run_id(), bytes).ok().map(|(_, _, message)| message)
         }
         _ => None,
     }
@@ -154,5 +155,5 @@ pub(super) fn announced(means: &Means<'_>, announce: ManifestAnnounce) -> Vec<Em
 
 /// A message with the adversary's own, valid signature.
 pub(super) fn signed<T: Payload>(means: &Means<'_>, message: &T) -> Vec<u8> {
-    seal(means.identity, means.spec.run_id(), message)
+    seal_in(means.peer.state().wire_version(), means.identity, means.spec.run_id(), message)
 }

@@ -233,6 +233,7 @@ impl Recorder {
             StateEvent::Skipped(..)
             | StateEvent::CutOff(..)
             | StateEvent::Reassigned(..)
+            | StateEvent::Upgraded(_)
             | StateEvent::Finished => {}
         }
         if matches!(event, StateEvent::Admitted(..) | StateEvent::Evicted(..)) {

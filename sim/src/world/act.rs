@@ -13,6 +13,7 @@ use iota_protocol::wire::message::Topic;
 use super::{Broadcast, Cargo, Event, Fetch, Push, World};
 use crate::adversary::{Behaviour, Emission, Means};
 use crate::blobs::Blob;
+use crate::host::ALL_VERSIONS;
 use crate::network::HostIndex;
 use crate::observe::Seen;
 
@@ -119,14 +120,14 @@ impl World {
             Action::Compute(job) => self.compute(host, job),
             Action::Addresses { .. } | Action::Forget { .. } => {}
             Action::Notice(notice) => {
-                self.note(&notice);
+                self.note(host, &notice);
                 self.show(host, Seen::Notice(&notice));
             }
         }
     }
 
     fn publish(&mut self, host: HostIndex, topic: Topic, bytes: &[u8], hears: impl Fn(HostIndex) -> bool) {
-        let opened = Gossip::open(&self.electorate, topic, bytes);
+        let opened = Gossip::open(&self.electorate, ALL_VERSIONS, topic, bytes);
         let size = bytes.len() as u64;
         let mut spread = self.mesh.spread(&mut self.network, host, size);
         if opened.is_err() {

@@ -20,6 +20,7 @@ impl World {
     pub(super) fn dispatch(&mut self, event: Event) {
         match event {
             Event::Fault(index) => self.disturb(index),
+            Event::MergeFails(failure) => self.merge_fails(&failure),
             Event::Start(host) | Event::Restart(host) => self.start(host),
             Event::Thaw(host, incarnation) => self.thaw(host, incarnation),
             Event::Stop(host, incarnation) if self.lives(host, incarnation) => self.stop(host),

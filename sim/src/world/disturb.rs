@@ -3,12 +3,16 @@
 use std::time::Duration;
 
 use iota_protocol::miner::Notice;
+use iota_protocol::run_state::StateEvent;
 use iota_protocol::{Instant, PeerId};
 
 use super::{Cargo, Event, World};
 use crate::faults::Fault;
 use crate::network::HostIndex;
 use crate::observe::Seen;
+
+/// Pause before a host that could not be spared is asked for again.
+const REINSTALL_AGAIN: Duration = Duration::from_secs(1);
 
 impl World {
     pub(super) fn start(&mut self, host: HostIndex) {
@@ -17,7 +21,7 @@ impl World {
         }
         let now = self.queue.now();
         self.hosts[host].start(now, &self.spec, &self.costs, self.compute);
-        self.mesh.set_up(&self.network, host, true);
+        self.set_up(host, true);
         self.show(host, Seen::Started);
         self.reconnect(host);
         let local = self.local_now(host);
@@ -25,6 +29,16 @@ impl World {
             peer.handle_timeout(local);
         }
         self.drain(host);
+    }
+
+    /// A host answers from now on, or does not.
+    fn set_up(&mut self, host: HostIndex, up: bool) {
+        self.network.set_up(host, up);
+        self.mesh.set_up(&self.network, host, up);
+        if !up {
+            // What it relays is cut off with it.
+            self.network.flows_via(host).into_iter().for_each(|flow| self.drop_cargo(flow));
+        }
     }
 
     /// Candidates learn that a connection to `host` was made, and it learns of theirs.
@@ -49,7 +63,7 @@ impl World {
             return;
         }
         self.hosts[host].stop();
-        self.mesh.set_up(&self.network, host, false);
+        self.set_up(host, false);
         self.show(host, Seen::Stopped);
         self.drop_cargo_of(host);
     }
@@ -88,7 +102,7 @@ impl World {
             return;
         }
         self.hosts[host].frozen = false;
-        self.mesh.set_up(&self.network, host, true);
+        self.set_up(host, true);
         let local = self.local_now(host);
         if let Some(peer) = &mut self.hosts[host].peer {
             peer.handle_timeout(local);
@@ -104,7 +118,7 @@ impl World {
             return;
         }
         self.hosts[host].frozen = true;
-        self.mesh.set_up(&self.network, host, false);
+        self.set_up(host, false);
         let incarnation = self.hosts[host].incarnation;
         self.queue.push(pause, Event::Thaw(host, incarnation));
     }
@@ -129,12 +143,18 @@ impl World {
         let fault = self.schedule[index].1.clone();
         let about = match &fault {
             Fault::Crash(host) | Fault::Restart(host) | Fault::Freeze(host, _) | Fault::Join(host) => *host,
-            Fault::Leave(host) | Fault::Group(host, _) | Fault::Cut(host, _) => *host,
+            Fault::Reinstall(host, ..) | Fault::Leave(host) | Fault::Group(host, _) | Fault::Cut(host, _) => {
+                *host
+            }
             Fault::Relink(host, _) | Fault::Speed(host, _) | Fault::Disk(host, _) => *host,
             Fault::CrashLeader(_) => self.leader().unwrap_or(0),
             Fault::Heal | Fault::DropGossip(_) | Fault::RepeatGossip(_) => 0,
         };
         if self.spares_last_copies && self.takes_last_copy(about, &fault) {
+            if let Fault::Reinstall(..) = fault {
+                // Whoever upgrades a host waits until others have what only it holds.
+                self.queue.push(REINSTALL_AGAIN, Event::Fault(index));
+            }
             return;
         }
         self.show(about, Seen::Fault(&fault));
@@ -146,6 +166,11 @@ impl World {
                     self.stop(leader);
                     self.queue.push(pause, Event::Restart(leader));
                 }
+            }
+            Fault::Reinstall(host, versions, pause) => {
+                self.stop(host);
+                self.hosts[host].setup.versions = versions;
+                self.queue.push(pause, Event::Restart(host));
             }
             Fault::Freeze(host, pause) => self.freeze(host, pause),
             Fault::Leave(host) => self.leave(host),
@@ -190,9 +215,17 @@ impl World {
         self.drain(host);
     }
 
-    /// Notes that somebody knows that the run is over.
-    pub(super) fn note(&mut self, notice: &Notice) {
-        self.finished_hosts |=
-            matches!(notice, Notice::State(iota_protocol::run_state::StateEvent::Finished));
+    /// Notes what the world itself has to know: that somebody knows that the run is over, that a merge was decided on,
+    /// that a program is too old for the run.
+    pub(super) fn note(&mut self, host: HostIndex, notice: &Notice) {
+        match notice {
+            Notice::State(StateEvent::Finished) => self.finished_hosts = true,
+            Notice::State(StateEvent::Planned(stage, epoch, ..)) => self.planned(*stage, *epoch),
+            Notice::Outdated(_) => {
+                let incarnation = self.hosts[host].incarnation;
+                self.queue.push(Duration::ZERO, Event::Stop(host, incarnation));
+            }
+            _ => {}
+        }
     }
 }

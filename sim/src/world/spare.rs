@@ -16,7 +16,11 @@ impl World {
     /// filling its disk, or by cutting it off for so long that its place goes to somebody else.
     pub(super) fn takes_last_copy(&self, host: HostIndex, fault: &Fault) -> bool {
         let takes = match fault {
-            Fault::Crash(_) | Fault::CrashLeader(_) | Fault::Freeze(..) | Fault::Leave(_) => true,
+            Fault::Crash(_)
+            | Fault::CrashLeader(_)
+            | Fault::Reinstall(..)
+            | Fault::Freeze(..)
+            | Fault::Leave(_) => true,
             Fault::Disk(_, bytes) => *bytes < self.hosts[host].store.quota(),
             Fault::Group(_, group) => *group != 0,
             _ => false,
