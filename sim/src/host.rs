@@ -9,11 +9,10 @@ use iota_protocol::{Identity, Instant, RunSpec};
 use crate::adversary::Behaviour;
 use crate::blobs::BlobStore;
 use crate::clock::Clock;
-use crate::costs::Costs;
 use crate::double::Double;
 use crate::network::{HostIndex, Link};
 use crate::storage::Disk;
-use crate::trainer::{Compute, Trainer};
+use crate::trainer::{Engines, Trainer};
 use crate::world::Event;
 
 /// The protocol's peer as hosts run it.
@@ -169,8 +168,7 @@ impl Host {
     }
 
     /// Starts a process from what is on disk.
-    pub(crate) fn start(&mut self, now: Instant, spec: &Arc<RunSpec>, costs: &Costs, compute: Compute) {
-        let parameters = vec![costs.parameters; usize::from(spec.pipeline.stages)];
+    pub(crate) fn start(&mut self, now: Instant, spec: &Arc<RunSpec>, engines: &Engines) {
         let roles = Roles { miner: self.setup.miner, validator: false };
         // Microseconds of this host's clock, as the node takes them.
         let sequence = self.setup.clock.local(now).as_nanos() / 1_000;
@@ -178,12 +176,12 @@ impl Host {
         if self.setup.double == Some(Double::LosesItsLog) {
             self.disk = Disk::default();
         }
-        self.trainer = compute.trainer(spec, costs);
+        self.trainer = engines.trainer();
         self.peer = Some(Peer::new(
             Arc::clone(spec),
             self.identity.clone(),
             roles,
-            &parameters,
+            &engines.parameters(),
             sequence,
             self.disk.clone(),
         ));

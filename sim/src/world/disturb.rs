@@ -16,7 +16,7 @@ impl World {
             return;
         }
         let now = self.queue.now();
-        self.hosts[host].start(now, &self.spec, &self.costs, self.compute);
+        self.hosts[host].start(now, &self.spec, &self.engines);
         self.mesh.set_up(&self.network, host, true);
         self.show(host, Seen::Started);
         self.reconnect(host);
