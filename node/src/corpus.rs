@@ -30,17 +30,16 @@ pub fn open_corpus(spec: &RunSpec, file: Option<&Path>) -> Result<Arc<Corpus>, C
     }
 }
 
-/// Generates the corpus; everyone who has the spec has the same text.
 fn builtin(spec: &RunSpec) -> Result<Arc<Corpus>, CliError> {
-    let bytes = usize::try_from(spec.data.builtin_bytes.0).map_err(|_| CliError::Option {
-        option: "data.builtin_bytes".to_owned(),
-        expected: "a size that fits this machine's memory".to_owned(),
-        got: spec.data.builtin_bytes.to_string(),
-    })?;
-    let text = iota_fixtures::corpus::generate(spec.seed, bytes);
-    Corpus::from_bytes(text.into_bytes(), spec.model.context as usize, spec.data.validation_fraction)
-        .map(Arc::new)
-        .map_err(|error| CliError::Bug(format!("use the built-in corpus: {error}")))
+    if usize::try_from(spec.data.builtin_bytes.0).is_err() {
+        return Err(CliError::Option {
+            option: "data.builtin_bytes".to_owned(),
+            expected: "a size that fits this machine's memory".to_owned(),
+            got: spec.data.builtin_bytes.to_string(),
+        });
+    }
+    let corpus = iota_worker::corpus::builtin_corpus(spec);
+    corpus.map(Arc::new).map_err(|error| CliError::Bug(format!("use the built-in corpus: {error}")))
 }
 
 /// Opens the file after checking that it is the one the spec names.

@@ -8,17 +8,14 @@ use iota_model::data::Corpus;
 use iota_model::generate::{GenerateError, GenerateOptions, generate};
 use iota_model::tokenizer::ByteTokenizer;
 use iota_model::{
-    DType, Device, EngineConfig, EngineError, ModelConfig, StageEngine, StageInput, StageSelect, TokenBatch,
-    build_engine,
+    DType, Device, EngineConfig, EngineError, ModelConfig, StageEngine, StageSelect, TokenBatch, build_engine,
 };
 use iota_protocol::RunSpec;
+pub use iota_worker::validation::validation_batches;
 use serde::{Deserialize, Serialize};
 
 use crate::error::CliError;
 
-/// Validation batches of one measurement. With the built-in spec: 32 × 8 windows of 128 tokens, whose standard
-/// error is about a hundredth of a nat.
-const VALIDATION_BATCHES: usize = 32;
 /// Windows of one batch when a text is measured.
 const EVAL_SEQUENCES: usize = 8;
 
@@ -146,12 +143,6 @@ pub fn build(config: &EngineConfig, device: Device) -> Result<Box<dyn StageEngin
     })
 }
 
-/// The batches that every model of the run is measured on.
-#[must_use]
-pub fn validation_batches(spec: &RunSpec, corpus: &Corpus) -> Vec<TokenBatch> {
-    corpus.validation_batches(VALIDATION_BATCHES, spec.training.sequences_per_sample as usize)
-}
-
 /// Tokens that one sample trains on.
 #[must_use]
 pub fn tokens_per_sample(spec: &RunSpec) -> u64 {
@@ -163,14 +154,7 @@ pub fn tokens_per_sample(spec: &RunSpec) -> u64 {
 /// # Errors
 /// The device failed.
 pub fn mean_loss(engine: &mut dyn StageEngine, batches: &[TokenBatch]) -> Result<Loss, CliError> {
-    let (mut sum, mut tokens) = (0.0, 0.0);
-    for batch in batches {
-        #[expect(clippy::cast_precision_loss, reason = "tokens of a batch are far below 2^52")]
-        let weight = batch.targets.len() as f64;
-        sum += weight * engine.evaluate_loss(StageInput::Tokens(batch.clone()), batch).map_err(bug)?;
-        tokens += weight;
-    }
-    Ok(Loss::from_nats(sum / tokens))
+    iota_worker::validation::mean_loss(engine, batches).map(Loss::from_nats).map_err(bug)
 }
 
 /// Cuts `bytes` into windows of `context` tokens and their successors; a rest shorter than a window is left out.

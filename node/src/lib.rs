@@ -3,7 +3,7 @@
 /// Blobs by hash between peers, over iroh.
 pub mod blobs;
 /// From the run spec to the types of the model crate.
-pub mod bridge;
+pub use iota_worker::bridge;
 /// The corpus of a run.
 pub mod corpus;
 /// What the binary says when something goes wrong, and its exit codes.

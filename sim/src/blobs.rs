@@ -1,8 +1,8 @@
 //! The blobs a host holds, by hash, each kept alive by tags.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::rc::Rc;
 
+use bytes::Bytes;
 use iota_protocol::Hash;
 
 /// A blob: its size, and its bytes where anybody reads them. Made-up tensors have a size only.
@@ -11,14 +11,15 @@ pub struct Blob {
     /// How much it occupies and moves.
     pub bytes: u64,
     /// What it says.
-    pub content: Option<Rc<[u8]>>,
+    pub content: Option<Bytes>,
 }
 
 impl Blob {
     /// A blob with content, and its hash.
     #[must_use]
-    pub fn of(content: Vec<u8>) -> (Hash, Self) {
-        (Hash::of(&content), Self { bytes: content.len() as u64, content: Some(content.into()) })
+    pub fn of(content: impl Into<Bytes>) -> (Hash, Self) {
+        let content = content.into();
+        (Hash::of(&content), Self { bytes: content.len() as u64, content: Some(content) })
     }
 
     /// A blob of which only hash and size matter.

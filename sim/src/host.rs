@@ -11,11 +11,10 @@ use iota_protocol::{Hash, Identity, Instant, RunSpec};
 use crate::adversary::Behaviour;
 use crate::blobs::BlobStore;
 use crate::clock::Clock;
-use crate::costs::Costs;
 use crate::double::Double;
 use crate::network::{HostIndex, Link};
 use crate::storage::Disk;
-use crate::trainer::{Compute, Trainer};
+use crate::trainer::{Engines, Trainer};
 use crate::world::Event;
 
 /// What the world itself can read, whatever programs hosts run: no version differs from another in what it says yet.
@@ -180,8 +179,7 @@ impl Host {
     }
 
     /// Starts a process from what is on disk.
-    pub(crate) fn start(&mut self, now: Instant, spec: &Arc<RunSpec>, costs: &Costs, compute: Compute) {
-        let parameters = vec![costs.parameters; usize::from(spec.pipeline.stages)];
+    pub(crate) fn start(&mut self, now: Instant, spec: &Arc<RunSpec>, engines: &Engines) {
         let roles = Roles { miner: self.setup.miner, validator: false };
         // Microseconds of this host's clock, as the node takes them.
         let sequence = self.setup.clock.local(now).as_nanos() / 1_000;
@@ -189,9 +187,9 @@ impl Host {
         if self.setup.double == Some(Double::LosesItsLog) {
             self.disk = Disk::default();
         }
-        self.trainer = compute.trainer(spec, costs);
+        self.trainer = engines.trainer();
         let (spec, identity) = (Arc::clone(spec), self.identity.clone());
-        let peer = Peer::new(spec, identity, roles, &parameters, sequence, self.disk.clone());
+        let peer = Peer::new(spec, identity, roles, &engines.parameters(), sequence, self.disk.clone());
         self.peer = Some(peer.speaking(self.setup.versions));
     }
 

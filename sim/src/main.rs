@@ -145,6 +145,8 @@ enum ComputeArg {
     Cost,
     /// A closed-form problem whose loss shows what was merged
     Toy,
+    /// A small model on the built-in corpus, with the arithmetic of a node
+    Real,
 }
 
 #[derive(Clone, Copy, ValueEnum)]
@@ -241,6 +243,7 @@ fn run_scenario(arguments: &RunArgs) -> Result<bool, CliError> {
     let compute = match arguments.compute {
         ComputeArg::Cost => Compute::Cost,
         ComputeArg::Toy => Compute::Toy,
+        ComputeArg::Real => Compute::Real,
     };
     let request = Request { nodes: arguments.nodes, seed: arguments.seed, compute, epochs: arguments.epochs };
     let setup = scenario.setup(&request);

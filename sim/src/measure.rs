@@ -23,6 +23,7 @@ mod recorder;
 pub mod roofline;
 pub mod statistics;
 mod summary;
+mod validation;
 
 use std::cell::RefCell;
 use std::rc::Rc;

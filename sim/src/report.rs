@@ -27,6 +27,8 @@ pub struct Report {
     pub virtual_seconds: f64,
     /// Events of the simulation.
     pub events: u64,
+    /// What it learned; none unless engines train the model.
+    pub validation: Option<Validation>,
     /// How fast it trained.
     pub throughput: Throughput,
     /// What engines did.
@@ -47,6 +49,19 @@ pub struct Report {
     pub timeline: Vec<TimelineEvent>,
     /// Events that the timeline has no room for.
     pub timeline_left_out: u64,
+}
+
+/// What a run learned: mean loss on text that nobody trained on, in nats per token.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct Validation {
+    /// Of the initial weights.
+    pub initial_nats: f64,
+    /// Of the last merges' weights, all stages together.
+    pub final_nats: f64,
+    /// Epochs that are in them.
+    pub epochs: u64,
+    /// BLAKE3 hash of these weights, stage after stage.
+    pub weights: String,
 }
 
 /// How fast a run trained. One sample is counted once, at the tail.

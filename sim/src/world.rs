@@ -37,7 +37,7 @@ use crate::network::{FlowEnd, HostIndex, Network};
 use crate::observe::{Observation, Observer, Seen, Violation};
 use crate::queue::Queue;
 use crate::random::Random;
-use crate::trainer::Compute;
+use crate::trainer::{Compute, Engines};
 
 /// Hosts start within this time of each other.
 const START_SPREAD: Duration = Duration::from_millis(500);
@@ -213,7 +213,7 @@ pub(crate) enum Event {
 pub struct World {
     spec: Arc<RunSpec>,
     costs: Costs,
-    compute: Compute,
+    engines: Engines,
     seed: u64,
     partition_bytes: u64,
     queue: Queue<Event>,
@@ -246,9 +246,9 @@ impl World {
         let mut world = Self {
             partition_bytes: partition_bytes(&setup.spec, setup.costs.parameters),
             electorate: iota_protocol::log::certificate::Electorate::new(&setup.spec),
+            engines: Engines::new(setup.compute, &setup.spec, &setup.costs),
             spec: setup.spec,
             costs: setup.costs,
-            compute: setup.compute,
             seed: setup.seed,
             queue: Queue::default(),
             network: Network::new(setup.seed).relaying(setup.relays),
@@ -294,7 +294,7 @@ impl World {
             let delay = self.random.duration(Duration::ZERO, START_SPREAD);
             self.queue.push(delay, Event::Start(index));
         }
-        let trainer = self.compute.trainer(&self.spec, &self.costs);
+        let trainer = self.engines.trainer();
         self.hosts.push(Host::new(identity, setup, behaviour, trainer));
     }
 
@@ -387,6 +387,12 @@ impl World {
     #[must_use]
     pub const fn costs(&self) -> &Costs {
         &self.costs
+    }
+
+    /// What made the engines of its hosts.
+    #[must_use]
+    pub const fn engines(&self) -> &Engines {
+        &self.engines
     }
 
     /// All hosts.

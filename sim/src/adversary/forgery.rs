@@ -1,6 +1,7 @@
 //! What several adversaries do: change tensors, pretend to have worked, and sign other messages than their machine's.
 //!
-//! Where engines compute with names only, a changed tensor is another name of the same size.
+//! Where engines compute with names only, a changed tensor is another name of the same size. Numbers are those of the toy
+//! problem: no set-up puts an adversary beside engines that train the model.
 
 use iota_protocol::merge::partition_range;
 use iota_protocol::miner::outbox::tag;
@@ -72,7 +73,7 @@ pub(super) fn pretended(
             let parameters = means.costs.parameters;
             let vector = match means.compute {
                 Compute::Toy => Some(contribute(means, parameters)),
-                Compute::Cost => None,
+                Compute::Cost | Compute::Real => None,
             };
             Some(contributed(means, *stage, *epoch, vector))
         }

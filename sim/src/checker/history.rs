@@ -18,7 +18,7 @@ impl History {
     /// The history of a run before its first decision.
     pub(super) fn new(options: &Options) -> Self {
         let spec: &Arc<RunSpec> = &options.spec;
-        let parameters = vec![options.costs.parameters; usize::from(spec.pipeline.stages)];
+        let parameters = options.compute.parameters(spec, &options.costs);
         Self { state: RunState::new(Arc::clone(spec), &parameters) }
     }
 

@@ -37,8 +37,9 @@ pub struct Samples {
     per_epoch: u64,
     /// What each honest host's engine accumulated since its last reset.
     accumulated: BTreeMap<HostIndex, BTreeSet<SampleId>>,
-    /// Samples in honest contributions, by the hash of each of their partitions.
-    contributed: BTreeMap<(StageIndex, Epoch), BTreeMap<Hash, (PeerId, Set)>>,
+    /// Samples in honest contributions, by the hash of each of their partitions. Several may share one: all miners move the
+    /// embeddings of tokens that do not occur alike.
+    contributed: BTreeMap<(StageIndex, Epoch), BTreeMap<Hash, Vec<(PeerId, Set)>>>,
     /// Samples of epochs settled.
     settled: BTreeMap<(StageIndex, Epoch), u64>,
     cut_off: BTreeSet<(StageIndex, Epoch)>,
@@ -127,10 +128,15 @@ impl Samples {
         let Some(contributed) = self.contributed.get(&(*stage, *epoch)) else { return Ok(()) };
         let mut counted: BTreeMap<SampleId, PeerId> = BTreeMap::new();
         for (peer, weight, hash) in inputs {
-            let Some((submitter, samples)) = contributed.get(hash) else { continue };
-            if submitter != peer || samples.len() != *weight as usize {
-                return Err(format!("{} samples of {submitter} count as {weight} of {peer}", samples.len()));
-            }
+            let Some(made) = contributed.get(hash) else { continue };
+            let theirs = |(by, samples): &&(PeerId, Set)| by == peer && samples.len() == *weight as usize;
+            let theirs: Vec<&Set> = made.iter().filter(theirs).map(|(_, samples)| samples).collect();
+            let samples = match theirs.as_slice() {
+                [samples] => samples,
+                [] => return Err(format!("{} count as {weight} of {peer}", counts(made))),
+                // Made twice of other samples, with the same bytes: these do not say of which.
+                _ => continue,
+            };
             for sample in samples.iter() {
                 if let Some(other) = counted.insert(*sample, *peer) {
                     return Err(format!(
@@ -141,6 +147,12 @@ impl Samples {
         }
         Ok(())
     }
+}
+
+/// How many samples of whom are in a partition, for people.
+fn counts(made: &[(PeerId, Set)]) -> String {
+    let counts = made.iter().map(|(peer, samples)| format!("{} samples of {peer}", samples.len()));
+    counts.collect::<Vec<_>>().join(", ")
 }
 
 /// Every weight is within its submitter's share.
@@ -190,7 +202,12 @@ impl Observer for Samples {
                     return Err(broken(NAME, seen, what));
                 }
                 let named = self.contributed.entry((*stage, *epoch)).or_default();
-                named.extend(partitions.iter().map(|hash| (*hash, (peer.id(), Rc::clone(&set)))));
+                for hash in partitions {
+                    let (made, by_whom) = (named.entry(*hash).or_default(), (peer.id(), Rc::clone(&set)));
+                    if !made.contains(&by_whom) {
+                        made.push(by_whom);
+                    }
+                }
             }
             Seen::Done(job @ Job::Reduce { .. }, _) => {
                 self.reduces(job).map_err(|what| broken(NAME, seen, what))?;

@@ -99,7 +99,7 @@ impl Draw {
             memory: 2e9,
             parameters: match setup.compute {
                 Compute::Toy => self.pick(&[16, 64]),
-                Compute::Cost => self.pick(&[1_000, 100_000, 500_000]),
+                Compute::Cost | Compute::Real => self.pick(&[1_000, 100_000, 500_000]),
             },
         };
     }

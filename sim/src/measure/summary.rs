@@ -8,6 +8,7 @@ use super::epochs::{EpochTimes, Span, seconds, union};
 use super::recorder::Recorder;
 use super::roofline::{Binds, Roofline};
 use super::statistics::{Distribution, mean, ratio, real, rounded};
+use super::validation::validation;
 use crate::report::{
     Churn, EpochReport, HostTraffic, LeaderLoad, Merges, RatePoint, Report, Throughput, TimelineEvent, Work,
 };
@@ -34,6 +35,7 @@ pub(super) fn report(recorder: &Recorder, world: &World, ending: &Ending) -> Rep
         },
         virtual_seconds: since_start(world.now()),
         events: world.events(),
+        validation: validation(world).unwrap_or_else(|error| panic!("the model cannot be measured: {error}")),
         throughput: throughput(recorder, end),
         work: Work {
             useful_seconds: rounded(recorder.work.useful),

@@ -20,6 +20,9 @@ pub(super) fn render(report: &Report) -> String {
         report.events,
         report.throughput.binds.name()
     );
+    if let Some(validation) = &report.validation {
+        let _ = writeln!(out, "<p>{}.</p>", escape(&super::text::learned(validation)));
+    }
     table(&mut out, &["", "measured", "bound", "ratio"], &super::text::ratios(report));
     section(&mut out, "Throughput", &rate(report));
     section(&mut out, "Merges", &merges(report));

@@ -2,8 +2,8 @@
 
 use std::fmt::Write as _;
 
-use super::Report;
 use super::page::{bytes, number};
+use super::{Report, Validation};
 use crate::measure::statistics::Distribution;
 
 /// What was achieved beside what was possible: name, measured, bound, ratio.
@@ -53,6 +53,12 @@ pub(super) fn ratios(report: &Report) -> Vec<Vec<String>> {
     ]
 }
 
+/// What was learned, as a sentence.
+pub(super) fn learned(validation: &Validation) -> String {
+    let Validation { initial_nats, final_nats, epochs, .. } = validation;
+    format!("validation loss {final_nats:.4} nats after {epochs} epochs, {initial_nats:.4} before the first")
+}
+
 /// How long things took: name, count, mean, median, 99 %, maximum.
 pub(super) fn times(report: &Report) -> Vec<Vec<String>> {
     let row = |name: &str, times: &Distribution| {
@@ -90,6 +96,9 @@ pub(super) fn render(report: &Report) -> String {
         report.seed,
         report.events
     );
+    if let Some(validation) = &report.validation {
+        let _ = writeln!(out, "{}", learned(validation));
+    }
     write_rows(&mut out, &["", "measured", "bound", "ratio"], &ratios(report));
     write_rows(&mut out, &["seconds", "count", "mean", "median", "99 %", "max"], &times(report));
     let roofline = &report.throughput.roofline;

@@ -64,7 +64,7 @@ impl World {
             identity: &adversary.identity,
             spec: &self.spec,
             costs: &self.costs,
-            compute: self.compute,
+            compute: self.engines.compute(),
             accomplices: &self.accomplices,
             store: &mut adversary.store,
             random: &mut self.dice,

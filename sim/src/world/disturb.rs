@@ -20,7 +20,7 @@ impl World {
             return;
         }
         let now = self.queue.now();
-        self.hosts[host].start(now, &self.spec, &self.costs, self.compute);
+        self.hosts[host].start(now, &self.spec, &self.engines);
         self.set_up(host, true);
         self.show(host, Seen::Started);
         self.reconnect(host);

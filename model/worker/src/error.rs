@@ -1,0 +1,43 @@
+//! Why a job could not be done.
+
+use iota_model::codec::CodecError;
+use iota_model::outer::OuterError;
+use iota_model::reduce::ReduceError;
+use iota_model::{EngineError, FrameError};
+use iota_protocol::{Epoch, Hash, SampleId, StageIndex};
+
+use crate::blobs::KeepError;
+
+/// Says why a job could not be done; becomes the text of a
+/// [`JobDone::Failed`](iota_protocol::miner::JobDone::Failed).
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum WorkError {
+    #[error("no stage is held")]
+    NoStage,
+    #[error("holds stage {stage} version {version}, expected {expected_stage} and {expected_version}")]
+    OtherStage { stage: StageIndex, version: Epoch, expected_stage: StageIndex, expected_version: Epoch },
+    #[error("this node has no corpus")]
+    NoCorpus,
+    #[error("blob {0} is not here")]
+    Missing(Hash),
+    #[error("state has {got} bytes, expected weights and outer state in f32 and a step count")]
+    Truncated { got: usize },
+    #[error("state holds {got} numbers, expected at least {expected}")]
+    Short { got: usize, expected: usize },
+    #[error("weights have hash {got}, expected {expected}")]
+    Weights { got: Hash, expected: Hash },
+    #[error("loss of sample {sample} is {loss}: training diverged")]
+    Diverged { sample: SampleId, loss: f32 },
+    #[error(transparent)]
+    Engine(#[from] EngineError),
+    #[error(transparent)]
+    Frame(#[from] FrameError),
+    #[error(transparent)]
+    Codec(#[from] CodecError),
+    #[error(transparent)]
+    Reduce(#[from] ReduceError),
+    #[error(transparent)]
+    Outer(#[from] OuterError),
+    #[error(transparent)]
+    Keep(#[from] KeepError),
+}

@@ -1,0 +1,21 @@
+//! What a miner computes: the protocol names a [`Job`](iota_protocol::miner::Job), the model crate has the numbers, and this
+//! crate is between them.
+//!
+//! The program and the simulator both perform jobs with a [`Worker`]; they differ in where blobs are kept, which is the
+//! [`Blobs`] they bring. No clock, no thread and no I/O is in here.
+//!
+//! Reading order: [`bridge`] turns the words of a run spec into those of the model, [`corpus`] and [`validation`] say what a
+//! run learns from and is measured on, `stage` is what a miner holds, [`worker`] does the jobs.
+
+pub mod bridge;
+pub mod corpus;
+pub mod validation;
+
+mod error;
+mod stage;
+
+pub mod blobs;
+pub mod worker;
+
+pub use blobs::{Blobs, KeepError};
+pub use worker::Worker;

@@ -1,0 +1,123 @@
+//! The stage a miner holds.
+
+use std::collections::BTreeSet;
+
+use iota_model::flat::{Parameter, StageLayout};
+use iota_model::outer::{OuterConfig, OuterState};
+use iota_model::{Device, StageEngine, StageSelect, build_engine, weights_hash};
+use iota_protocol::miner::JobDone;
+use iota_protocol::spec::TrainingMode;
+use iota_protocol::{Epoch, Hash, RunSpec, StageIndex};
+
+use crate::bridge;
+use crate::error::WorkError;
+
+/// A stage: its engine trains on from `base`, which only a merge changes.
+pub(crate) struct HeldStage {
+    pub(crate) index: StageIndex,
+    pub(crate) version: Epoch,
+    pub(crate) engine: Box<dyn StageEngine>,
+    pub(crate) base: Vec<f32>,
+    /// Samples whose backward pass is to come.
+    pub(crate) slots: BTreeSet<u64>,
+    layout: Vec<Parameter>,
+    outer_config: OuterConfig,
+    outer: OuterState,
+}
+
+impl HeldStage {
+    /// The stage with the run's initial weights.
+    pub(crate) fn build(spec: &RunSpec, index: StageIndex, device: &Device) -> Result<Self, WorkError> {
+        let config = bridge::engine_config(spec, StageSelect::Stage(index.as_usize()));
+        let mut engine = build_engine(&config, device)?;
+        let base = engine.weights()?;
+        let outer_config = bridge::outer_config(spec, index.as_usize());
+        Ok(Self {
+            index,
+            version: Epoch(0),
+            layout: StageLayout::of(&config.model, index.as_usize()).parameters().to_vec(),
+            outer: outer_config.init(base.len()),
+            outer_config,
+            engine,
+            base,
+            slots: BTreeSet::new(),
+        })
+    }
+
+    /// What the protocol hears once these weights are held.
+    pub(crate) fn done(&self) -> JobDone {
+        let hash = Hash(weights_hash(&self.base));
+        JobDone::Weights { stage: self.index, version: self.version, hash }
+    }
+
+    /// Back to `base`, with nothing under way.
+    pub(crate) fn reset(&mut self) -> Result<(), WorkError> {
+        for slot in std::mem::take(&mut self.slots) {
+            self.engine.discard(slot);
+        }
+        self.engine.clear_gradient();
+        Ok(self.engine.load_weights(&self.base)?)
+    }
+
+    /// State on the wire: weights, outer optimizer state (both little-endian f32), its step count (u64).
+    pub(crate) fn state(&self) -> Vec<u8> {
+        let mut state: Vec<u8> = bytemuck::cast_slice(&self.base).to_vec();
+        state.extend_from_slice(bytemuck::cast_slice(&self.outer.to_flat()));
+        state.extend_from_slice(&self.outer.steps().to_le_bytes());
+        state
+    }
+
+    /// Takes what [`state`](Self::state) of another miner wrote, if its weights are the ones the log names.
+    pub(crate) fn load(&mut self, state: &[u8], version: Epoch, weights: Hash) -> Result<(), WorkError> {
+        let truncated = WorkError::Truncated { got: state.len() };
+        let Some((numbers, steps)) =
+            state.split_last_chunk::<8>().filter(|(numbers, _)| numbers.len().is_multiple_of(4))
+        else {
+            return Err(truncated);
+        };
+        let numbers: Vec<f32> = bytemuck::pod_collect_to_vec(numbers);
+        let count = self.base.len();
+        let Some((base, outer)) = numbers.split_at_checked(count) else {
+            return Err(WorkError::Short { got: numbers.len(), expected: count });
+        };
+        let got = Hash(weights_hash(base));
+        if got != weights {
+            return Err(WorkError::Weights { got, expected: weights });
+        }
+        self.outer = OuterState::from_flat(&self.outer_config, count, outer, u64::from_le_bytes(*steps))?;
+        self.base = base.to_vec();
+        self.version = version;
+        self.reset()
+    }
+
+    /// In `synchronous` mode the mean gradient; in `local` mode how far the inner steps went, as start − end.
+    pub(crate) fn contribution(&mut self, mode: TrainingMode) -> Result<Vec<f32>, WorkError> {
+        Ok(match mode {
+            TrainingMode::Synchronous => {
+                let samples = self.engine.accumulated_samples().max(1);
+                #[expect(clippy::cast_precision_loss, reason = "a count of samples, far below 2^24")]
+                let count = samples as f32;
+                self.engine.gradient_sum()?.into_iter().map(|gradient| gradient / count).collect()
+            }
+            TrainingMode::Local => {
+                let end = self.engine.weights()?;
+                self.base.iter().zip(end).map(|(start, end)| start - end).collect()
+            }
+        })
+    }
+
+    /// Takes the outer step of `epoch`; without a merged vector the epoch was passed over and the weights stay.
+    pub(crate) fn apply(
+        &mut self,
+        spec: &RunSpec,
+        epoch: Epoch,
+        merged: Option<&[f32]>,
+    ) -> Result<(), WorkError> {
+        if let Some(merged) = merged {
+            let rate = bridge::outer_learning_rate(spec, epoch);
+            self.outer_config.step(&mut self.outer, &self.layout, &mut self.base, merged, rate)?;
+        }
+        self.version = epoch.next();
+        self.reset()
+    }
+}

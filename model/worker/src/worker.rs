@@ -1,0 +1,323 @@
+//! Performs jobs, one at a time.
+
+use std::sync::Arc;
+
+use bytes::Bytes;
+use iota_model::checkpoint::Checkpoint;
+use iota_model::codec::Codec;
+use iota_model::data::Corpus;
+use iota_model::reduce::{Reducer, reduce};
+use iota_model::{Device, Frame, StageInput, TokenBatch};
+use iota_protocol::limits::PARTITION_BYTES_MAX;
+use iota_protocol::merge::partition_range;
+use iota_protocol::miner::outbox::{state_tag, tag};
+use iota_protocol::miner::{Job, JobDone};
+use iota_protocol::spec::{ReducerName, WireDtype};
+use iota_protocol::wire::message::StateOffer;
+use iota_protocol::{Epoch, Hash, PartitionIndex, PeerId, RunSpec, SampleId, StageIndex};
+
+use crate::blobs::Blobs;
+use crate::bridge;
+use crate::error::WorkError;
+use crate::stage::HeldStage;
+
+/// Bytes of one blob of a snapshot. Small enough to resume, large enough to stream.
+const SNAPSHOT_PART_BYTES: usize = 4 << 20;
+const _: () =
+    assert!(SNAPSHOT_PART_BYTES <= PARTITION_BYTES_MAX, "a part of a state is fetched like a partition");
+
+/// Performs the jobs of one miner on one device.
+pub struct Worker {
+    spec: Arc<RunSpec>,
+    device: Device,
+    corpus: Option<Arc<Corpus>>,
+    stage: Option<HeldStage>,
+}
+
+impl std::fmt::Debug for Worker {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let held = self.stage.as_ref().map(|stage| (stage.index, stage.version));
+        f.debug_struct("Worker").field("held", &held).finish_non_exhaustive()
+    }
+}
+
+/// What a job is called in an error.
+const fn name(job: &Job) -> &'static str {
+    match job {
+        Job::Initialise { .. } => "build the engine",
+        Job::Load { .. } => "load the state of the stage",
+        Job::Snapshot { .. } => "write the state of the stage",
+        Job::Reset => "return to the epoch's first weights",
+        Job::Forward { .. } => "forward a sample",
+        Job::Loss { .. } => "compute a loss",
+        Job::Backward { .. } => "backward a sample",
+        Job::InnerStep { .. } => "take an inner step",
+        Job::Contribute { .. } => "write the contribution",
+        Job::Reduce { .. } => "reduce a partition",
+        Job::Apply { .. } => "take the outer step",
+    }
+}
+
+impl Worker {
+    /// A worker that holds no stage yet. Only miners of the head and the tail need the corpus.
+    #[must_use]
+    pub const fn new(spec: Arc<RunSpec>, device: Device, corpus: Option<Arc<Corpus>>) -> Self {
+        Self { spec, device, corpus, stage: None }
+    }
+
+    /// Does a job; one that cannot be done is [`JobDone::Failed`] with the reason.
+    pub fn perform(&mut self, job: &Job, blobs: &mut dyn Blobs) -> JobDone {
+        self.try_perform(job, blobs)
+            .unwrap_or_else(|reason| JobDone::Failed(format!("{}: {reason}", name(job))))
+    }
+
+    /// The stage held, its version, and its weights as the last merge left them; nothing if none is held.
+    #[must_use]
+    pub fn weights(&self) -> Option<(StageIndex, Epoch, &[f32])> {
+        self.stage.as_ref().map(|stage| (stage.index, stage.version, stage.base.as_slice()))
+    }
+
+    /// [`weights`](Self::weights) as they are written to disk.
+    #[must_use]
+    pub fn checkpoint(&self) -> Option<Checkpoint> {
+        let stage = self.stage.as_ref()?;
+        Some(Checkpoint {
+            model: bridge::model_config(&self.spec),
+            stage: Some(stage.index.as_usize()),
+            version: u64::from(stage.version.0),
+            weights: stage.base.clone(),
+        })
+    }
+
+    fn try_perform(&mut self, job: &Job, blobs: &mut dyn Blobs) -> Result<JobDone, WorkError> {
+        match job {
+            Job::Initialise { stage } => self.initialise(*stage),
+            Job::Load { stage, version, weights, parts } => {
+                self.load(*stage, *version, *weights, parts, blobs)
+            }
+            Job::Snapshot { stage, version, hash } => self.snapshot(*stage, *version, *hash, blobs),
+            Job::Reset => self.held()?.reset().map(|()| JobDone::Reset),
+            Job::Forward { epoch, sample, input } => self.forward(*epoch, *sample, *input, blobs),
+            Job::Loss { epoch, sample, input } => self.loss(*epoch, *sample, *input, blobs),
+            Job::Backward { epoch, sample, gradient } => self.backward(*epoch, *sample, *gradient, blobs),
+            Job::InnerStep { epoch, step } => {
+                let rate = bridge::learning_rate(&self.spec, *epoch, *step);
+                self.held()?.engine.inner_step(rate)?;
+                Ok(JobDone::Stepped { epoch: *epoch })
+            }
+            Job::Contribute { stage, epoch, .. } => self.contribute(*stage, *epoch, blobs),
+            Job::Reduce { stage, epoch, partition, inputs } => {
+                self.reduce(*stage, *epoch, *partition, inputs, blobs)
+            }
+            Job::Apply { stage, epoch, partitions } => self.apply(*stage, *epoch, partitions, blobs),
+        }
+    }
+
+    fn held(&mut self) -> Result<&mut HeldStage, WorkError> {
+        self.stage.as_mut().ok_or(WorkError::NoStage)
+    }
+
+    fn initialise(&mut self, index: StageIndex) -> Result<JobDone, WorkError> {
+        // The old engine's memory is needed for the new one.
+        self.stage = None;
+        let stage = HeldStage::build(&self.spec, index, &self.device)?;
+        Ok(self.stage.insert(stage).done())
+    }
+
+    fn snapshot(
+        &mut self,
+        stage: StageIndex,
+        version: Epoch,
+        weights: Hash,
+        blobs: &mut dyn Blobs,
+    ) -> Result<JobDone, WorkError> {
+        let state = Bytes::from(self.held()?.state());
+        let parts = (0..state.len())
+            .step_by(SNAPSHOT_PART_BYTES)
+            .map(|start| state.slice(start..state.len().min(start + SNAPSHOT_PART_BYTES)));
+        let parts = blobs.publish(parts.collect(), &state_tag(stage, version))?;
+        Ok(JobDone::Snapshot(StateOffer { stage, version, weights, parts }))
+    }
+
+    fn load(
+        &mut self,
+        index: StageIndex,
+        version: Epoch,
+        weights: Hash,
+        parts: &[Hash],
+        blobs: &dyn Blobs,
+    ) -> Result<JobDone, WorkError> {
+        let mut state = Vec::new();
+        for part in parts {
+            state.extend_from_slice(&blob(blobs, *part)?);
+        }
+        let stage = self.held()?;
+        debug_assert_eq!(stage.index, index, "the protocol asks for the stage it holds");
+        stage.load(&state, version, weights)?;
+        Ok(stage.done())
+    }
+
+    fn forward(
+        &mut self,
+        epoch: Epoch,
+        sample: SampleId,
+        input: Option<Hash>,
+        blobs: &mut dyn Blobs,
+    ) -> Result<JobDone, WorkError> {
+        let input = self.input(sample, input, blobs)?;
+        let stage = self.held()?;
+        stage.slots.insert(sample.0);
+        let output = stage.engine.forward(sample.0, input)?;
+        let output = blobs.keep(output.bytes, &tag(stage.index, epoch))?;
+        Ok(JobDone::Forwarded { epoch, sample, output })
+    }
+
+    fn loss(
+        &mut self,
+        epoch: Epoch,
+        sample: SampleId,
+        input: Option<Hash>,
+        blobs: &mut dyn Blobs,
+    ) -> Result<JobDone, WorkError> {
+        let input = self.input(sample, input, blobs)?;
+        let targets = self.tokens(sample)?;
+        let stage = self.held()?;
+        let output = stage.engine.forward_loss(input, &targets)?;
+        if !output.loss.is_finite() {
+            return Err(WorkError::Diverged { sample, loss: output.loss });
+        }
+        let tag = tag(stage.index, epoch);
+        let input_gradient = output.input_gradient.map(|frame| blobs.keep(frame.bytes, &tag)).transpose()?;
+        #[expect(clippy::cast_possible_truncation, reason = "a loss of a few nats, in millionths")]
+        let loss_micro = (f64::from(output.loss) * 1e6).round() as i64;
+        Ok(JobDone::Finished { epoch, sample, input_gradient, loss_micro: Some(loss_micro) })
+    }
+
+    fn backward(
+        &mut self,
+        epoch: Epoch,
+        sample: SampleId,
+        gradient: Hash,
+        blobs: &mut dyn Blobs,
+    ) -> Result<JobDone, WorkError> {
+        let gradient = self.frame(gradient, blobs)?;
+        let stage = self.held()?;
+        stage.slots.remove(&sample.0);
+        let output = stage.engine.backward(sample.0, gradient)?;
+        let tag = tag(stage.index, epoch);
+        let input_gradient = output.map(|frame| blobs.keep(frame.bytes, &tag)).transpose()?;
+        Ok(JobDone::Finished { epoch, sample, input_gradient, loss_micro: None })
+    }
+
+    fn contribute(
+        &mut self,
+        index: StageIndex,
+        epoch: Epoch,
+        blobs: &mut dyn Blobs,
+    ) -> Result<JobDone, WorkError> {
+        let (mode, codec) = (self.spec.training.mode, self.codec());
+        let flat = self.held()?.contribution(mode)?;
+        let count = self.spec.partitions(flat.len());
+        let encoded =
+            (0..count).map(|i| codec.encode(&flat[partition_range(i, count, flat.len())]).map(Bytes::from));
+        let partitions = blobs.publish(encoded.collect::<Result<_, _>>()?, &tag(index, epoch))?;
+        Ok(JobDone::Contributed { epoch, partitions })
+    }
+
+    fn reduce(
+        &self,
+        index: StageIndex,
+        epoch: Epoch,
+        partition: PartitionIndex,
+        inputs: &[(PeerId, u32, Hash)],
+        blobs: &mut dyn Blobs,
+    ) -> Result<JobDone, WorkError> {
+        let parameters = bridge::model_config(&self.spec).parameter_count(index.as_usize());
+        let range = partition_range(partition.0 as usize, self.spec.partitions(parameters), parameters);
+        let codec = self.codec();
+        let mut parts = Vec::new();
+        for (peer, weight, hash) in inputs {
+            match codec.decode(&blob(blobs, *hash)?, range.len()) {
+                Ok(values) => parts.push((f64::from(*weight), values)),
+                Err(error) => {
+                    tracing::warn!(peer = %peer.short(), %error, "contribution is no valid partition");
+                    return Ok(JobDone::Reduced { stage: index, partition, merged: Err(*peer) });
+                }
+            }
+        }
+        let reducer = match self.spec.merge.reducer {
+            ReducerName::WeightedMean => Reducer::WeightedMean,
+            ReducerName::GeometricMean => Reducer::GeometricMean,
+        };
+        let views: Vec<(f64, &[f32])> =
+            parts.iter().map(|(weight, values)| (*weight, values.as_slice())).collect();
+        let merged = Bytes::from(codec.encode(&reduce(&views, reducer)?)?);
+        let hash = Hash::of(&merged);
+        blobs.publish(vec![merged], &tag(index, epoch))?;
+        Ok(JobDone::Reduced { stage: index, partition, merged: Ok(hash) })
+    }
+
+    fn apply(
+        &mut self,
+        index: StageIndex,
+        epoch: Epoch,
+        partitions: &[Hash],
+        blobs: &dyn Blobs,
+    ) -> Result<JobDone, WorkError> {
+        let (codec, spec) = (self.codec(), Arc::clone(&self.spec));
+        let stage = self.held()?;
+        if stage.index != index || stage.version != epoch {
+            let (stage, version) = (stage.index, stage.version);
+            return Err(WorkError::OtherStage {
+                stage,
+                version,
+                expected_stage: index,
+                expected_version: epoch,
+            });
+        }
+        let count = stage.base.len();
+        let mut merged = Vec::with_capacity(count);
+        for (i, hash) in partitions.iter().enumerate() {
+            let range = partition_range(i, partitions.len(), count);
+            merged.extend(codec.decode(&blob(blobs, *hash)?, range.len())?);
+        }
+        stage.apply(&spec, epoch, (!partitions.is_empty()).then_some(&merged))?;
+        Ok(stage.done())
+    }
+
+    fn codec(&self) -> Codec {
+        match self.spec.merge.codec {
+            WireDtype::F32 => Codec::F32,
+            WireDtype::Bf16 => Codec::Bf16,
+        }
+    }
+
+    /// The activation, or at the head the tokens.
+    fn input(
+        &self,
+        sample: SampleId,
+        input: Option<Hash>,
+        blobs: &dyn Blobs,
+    ) -> Result<StageInput, WorkError> {
+        match input {
+            Some(hash) => self.frame(hash, blobs).map(StageInput::Activation),
+            None => self.tokens(sample).map(StageInput::Tokens),
+        }
+    }
+
+    fn tokens(&self, sample: SampleId) -> Result<TokenBatch, WorkError> {
+        let corpus = self.corpus.as_ref().ok_or(WorkError::NoCorpus)?;
+        Ok(corpus.sample(self.spec.seed, sample.0, self.spec.training.sequences_per_sample as usize))
+    }
+
+    fn frame(&self, hash: Hash, blobs: &dyn Blobs) -> Result<Frame, WorkError> {
+        let spec = &self.spec;
+        let model = bridge::model_config(spec);
+        let shape = vec![spec.training.sequences_per_sample as usize, model.context, model.wire_width()];
+        Ok(Frame::new(bridge::dtype(spec.pipeline.activation_dtype), shape, blob(blobs, hash)?)?)
+    }
+}
+
+fn blob(blobs: &dyn Blobs, hash: Hash) -> Result<Bytes, WorkError> {
+    blobs.blob(hash).ok_or(WorkError::Missing(hash))
+}

@@ -1,0 +1,97 @@
+//! Swarms that train the real model: they learn, churn costs them little, and the same seed trains the same weights.
+
+use iota_protocol::Hash;
+use iota_sim::checker::{self, Options};
+use iota_sim::measure::Meter;
+use iota_sim::measure::statistics::real;
+use iota_sim::report::{EventKind, Report, Validation};
+use iota_sim::scenario::{self, Request};
+use iota_sim::trace::Trace;
+use iota_sim::trainer::Compute;
+use iota_sim::world::{Ending, World};
+
+/// Hosts of the swarm under churn.
+const NODES: usize = 24;
+/// Those of them that are candidates, which stay.
+const CANDIDATES: u64 = 3;
+/// Its epochs.
+const EPOCHS: u32 = 40;
+/// How far above the clean run's the loss under churn may be.
+const LOSS_RATIO_MAX: f64 = 1.03;
+/// Nats per token that both have to end below. Knowing how often each byte occurs leaves about three.
+const LOSS_MAX: f64 = 2.5;
+/// Share of the miners that have to go, and to come, in every ten epochs.
+const CHURN_MIN: f64 = 0.15;
+
+/// Runs a scenario under all checkers; it must finish. Returns what was measured and the hash of the trace.
+fn train(name: &str, nodes: usize, epochs: u32, seed: u64) -> (Report, Hash) {
+    let scenario = scenario::find(name).expect("a scenario");
+    let request = Request { nodes: Some(nodes), seed, compute: Compute::Real, epochs: Some(epochs) };
+    let setup = scenario.setup(&request);
+    let (limit, trace, meter) = (scenario.limit(&setup), Trace::keeping(20), Meter::new(&setup));
+    let checkers = checker::all(&Options::of(&setup));
+    let mut world = World::new(setup);
+    world.watch(Box::new(trace.clone()));
+    world.watch(meter.observer());
+    checkers.into_iter().for_each(|checker| world.watch(checker));
+    let ending = world.run(limit);
+    assert!(
+        matches!(ending, Ending::Finished(_)),
+        "{name} seed {seed}: {ending:?}\n{}",
+        trace.last().join("\n")
+    );
+    (meter.report(&world, &ending), trace.hash())
+}
+
+fn learned(report: &Report) -> &Validation {
+    report.validation.as_ref().expect("engines are real")
+}
+
+/// Members who lost their place: they crashed or left.
+fn evicted(report: &Report) -> f64 {
+    let events = report.timeline.iter().filter(|event| event.kind == EventKind::Membership);
+    real(events.count() as u64)
+}
+
+/// Hosts who came after the first epoch had opened and had a part in a merge.
+fn joined(report: &Report) -> f64 {
+    real(report.churn.join_seconds.count)
+}
+
+#[test]
+fn churn_of_15_percent_per_ten_epochs_costs_less_than_3_percent_of_the_loss() {
+    let (clean, _) = train("smoke", NODES, EPOCHS, 7);
+    let (churned, _) = train("churn", NODES, EPOCHS, 7);
+    assert_eq!((evicted(&clean), joined(&clean)), (0.0, 0.0), "nothing happens to the clean run");
+    let miners = real(NODES as u64 - CANDIDATES);
+    let fewest = CHURN_MIN * miners * f64::from(EPOCHS) / 10.0;
+    assert!(evicted(&churned) >= fewest, "{} of {fewest} evicted", evicted(&churned));
+    assert!(joined(&churned) >= fewest, "{} of {fewest} joined", joined(&churned));
+
+    let (clean, churned) = (learned(&clean), learned(&churned));
+    assert_eq!(clean.epochs, u64::from(EPOCHS));
+    assert_eq!(churned.epochs, u64::from(EPOCHS));
+    assert_eq!(clean.initial_nats, churned.initial_nats, "both start from the weights of the seed");
+    assert!(clean.initial_nats > 2.0 * LOSS_MAX, "{} nats at first", clean.initial_nats);
+    assert!(clean.final_nats < LOSS_MAX, "{} nats without churn", clean.final_nats);
+    let ratio = churned.final_nats / clean.final_nats;
+    assert!(
+        ratio < LOSS_RATIO_MAX,
+        "{} nats under churn, {} without: {ratio}",
+        churned.final_nats,
+        clean.final_nats
+    );
+}
+
+#[test]
+fn the_same_seed_trains_the_same_weights_and_another_seed_others() {
+    let run = |seed| {
+        let (report, trace) = train("churn", 9, 3, seed);
+        (learned(&report).weights.clone(), trace)
+    };
+    let (weights, trace) = run(7);
+    assert_eq!((weights.clone(), trace), run(7));
+    let (other_weights, other_trace) = run(8);
+    assert_ne!(weights, other_weights);
+    assert_ne!(trace, other_trace);
+}
