@@ -37,6 +37,9 @@ use work::{EpochWork, Share};
 
 /// Manifests remembered until their merge is done. One per member and attempt.
 const MANIFESTS_KEPT: usize = 2048;
+/// Heartbeats between two announcements of the same thing, at most. Gossip that was lost is rare; a candidate that starts
+/// anew in the middle of an epoch waits so long for what it missed.
+const ANNOUNCE_HEARTBEATS_MAX: u32 = 4;
 /// Weight of the newest measurement in the running mean of the speed.
 const SPEED_SMOOTHING: f64 = 0.2;
 
@@ -105,6 +108,8 @@ pub struct Miner {
     pace: Pace,
     tokens: u64,
     announce_due: Instant,
+    /// Time from the next announcement to the one after it.
+    announce_pause: Duration,
     news: bool,
     /// Entries of the log whose effect on deliveries was considered.
     followed: u64,
@@ -137,6 +142,7 @@ impl Miner {
             pace: Pace::default(),
             tokens: 0,
             announce_due: Instant::ZERO,
+            announce_pause: Duration::ZERO,
             news: false,
             followed: 0,
         }
@@ -194,6 +200,11 @@ impl Miner {
     #[must_use]
     pub fn is_merging(&self) -> bool {
         !self.merges.is_empty()
+    }
+
+    /// Stages of which it owns partitions of a merge under way.
+    pub fn merging(&self) -> impl Iterator<Item = StageIndex> + '_ {
+        self.merges.keys().copied()
     }
 
     /// Whether the engine is idle and nothing is under way.
@@ -424,7 +435,7 @@ impl Miner {
         let manifest = work.submit(cx.state, self.me, partitions, |bytes| cx.out.store(bytes, &tag));
         let hash = cx.out.store(crate::wire::encode(&manifest), &tag);
         self.manifests.insert(hash, Arc::new(HashedManifest { manifest, hash }));
-        self.announce_due = cx.now;
+        (self.announce_due, self.announce_pause) = (cx.now, Duration::ZERO);
     }
 
     /// Does everything that the state, the time and finished work allow.
@@ -455,9 +466,9 @@ impl Miner {
             }
             self.works.values_mut().for_each(|work| work.follow_below(cx.state));
             self.forget_manifests(cx.state);
+            self.follow_merges(cx);
         }
         self.release_settled(cx);
-        self.follow_merges(cx);
     }
 
     /// Whether this miner is a member of the epoch and starts from the right weights.
@@ -588,8 +599,8 @@ impl Miner {
         }
     }
 
-    /// Publishes the manifest until a plan is made, and digests until the merge closes: at once when they
-    /// change, then once per heartbeat.
+    /// Publishes the manifest until a plan is made, and digests until the merge closes: at once when they change, then
+    /// again, after a heartbeat at first and twice as long each time: all replicas of the stage hear it.
     fn announce(&mut self, cx: &mut Context<'_>) {
         let heartbeat = self.spec.timing.heartbeat.duration();
         let due = cx.now >= self.announce_due;
@@ -616,7 +627,10 @@ impl Miner {
             }
         }
         if due {
-            self.announce_due = cx.now + heartbeat;
+            let (least, most) = (heartbeat, heartbeat * ANNOUNCE_HEARTBEATS_MAX);
+            let said = !messages.is_empty();
+            self.announce_pause = if said { (self.announce_pause * 2).clamp(least, most) } else { least };
+            self.announce_due = cx.now + self.announce_pause;
         }
         for message in messages {
             cx.out.publish_merge(message);

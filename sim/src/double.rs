@@ -49,12 +49,12 @@ impl Broken {
     fn republish(&self, means: &Means<'_>, topic: Topic, bytes: &[u8]) -> Option<Vec<u8>> {
         let run = means.spec.run_id();
         match (self.double, topic) {
-            (Double::ExceedsRecords, Topic::Records) => {
+            (Double::ExceedsRecords, Topic::Records | Topic::StageRecords(_)) => {
                 let (_, mut record) = open::<PeerRecord>(run, bytes).ok()?;
                 record.multiaddrs = vec![String::new(); ADDRESSES_MAX + 1];
                 Some(seal(means.identity, run, &record))
             }
-            (Double::MisreportsDigests, Topic::Merge) => {
+            (Double::MisreportsDigests, Topic::Merge(_)) => {
                 let (_, mut message) = open::<MergeMessage>(run, bytes).ok()?;
                 if let MergeMessage::Digest(report) = &mut message {
                     report.merged.iter_mut().for_each(|(_, hash)| *hash = Hash::of(&hash.0));
@@ -68,7 +68,7 @@ impl Broken {
     fn hides(&self, means: &Means<'_>, topic: Topic, bytes: &[u8]) -> bool {
         let manifest = |(_, message)| matches!(message, MergeMessage::Manifest(_));
         self.double == Double::HidesSubmissions
-            && topic == Topic::Merge
+            && matches!(topic, Topic::Merge(_))
             && open::<MergeMessage>(means.spec.run_id(), bytes).is_ok_and(manifest)
     }
 }

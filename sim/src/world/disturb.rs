@@ -17,7 +17,7 @@ impl World {
         }
         let now = self.queue.now();
         self.hosts[host].start(now, &self.spec, &self.costs, self.compute);
-        self.mesh.set_up(&self.network, host, true);
+        self.topics.set_up(&self.network, host, true);
         self.show(host, Seen::Started);
         self.reconnect(host);
         let local = self.local_now(host);
@@ -49,7 +49,7 @@ impl World {
             return;
         }
         self.hosts[host].stop();
-        self.mesh.set_up(&self.network, host, false);
+        self.topics.forget(&self.network, host);
         self.show(host, Seen::Stopped);
         self.drop_cargo_of(host);
     }
@@ -88,7 +88,7 @@ impl World {
             return;
         }
         self.hosts[host].frozen = false;
-        self.mesh.set_up(&self.network, host, true);
+        self.topics.set_up(&self.network, host, true);
         let local = self.local_now(host);
         if let Some(peer) = &mut self.hosts[host].peer {
             peer.handle_timeout(local);
@@ -104,7 +104,7 @@ impl World {
             return;
         }
         self.hosts[host].frozen = true;
-        self.mesh.set_up(&self.network, host, false);
+        self.topics.set_up(&self.network, host, false);
         let incarnation = self.hosts[host].incarnation;
         self.queue.push(pause, Event::Thaw(host, incarnation));
     }
@@ -174,7 +174,7 @@ impl World {
     }
 
     fn links_changed(&mut self) {
-        self.mesh.rebuild(&self.network);
+        self.topics.rebuild(&self.network);
         self.drop_unreachable_cargo();
     }
 
