@@ -454,13 +454,14 @@ impl Miner {
     fn follow_state(&mut self, cx: &mut Context<'_>) {
         let place = cx.state.stage_of(self.me);
         let stage = place.and_then(|index| cx.state.stage(index).map(|stage| (index, stage)));
+        let decided = std::mem::replace(&mut self.followed, cx.state.applied()) != cx.state.applied();
         let training = stage.and_then(|(index, stage)| stage.training().map(|training| (index, training)));
         let mine = training.filter(|(index, training)| self.takes_part(*index, training));
         match mine {
-            Some((index, training)) => self.follow_epoch(cx, index, training),
+            Some((index, training)) => self.follow_epoch(cx, index, training, decided),
             None => self.give_up_epochs(stage.map_or(Epoch(0), |(_, stage)| stage.version)),
         }
-        if std::mem::replace(&mut self.followed, cx.state.applied()) != cx.state.applied() {
+        if decided {
             if let Some((index, stage)) = stage {
                 self.forget_settled(index, stage.version);
             }
@@ -477,16 +478,19 @@ impl Miner {
         training.deal.is_live(self.me) && (self.weights == Some(right))
     }
 
-    fn follow_epoch(&mut self, cx: &mut Context<'_>, index: StageIndex, training: &Training) {
+    fn follow_epoch(&mut self, cx: &mut Context<'_>, index: StageIndex, training: &Training, decided: bool) {
         let epoch = training.epoch;
         if self.works.get(&epoch).is_some_and(|work| work.opened != training.opened) {
             self.works.remove(&epoch);
             self.dirty = true;
         }
         let (me, spec) = (self.me, &self.spec);
+        let begun = self.works.contains_key(&epoch);
         let work = self.works.entry(epoch).or_insert_with(|| EpochWork::new(spec, index, training));
         self.kept_epochs.insert((index, epoch));
-        work.follow(me, training);
+        if decided || !begun {
+            work.follow(me, training);
+        }
         let above = index.0.checked_sub(1).and_then(|above| cx.state.stage(StageIndex(above)));
         if above.is_none_or(|above| above.deal(epoch).is_none()) {
             // Whose they are is decided in an entry that is not here yet; their senders were told that we have them.
