@@ -204,7 +204,7 @@ impl Driver {
     fn handle_net(&mut self, now: Instant, event: NetEvent) {
         match event {
             NetEvent::Gossip { topic, bytes, token, .. } => {
-                let Some(topic) = Topic::from_name(topic) else { return };
+                let Some(topic) = Topic::from_name(&topic) else { return };
                 let verdict = match self.parts.peer.handle_gossip(now, topic, &bytes) {
                     Ok(()) => {
                         self.parts.reporter.gossip_accepted();
@@ -342,6 +342,8 @@ impl Driver {
         let (net, plane, vault) = (&self.parts.net, &self.parts.plane, &self.parts.vault);
         match action {
             Action::Publish { topic, bytes } => net.publish(topic.name(), bytes),
+            Action::Subscribe(topic) => net.subscribe(topic.name()),
+            Action::Unsubscribe(topic) => net.unsubscribe(topic.name()),
             Action::Request { id, to, bytes } => {
                 let net = net.clone();
                 self.tasks.spawn(async move {

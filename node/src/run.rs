@@ -262,7 +262,7 @@ fn net_config(config: &JoinConfig) -> NetConfig {
         bootstrap: config.bootstrap.clone(),
         mdns: config.mdns,
         run: config.spec.run_id().to_string(),
-        topics: Topic::ALL.iter().map(|topic| topic.name()).collect(),
+        topics: vec![Topic::Control.name(), Topic::Records.name()],
         gossip_max_bytes: GOSSIP_BYTES_MAX,
         rpc_max_bytes: RPC_BYTES_MAX,
         rpc_timeout: TRANSFER_DEADLINE,

@@ -89,6 +89,9 @@ pub const RETRY_PAUSE_MIN: Duration = Duration::from_millis(50);
 pub const RETRY_PAUSE_MAX: Duration = Duration::from_secs(2);
 /// Deadline of one push or fetch; the driver reports failure after it.
 pub const TRANSFER_DEADLINE: Duration = Duration::from_secs(10);
+/// Pause of a leader between two looks at what should be decided. A look costs in proportion to the swarm, and so many
+/// records and manifests arrive; it is far less than the round trip that a decision takes.
+pub const PROPOSAL_GATHER: Duration = Duration::from_millis(5);
 /// Time a proposed decision may take before the leader proposes it again.
 pub const PROPOSAL_REPEAT: Duration = Duration::from_secs(2);
 

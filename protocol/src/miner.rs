@@ -40,6 +40,9 @@ const MANIFESTS_KEPT: usize = 2048;
 /// Peers that fetch a state from here at a time. Whoever has it becomes a provider itself, so a stage of *n* is served in
 /// log *n* rounds, while *n* transfers at once over one uplink would all take longer than a transfer may.
 const STATE_SERVED_MAX: usize = 4;
+/// Heartbeats between two announcements of the same thing, at most. Gossip that was lost is rare; a candidate that starts
+/// anew in the middle of an epoch waits so long for what it missed.
+const ANNOUNCE_HEARTBEATS_MAX: u32 = 4;
 /// Weight of the newest measurement in the running mean of the speed.
 const SPEED_SMOOTHING: f64 = 0.2;
 
@@ -110,6 +113,8 @@ pub struct Miner {
     pace: Pace,
     tokens: u64,
     announce_due: Instant,
+    /// Time from the next announcement to the one after it.
+    announce_pause: Duration,
     news: bool,
     /// Entries of the log whose effect on deliveries was considered.
     followed: u64,
@@ -143,6 +148,7 @@ impl Miner {
             pace: Pace::default(),
             tokens: 0,
             announce_due: Instant::ZERO,
+            announce_pause: Duration::ZERO,
             news: false,
             followed: 0,
         }
@@ -200,6 +206,11 @@ impl Miner {
     #[must_use]
     pub fn is_merging(&self) -> bool {
         !self.merges.is_empty()
+    }
+
+    /// Stages of which it owns partitions of a merge under way.
+    pub fn merging(&self) -> impl Iterator<Item = StageIndex> + '_ {
+        self.merges.keys().copied()
     }
 
     /// Whether the engine is idle and nothing is under way.
@@ -451,7 +462,7 @@ impl Miner {
         let manifest = work.submit(cx.state, self.me, partitions, |bytes| cx.out.store(bytes, &tag));
         let hash = cx.out.store(crate::wire::encode(&manifest), &tag);
         self.manifests.insert(hash, Arc::new(HashedManifest { manifest, hash }));
-        self.announce_due = cx.now;
+        (self.announce_due, self.announce_pause) = (cx.now, Duration::ZERO);
     }
 
     /// Does everything that the state, the time and finished work allow.
@@ -470,21 +481,22 @@ impl Miner {
     fn follow_state(&mut self, cx: &mut Context<'_>) {
         let place = cx.state.stage_of(self.me);
         let stage = place.and_then(|index| cx.state.stage(index).map(|stage| (index, stage)));
+        let decided = std::mem::replace(&mut self.followed, cx.state.applied()) != cx.state.applied();
         let training = stage.and_then(|(index, stage)| stage.training().map(|training| (index, training)));
         let mine = training.filter(|(index, training)| self.takes_part(*index, training));
         match mine {
-            Some((index, training)) => self.follow_epoch(cx, index, training),
+            Some((index, training)) => self.follow_epoch(cx, index, training, decided),
             None => self.give_up_epochs(stage.map_or(Epoch(0), |(_, stage)| stage.version)),
         }
-        if std::mem::replace(&mut self.followed, cx.state.applied()) != cx.state.applied() {
+        if decided {
             if let Some((index, stage)) = stage {
                 self.forget_settled(index, stage.version);
             }
             self.works.values_mut().for_each(|work| work.follow_below(cx.state));
             self.forget_manifests(cx.state);
+            self.follow_merges(cx);
         }
         self.release_settled(cx);
-        self.follow_merges(cx);
     }
 
     /// Whether this miner is a member of the epoch and starts from the right weights.
@@ -493,16 +505,19 @@ impl Miner {
         training.deal.is_live(self.me) && (self.weights == Some(right))
     }
 
-    fn follow_epoch(&mut self, cx: &mut Context<'_>, index: StageIndex, training: &Training) {
+    fn follow_epoch(&mut self, cx: &mut Context<'_>, index: StageIndex, training: &Training, decided: bool) {
         let epoch = training.epoch;
         if self.works.get(&epoch).is_some_and(|work| work.opened != training.opened) {
             self.works.remove(&epoch);
             self.dirty = true;
         }
         let (me, spec) = (self.me, &self.spec);
+        let begun = self.works.contains_key(&epoch);
         let work = self.works.entry(epoch).or_insert_with(|| EpochWork::new(spec, index, training));
         self.kept_epochs.insert((index, epoch));
-        work.follow(me, training);
+        if decided || !begun {
+            work.follow(me, training);
+        }
         let above = index.0.checked_sub(1).and_then(|above| cx.state.stage(StageIndex(above)));
         if above.is_none_or(|above| above.deal(epoch).is_none()) {
             // Whose they are is decided in an entry that is not here yet; their senders were told that we have them.
@@ -615,8 +630,8 @@ impl Miner {
         }
     }
 
-    /// Publishes the manifest until a plan is made, and digests until the merge closes: at once when they
-    /// change, then once per heartbeat.
+    /// Publishes the manifest until a plan is made, and digests until the merge closes: at once when they change, then
+    /// again, after a heartbeat at first and twice as long each time: all replicas of the stage hear it.
     fn announce(&mut self, cx: &mut Context<'_>) {
         let heartbeat = self.spec.timing.heartbeat.duration();
         let due = cx.now >= self.announce_due;
@@ -643,7 +658,10 @@ impl Miner {
             }
         }
         if due {
-            self.announce_due = cx.now + heartbeat;
+            let (least, most) = (heartbeat, heartbeat * ANNOUNCE_HEARTBEATS_MAX);
+            let said = !messages.is_empty();
+            self.announce_pause = if said { (self.announce_pause * 2).clamp(least, most) } else { least };
+            self.announce_due = cx.now + self.announce_pause;
         }
         for message in messages {
             cx.out.publish_merge(message);

@@ -258,6 +258,12 @@ impl Orchestrator {
         let spec = state.spec();
         let (stage, epoch) = (index, training.epoch);
         let live: Vec<PeerId> = training.deal.live().collect();
+        let (waited, deadline) = (self.waited(now, index), spec.timing.epoch_deadline.duration());
+        let missing = live.iter().any(|peer| !self.manifests.contains_key(&(index, *peer)));
+        if missing && waited < deadline && !training.cut_off {
+            // Somebody is still at work, as is most often so: what the others submitted is looked at when it matters.
+            return Vec::new();
+        }
         let submissions: Vec<Submission> =
             live.iter().filter_map(|peer| self.submission(index, training, *peer)).collect();
         let plan = |submitters: Vec<Submission>| {
@@ -274,7 +280,6 @@ impl Orchestrator {
         if submissions.len() == live.len() {
             return plan(submissions).into_iter().collect();
         }
-        let (waited, deadline) = (self.waited(now, index), spec.timing.epoch_deadline.duration());
         let quorum = quorum(spec.merge.quorum, live.len());
         let enough = waited >= deadline * (CUTOFF_DEADLINES + 1) && submissions.len() >= quorum
             || waited >= deadline * (CUTOFF_DEADLINES + 2);
@@ -457,6 +462,7 @@ mod tests {
     use std::time::Duration;
 
     use super::*;
+    use crate::limits::WIRE_VERSION;
     use crate::spec::{Candidate, OrchestratorSpec, RunSpec};
     use crate::wire::message::Entry;
 
@@ -476,6 +482,7 @@ mod tests {
             credits: 0,
             speed_milli: 0,
             tokens: 0,
+            wire_version_max: WIRE_VERSION,
         }
     }
 

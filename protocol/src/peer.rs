@@ -8,6 +8,7 @@
 
 pub mod book;
 mod candidate;
+pub mod scope;
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -25,12 +26,13 @@ use crate::run_state::{RunState, StateEvent};
 use crate::spec::RunSpec;
 use crate::time::Instant;
 use crate::wire::frame::{PushAck, PushHeader, PushRefusal};
-use crate::wire::gossip::{Gossip, HashedManifest, Opened};
+use crate::wire::gossip::{Gossip, HashedManifest, MergeNews, Opened};
 use crate::wire::message::{DigestReport, MergeMessage, PeerRecord, Request, Response, Topic};
-use crate::wire::{Outdated, RejectReason, ReplayWindow, Versions, decode};
+use crate::wire::{Outdated, Payload, RejectReason, ReplayWindow, Versions, decode};
 
 use book::Book;
 use candidate::Candidate;
+use scope::Scope;
 
 /// Silence of a peer that is no member, in evictions, after which its record is forgotten.
 const FORGET_EVICTIONS: u32 = 10;
@@ -74,6 +76,9 @@ pub struct Peer<S: Storage<LogBytes>> {
     log: DecidedLog,
     state: RunState,
     book: Book,
+    scope: Scope,
+    /// Entries of the log that the scope follows; nothing before the first look.
+    scoped: Option<u64>,
     replay: ReplayWindow,
     candidate: Option<Candidate<S>>,
     miner: Option<Miner>,
@@ -117,6 +122,8 @@ impl<S: Storage<LogBytes>> Peer<S> {
             log: DecidedLog::new(&spec),
             state: RunState::new(Arc::clone(&spec), parameters),
             book: Book::default(),
+            scope: Scope::default(),
+            scoped: None,
             replay: ReplayWindow::default(),
             candidate: Candidate::new(&spec, identity.clone(), storage),
             miner: roles.miner.then(|| Miner::new(me, Arc::clone(&spec), sequence)),
@@ -172,6 +179,12 @@ impl<S: Storage<LogBytes>> Peer<S> {
     #[must_use]
     pub const fn book(&self) -> &Book {
         &self.book
+    }
+
+    /// The gossip topics it listens to.
+    #[must_use]
+    pub const fn scope(&self) -> &Scope {
+        &self.scope
     }
 
     /// The miner, if this peer is one.
@@ -251,9 +264,9 @@ impl<S: Storage<LogBytes>> Peer<S> {
                     return Ok(());
                 }
             }
-            Opened::Merge(sender, message, manifest) => {
-                self.replay.accept(*sender, message)?;
-                self.take_merge_message(*sender, message, manifest.clone())?;
+            Opened::Merge(sender, sequence, news) => {
+                self.replay.accept_number(*sender, MergeMessage::KIND, *sequence)?;
+                self.take_merge_message(*sender, news)?;
                 let merging = self.miner.as_ref().is_some_and(Miner::is_merging);
                 if self.candidate.is_none() && !merging && now < self.record_due {
                     // Only candidates and owners act on what is said of merges.
@@ -289,28 +302,24 @@ impl<S: Storage<LogBytes>> Peer<S> {
         }
         if news.addresses {
             self.out.addresses(sender);
-            // Somebody new is here; it should hear of us before our next heartbeat.
+        }
+        let placed = |peer| self.state.stage_of(peer).is_some();
+        if news.addresses && (self.candidate.is_some() || !placed(self.me) || placed(sender)) {
+            // Somebody new is here; it should hear of us before our next heartbeat. One who has no place yet works with
+            // nobody, and the candidates' answer is enough: that of all miners would be as many as there are.
             self.record_due = self.record_due.min(now + self.spec.timing.heartbeat.duration() / 4);
         }
         Ok(())
     }
 
-    fn take_merge_message(
-        &mut self,
-        sender: PeerId,
-        message: &MergeMessage,
-        manifest: Option<Arc<HashedManifest>>,
-    ) -> Result<(), RejectReason> {
-        match (message, manifest) {
-            (MergeMessage::Manifest(_), Some(submitted)) => self.take_manifest(sender, submitted),
-            (MergeMessage::Manifest(announce), None) => {
-                self.take_manifest(sender, Arc::new(announce.manifest.clone().into()))
-            }
-            (MergeMessage::Digest(report), _) => self.take_digest(sender, report),
+    fn take_merge_message(&mut self, sender: PeerId, news: &MergeNews) -> Result<(), RejectReason> {
+        match news {
+            MergeNews::Manifest(submitted) => self.take_manifest(sender, submitted),
+            MergeNews::Digest(report) => self.take_digest(sender, report),
         }
     }
 
-    fn take_manifest(&mut self, sender: PeerId, submitted: Arc<HashedManifest>) -> Result<(), RejectReason> {
+    fn take_manifest(&mut self, sender: PeerId, submitted: &Arc<HashedManifest>) -> Result<(), RejectReason> {
         let manifest = &submitted.manifest;
         if sender != manifest.peer {
             return Err(RejectReason::Inconsistent("manifest of another peer"));
@@ -326,10 +335,10 @@ impl<S: Storage<LogBytes>> Peer<S> {
             return Err(RejectReason::Inconsistent("number of partitions"));
         }
         if let Some(miner) = &mut self.miner {
-            miner.handle_manifest(Arc::clone(&submitted));
+            miner.handle_manifest(Arc::clone(submitted));
         }
         if let Some(candidate) = &mut self.candidate {
-            candidate.orchestrator_mut().handle_manifest(submitted);
+            candidate.orchestrator_mut().handle_manifest(Arc::clone(submitted));
         }
         Ok(())
     }
@@ -549,8 +558,9 @@ impl<S: Storage<LogBytes>> Peer<S> {
         self.with_miner(now, |miner, cx| miner.pump(cx));
         for message in self.out.take_own() {
             // Our own messages do not come back by gossip. They are never news to the replay window.
-            let _ = self.take_merge_message(self.me, &message, None);
+            let _ = self.take_merge_message(self.me, &message.into());
         }
+        self.follow_scope();
         if self.state.finished() && !std::mem::replace(&mut self.told_finish, true) {
             // Peers stay until everybody knows that the run is over.
             self.record_due = now;
@@ -561,6 +571,14 @@ impl<S: Storage<LogBytes>> Peer<S> {
         self.pump_candidate(now);
         for id in self.out.take_state_requests() {
             self.asked.insert(id, Asked::State);
+        }
+    }
+
+    /// Joins and leaves gossip topics as decisions say.
+    fn follow_scope(&mut self) {
+        if self.scoped.replace(self.state.applied()) != Some(self.state.applied()) {
+            let merging = self.miner.iter().flat_map(Miner::merging);
+            self.scope.follow(self.me, &self.state, merging, &mut self.out);
         }
     }
 
@@ -634,7 +652,7 @@ impl<S: Storage<LogBytes>> Peer<S> {
             tokens: self.miner.as_ref().map_or(0, Miner::tokens),
             wire_version_max: self.versions.newest(),
         };
-        self.out.publish(Topic::Records, &record);
+        self.out.publish(scope::record_topic(self.me, &self.state), &record);
         // Ours is within the limits unless the host has more addresses than a record may carry.
         let news = self.book.insert(now, self.me, Arc::new(record));
         if let Some(candidate) = self.candidate.as_mut().filter(|_| news.is_ok_and(|news| news.standing)) {

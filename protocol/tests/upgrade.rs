@@ -50,12 +50,12 @@ fn unknown() -> Vec<u8> {
 /// A control message with these entries from the start of the log.
 fn certified(entries: &[Vec<u8>]) -> Vec<u8> {
     let run = spec().run_id();
-    let chain = entries.iter().fold(chain_start(run), |chain, entry| chain_hash(chain, entry));
+    let chain = entries.iter().fold(chain_start(run), |chain, entry| chain_hash(chain, Hash::of(entry)));
     let index = LogIndex(entries.len() as u64 - 1);
     let signature = identity(1).sign(&vote_bytes(run, index, chain));
     let certificate = Certificate { index, chain, signatures: vec![(0, ByteBuf::from(signature))] };
     let entries = entries.iter().cloned().map(ByteBuf::from).collect();
-    encode(&ControlUpdate { first: LogIndex(0), entries, certificate })
+    encode(&ControlUpdate { first: LogIndex(0), entries, beyond: Vec::new(), certificate })
 }
 
 fn actions(peer: &mut TestPeer) -> Vec<Action> {

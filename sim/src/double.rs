@@ -50,12 +50,12 @@ impl Broken {
     fn republish(&self, means: &Means<'_>, topic: Topic, bytes: &[u8]) -> Option<Vec<u8>> {
         let (run, version) = (means.spec.run_id(), means.peer.state().wire_version());
         match (self.double, topic) {
-            (Double::ExceedsRecords, Topic::Records) => {
+            (Double::ExceedsRecords, Topic::Records | Topic::StageRecords(_)) => {
                 let (_, _, mut record) = open_in::<PeerRecord>(ALL_VERSIONS, run, bytes).ok()?;
                 record.multiaddrs = vec![String::new(); ADDRESSES_MAX + 1];
                 Some(seal_in(version, means.identity, run, &record))
             }
-            (Double::MisreportsDigests, Topic::Merge) => {
+            (Double::MisreportsDigests, Topic::Merge(_)) => {
                 let (_, _, mut message) = open_in::<MergeMessage>(ALL_VERSIONS, run, bytes).ok()?;
                 if let MergeMessage::Digest(report) = &mut message {
                     report.merged.iter_mut().for_each(|(_, hash)| *hash = Hash::of(&hash.0));
@@ -69,7 +69,7 @@ impl Broken {
     fn hides(&self, means: &Means<'_>, topic: Topic, bytes: &[u8]) -> bool {
         let manifest = |(_, _, message)| matches!(message, MergeMessage::Manifest(_));
         self.double == Double::HidesSubmissions
-            && topic == Topic::Merge
+            && matches!(topic, Topic::Merge(_))
             && open_in::<MergeMessage>(ALL_VERSIONS, means.spec.run_id(), bytes).is_ok_and(manifest)
     }
 }

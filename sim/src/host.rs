@@ -7,6 +7,7 @@ use iota_protocol::limits::WIRE_VERSION_FIRST;
 use iota_protocol::peer::{Peer, Roles};
 use iota_protocol::wire::Versions;
 use iota_protocol::{Hash, Identity, Instant, RunSpec};
+use serde::{Deserialize, Serialize};
 
 use crate::adversary::Behaviour;
 use crate::blobs::BlobStore;
@@ -62,6 +63,31 @@ impl Default for HostSetup {
     }
 }
 
+/// Messages of a host, by kind. Gossip is counted where it is heard, copies left out; all else where it was asked for.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Messages {
+    /// Decided entries heard.
+    pub control: u64,
+    /// Peer records heard.
+    pub records: u64,
+    /// Manifests and digests heard.
+    pub merges: u64,
+    /// Requests made: consensus, log, states.
+    pub requests: u64,
+    /// Activations and gradients pushed, tries that were refused included.
+    pub pushes: u64,
+    /// Blobs fetched.
+    pub fetches: u64,
+}
+
+impl Messages {
+    /// Gossip of all topics.
+    #[must_use]
+    pub const fn gossip(&self) -> u64 {
+        self.control + self.records + self.merges
+    }
+}
+
 /// Bytes a host moved, by what they were.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Traffic {
@@ -69,10 +95,8 @@ pub struct Traffic {
     pub gossip: u64,
     /// Gossip of merges alone.
     pub merge_gossip: u64,
-    /// Gossiped messages received first, copies not counted.
-    pub gossip_messages: u64,
-    /// Those of merges alone.
-    pub merge_gossip_messages: u64,
+    /// How many messages, by kind.
+    pub messages: Messages,
     /// Requests and responses, in both directions.
     pub requests: u64,
     /// Activations and gradients sent.

@@ -5,7 +5,7 @@
 //! time and insertion, and random streams of one seed make a run a function of its options: the same seed gives the same
 //! trace.
 //!
-//! Reading order: [`queue`] and [`random`] (what makes it deterministic), [`network`], [`mesh`] and [`blobs`] (what is
+//! Reading order: [`queue`] and [`random`] (what makes it deterministic), [`network`], [`mesh`], [`topics`] and [`blobs`] (what is
 //! between and on hosts), [`trainer`] and [`costs`] (what engines do), [`host`] and [`world`] (what ties them together),
 //! [`faults`] and [`adversary`] (what goes wrong), [`observe`] (who looks on), [`checker`] (which rules hold) with
 //! [`double`] (how each is shown to notice), [`trace`] (what happened), [`scenario`], [`fuzz`] and [`shrink`] (what is
@@ -20,6 +20,7 @@ pub mod clock;
 pub mod mesh;
 pub mod network;
 pub mod storage;
+pub mod topics;
 
 pub mod costs;
 pub mod trainer;

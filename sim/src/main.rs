@@ -382,7 +382,7 @@ fn sweep(arguments: &SweepArgs, seeds: &[u64]) -> Result<Sweep, CliError> {
         }
         SweepArg::Bandwidth => laws::bandwidth(&values(&laws::BANDWIDTHS), seeds),
         SweepArg::Latency => laws::latency(&values(&laws::LATENCIES), seeds),
-        SweepArg::Growth => laws::growth(&values(&[20.0, 52.0, 100.0, 200.0]), seeds),
+        SweepArg::Growth => laws::growth(&values(&laws::SIZES), seeds),
         SweepArg::FailureRate => {
             vary(&swarm, Parameter::FailureRate, &values(&[0.0, 2.0, 5.0, 10.0]), seeds, SWEEP_LIMIT)
         }

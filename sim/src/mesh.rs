@@ -1,9 +1,9 @@
-//! How gossip spreads: a random mesh, and along it the tree of first arrivals.
+//! How gossip of one topic spreads: a random mesh of those who joined it, and along it the tree of first arrivals.
 //!
-//! Every host keeps a few neighbours, as gossipsub does (Vyzovitis et al. 2020), among those it reaches without a relay.
-//! A message travels along every edge of the mesh; what a host hears first is what counts, so a message's way is the tree
-//! of shortest latencies from its author, found once per author until the mesh changes. Copies that arrive later cost
-//! bytes and nothing else.
+//! Every host keeps a few neighbours in each topic, as gossipsub does (Vyzovitis et al. 2020), among those it reaches
+//! without a relay. A message travels along every edge of the mesh; what a host hears first is what counts, so a message's
+//! way is the tree of shortest latencies from its author, found once per author until the mesh changes. Copies that arrive
+//! later cost bytes and nothing else.
 
 use std::cmp::Reverse;
 use std::collections::{BTreeMap, BTreeSet, BinaryHeap};
@@ -21,44 +21,57 @@ const HOP: Duration = Duration::from_millis(1);
 /// First arrivals of one author's messages: host, position of whom it hears from, latency of that edge.
 type Tree = Rc<Vec<(HostIndex, usize, Duration)>>;
 
-/// Who passes gossip to whom.
+/// Who passes gossip of a topic to whom.
 #[derive(Debug)]
 pub struct Mesh {
     neighbours: Vec<BTreeSet<HostIndex>>,
+    /// Those who have joined the topic and whose processes run.
     up: Vec<bool>,
+    /// How many of its neighbours are up, of each host that is.
+    degrees: Vec<usize>,
     trees: BTreeMap<HostIndex, Tree>,
     random: Random,
 }
 
 impl Mesh {
-    /// A mesh without hosts.
+    /// A mesh of `hosts`, none of which is up yet; `topic` keeps the meshes of one seed apart.
     #[must_use]
-    pub fn new(seed: u64) -> Self {
-        Self {
+    pub fn new(seed: u64, topic: &str, hosts: usize) -> Self {
+        let mut mesh = Self {
             neighbours: Vec::new(),
             up: Vec::new(),
+            degrees: Vec::new(),
             trees: BTreeMap::new(),
-            random: Random::new(seed, "mesh"),
-        }
+            random: Random::new(seed, &format!("mesh of {topic}")),
+        };
+        (0..hosts).for_each(|_| mesh.add());
+        mesh
     }
 
     /// Adds the next host, which is not up yet.
     pub fn add(&mut self) {
         self.neighbours.push(BTreeSet::new());
         self.up.push(false);
+        self.degrees.push(0);
     }
 
     /// A host passes messages on from now on, or does not. Those it leaves look for other neighbours, as gossipsub does at
     /// its heartbeat.
     pub fn set_up(&mut self, network: &Network, host: HostIndex, up: bool) {
-        self.up[host] = up;
-        self.trees.clear();
-        if up {
-            return self.seek(network, host);
+        if std::mem::replace(&mut self.up[host], up) == up {
+            return;
         }
-        let left: Vec<HostIndex> =
+        self.trees.clear();
+        let near: Vec<HostIndex> =
             self.neighbours[host].iter().copied().filter(|&other| self.up[other]).collect();
-        left.into_iter().for_each(|other| self.seek(network, other));
+        if up {
+            self.degrees[host] = near.len();
+            near.into_iter().for_each(|other| self.degrees[other] += 1);
+            self.seek(network, host);
+        } else {
+            near.iter().for_each(|&other| self.degrees[other] -= 1);
+            near.into_iter().for_each(|other| self.seek(network, other));
+        }
     }
 
     /// Links have changed: neighbours that cannot be reached any more are replaced.
@@ -85,14 +98,30 @@ impl Mesh {
 
     fn seek(&mut self, network: &Network, host: HostIndex) {
         let have = self.live_neighbours(network, host).count();
+        if have >= NEIGHBOURS_SOUGHT {
+            return;
+        }
         let candidates: Vec<HostIndex> = (0..self.up.len())
             .filter(|&other| other != host && self.up[other] && network.reaches_directly(host, other))
             .filter(|other| !self.neighbours[host].contains(other))
             .collect();
-        for i in self.random.distinct(NEIGHBOURS_SOUGHT.saturating_sub(have), candidates.len()) {
+        for i in self.random.distinct(NEIGHBOURS_SOUGHT - have, candidates.len()) {
             self.neighbours[host].insert(candidates[i]);
             self.neighbours[candidates[i]].insert(host);
+            self.degrees[host] += 1;
+            self.degrees[candidates[i]] += 1;
         }
+    }
+
+    /// To whom a host hands a message of its own: its neighbours, or a few of those who joined if it did not.
+    fn first_hearers(&mut self, network: &Network, author: HostIndex) -> Vec<HostIndex> {
+        if self.up[author] {
+            return self.live_neighbours(network, author).collect();
+        }
+        let joined: Vec<HostIndex> = (0..self.up.len())
+            .filter(|&other| self.up[other] && network.reaches_directly(author, other))
+            .collect();
+        self.random.distinct(NEIGHBOURS_SOUGHT, joined.len()).into_iter().map(|i| joined[i]).collect()
     }
 
     /// Who hears a message of `author`, after how long, in this order; the author itself does not.
@@ -118,7 +147,7 @@ impl Mesh {
                 continue;
             }
             // A copy for each neighbour leaves through one uplink, half of them before this one.
-            let copies = self.neighbours[tree[parent].0].len().div_ceil(2) as u64;
+            let copies = self.neighbours[tree[parent].0].len().max(1).div_ceil(2) as u64;
             let wire = network.gossip_time(tree[parent].0, bytes * copies);
             let hop = latency.mul_f64(network.jitter_factor(host)) + wire + HOP;
             let at = arrivals[parent] + hop;
@@ -132,11 +161,12 @@ impl Mesh {
     /// Copies of each message that `host` sends on, and receives.
     #[must_use]
     pub fn degree(&self, host: HostIndex) -> usize {
-        self.neighbours[host].iter().filter(|&&other| self.up[other]).count()
+        self.degrees[host]
     }
 
     /// Dijkstra (1959) over the mesh.
-    fn first_arrivals(&self, network: &Network, author: HostIndex) -> Vec<(HostIndex, usize, Duration)> {
+    fn first_arrivals(&mut self, network: &Network, author: HostIndex) -> Vec<(HostIndex, usize, Duration)> {
+        let first = self.first_hearers(network, author);
         let mut tree = Vec::new();
         let mut seen = vec![false; self.up.len()];
         let mut heap = BinaryHeap::from([Reverse((Duration::ZERO, author, 0, Duration::ZERO))]);
@@ -146,9 +176,14 @@ impl Mesh {
             }
             tree.push((host, parent, edge));
             let position = tree.len() - 1;
-            for other in self.live_neighbours(network, host).filter(|&other| !seen[other]) {
+            let mut pass = |other: HostIndex| {
                 let latency = network.base_latency(host, other);
                 heap.push(Reverse((at + latency + HOP, other, position, latency)));
+            };
+            if position == 0 {
+                first.iter().for_each(|&other| pass(other));
+            } else {
+                self.live_neighbours(network, host).filter(|&other| !seen[other]).for_each(pass);
             }
         }
         tree
@@ -161,7 +196,7 @@ mod tests {
     use crate::network::Link;
 
     fn swarm(hosts: usize) -> (Network, Mesh) {
-        let (mut network, mut mesh) = (Network::new(1), Mesh::new(1));
+        let (mut network, mut mesh) = (Network::new(1), Mesh::new(1, "records", 0));
         for host in 0..hosts {
             network.add(Link::DATACENTRE);
             mesh.add();
@@ -180,6 +215,24 @@ mod tests {
         let last = heard.last().expect("somebody").0;
         assert!(last < Duration::from_millis(11 * 8), "a few hops of 11 ms: {last:?}");
         assert!(heard.windows(2).all(|pair| pair[0].0 <= pair[1].0));
+    }
+
+    #[test]
+    fn a_message_of_one_who_did_not_join_reaches_all_who_did() {
+        let (mut network, mut mesh) = swarm(60);
+        mesh.set_up(&network, 7, false);
+        assert_eq!(mesh.spread(&mut network, 7, 500).len(), 59);
+    }
+
+    #[test]
+    fn degrees_are_counted_right_through_comings_and_goings() {
+        let (network, mut mesh) = swarm(60);
+        for (host, up) in [(3, false), (9, false), (3, true), (40, false), (9, true), (9, true)] {
+            mesh.set_up(&network, host, up);
+        }
+        for host in (0..60).filter(|&host| mesh.up[host]) {
+            assert_eq!(mesh.degree(host), mesh.live_neighbours(&network, host).count(), "{host}");
+        }
     }
 
     #[test]

@@ -9,6 +9,7 @@ mod text;
 
 use serde::{Deserialize, Serialize};
 
+use crate::host::Messages;
 use crate::measure::roofline::{Binds, Roofline};
 use crate::measure::statistics::Distribution;
 
@@ -165,10 +166,8 @@ pub struct HostTraffic {
     pub gossip_bytes: u64,
     /// Of which merges.
     pub merge_gossip_bytes: u64,
-    /// Gossiped messages heard, copies not counted.
-    pub gossip_messages: u64,
-    /// Of which merges.
-    pub merge_gossip_messages: u64,
+    /// How many messages, by kind.
+    pub messages: Messages,
     /// Requests and responses, both directions.
     pub request_bytes: u64,
     /// Activations and gradients sent.

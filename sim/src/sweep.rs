@@ -17,6 +17,7 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
+use crate::host::Messages;
 use crate::measure::statistics::{Estimate, exponent, ratio, real};
 use crate::report::Report;
 
@@ -148,7 +149,7 @@ struct Quantity {
 }
 
 /// What [`vary`] looks at.
-const QUANTITIES: [Quantity; 8] = [
+const QUANTITIES: [Quantity; 11] = [
     Quantity {
         name: "throughput",
         unit: "samples/s",
@@ -201,27 +202,48 @@ const QUANTITIES: [Quantity; 8] = [
         of: |report| (per_node_second(report, report.events), None),
     },
     Quantity {
-        name: "gossip messages per node",
-        unit: "1/s",
+        name: "control messages per miner and epoch",
+        unit: "messages",
         theory: "",
+        of: |report| (per_miner_epoch(report, |messages| messages.control), None),
+    },
+    Quantity {
+        name: "records per miner and epoch",
+        unit: "messages",
+        theory: "",
+        of: |report| (per_miner_epoch(report, |messages| messages.records), None),
+    },
+    Quantity {
+        name: "merge messages per miner and epoch",
+        unit: "messages",
+        theory: "a manifest and a digest of each other submitter of its stage",
         of: |report| {
-            let messages: u64 = report.traffic.iter().map(|host| host.gossip_messages).sum();
-            (per_node_second(report, messages), None)
+            let submitted: u64 = report.epochs.iter().map(|epoch| epoch.submitters).sum();
+            let theory = 2.0 * (ratio(real(submitted), real(report.epochs.len() as u64)) - 1.0);
+            (per_miner_epoch(report, |messages| messages.merges), Some(theory))
         },
     },
     Quantity {
-        name: "merge messages per node and epoch",
+        name: "fetches per miner and epoch",
         unit: "messages",
-        theory: "a manifest and a digest of each submitter of each stage",
-        of: |report| {
-            let messages: u64 = report.traffic.iter().map(|host| host.merge_gossip_messages).sum();
-            let epochs = report.epochs.iter().map(|epoch| epoch.epoch + 1).max().unwrap_or(1);
-            let submitted: u64 = report.epochs.iter().map(|epoch| epoch.submitters).sum();
-            let theory = 2.0 * real(submitted) / real(epochs);
-            (real(messages) / real(report.hosts.max(1)) / real(epochs), Some(theory))
-        },
+        theory: "",
+        of: |report| (per_miner_epoch(report, |messages| messages.fetches), None),
+    },
+    Quantity {
+        name: "pushes per miner and epoch",
+        unit: "messages",
+        theory: "",
+        of: |report| (per_miner_epoch(report, |messages| messages.pushes), None),
     },
 ];
+
+/// Mean over those who mine; candidates hear everything.
+fn per_miner_epoch(report: &Report, count: fn(&Messages) -> u64) -> f64 {
+    let epochs = report.epochs.iter().map(|epoch| epoch.epoch + 1).max().unwrap_or(1);
+    let miners = report.traffic.iter().filter(|host| host.stage.is_some());
+    let counts: Vec<f64> = miners.map(|host| real(count(&host.messages)) / real(epochs)).collect();
+    crate::measure::statistics::mean(&counts)
+}
 
 fn per_node_second(report: &Report, total: u64) -> f64 {
     ratio(real(total), real(report.hosts) * report.virtual_seconds)

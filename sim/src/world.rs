@@ -32,11 +32,11 @@ use crate::costs::{Costs, partition_bytes};
 use crate::double::Double;
 use crate::faults::{MergeFailure, Scheduled};
 use crate::host::{Host, HostSetup};
-use crate::mesh::Mesh;
 use crate::network::{FlowEnd, HostIndex, Network};
 use crate::observe::{Observation, Observer, Seen, Violation};
 use crate::queue::Queue;
 use crate::random::Random;
+use crate::topics::Topics;
 use crate::trainer::{Compute, Engines};
 
 /// Hosts start within this time of each other.
@@ -218,7 +218,7 @@ pub struct World {
     partition_bytes: u64,
     queue: Queue<Event>,
     network: Network,
-    mesh: Mesh,
+    topics: Topics,
     hosts: Vec<Host>,
     indices: BTreeMap<PeerId, HostIndex>,
     cargo: BTreeMap<u64, Cargo>,
@@ -252,7 +252,7 @@ impl World {
             seed: setup.seed,
             queue: Queue::default(),
             network: Network::new(setup.seed).relaying(setup.relays),
-            mesh: Mesh::new(setup.seed),
+            topics: Topics::new(setup.seed),
             hosts: Vec::new(),
             indices: BTreeMap::new(),
             cargo: BTreeMap::new(),
@@ -289,7 +289,7 @@ impl World {
         }
         self.indices.insert(identity.peer(), index);
         self.network.add(setup.link);
-        self.mesh.add();
+        self.topics.add();
         if setup.from_start {
             let delay = self.random.duration(Duration::ZERO, START_SPREAD);
             self.queue.push(delay, Event::Start(index));

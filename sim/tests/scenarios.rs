@@ -14,12 +14,17 @@ use iota_sim::trace::Trace;
 use iota_sim::trainer::Compute;
 use iota_sim::world::{Ending, World};
 
-/// Larger scenarios are left to the benchmark of scale.
+/// Larger scenarios have a test of their own.
 const NODES_MAX: usize = 100;
 
 /// Runs a scenario under all checkers; it must finish. Returns the hash of its trace.
 fn run(scenario: &Scenario, seed: u64, compute: Compute) -> Hash {
-    let setup = scenario.setup(&Request { nodes: None, seed, compute, epochs: None });
+    run_epochs(scenario, seed, compute, None)
+}
+
+/// The same with another number of epochs.
+fn run_epochs(scenario: &Scenario, seed: u64, compute: Compute, epochs: Option<u32>) -> Hash {
+    let setup = scenario.setup(&Request { nodes: None, seed, compute, epochs });
     let (limit, trace) = (scenario.limit(&setup), Trace::keeping(20));
     let checkers = checker::all(&Options::of(&setup));
     let mut world = World::new(setup);
@@ -46,6 +51,13 @@ fn every_scenario_finishes_with_all_rules_kept_and_repeats_itself() {
         assert_eq!(first, run(scenario, 7, Compute::Cost), "{} twice", scenario.name);
         assert_ne!(first, run(scenario, 8, Compute::Cost), "{} with another seed", scenario.name);
     }
+}
+
+#[test]
+fn a_thousand_hosts_finish_an_epoch_and_twice_in_the_same_way() {
+    let thousand = scenario::find("thousand").expect("a scenario");
+    let first = run_epochs(thousand, 7, Compute::Cost, Some(1));
+    assert_eq!(first, run_epochs(thousand, 7, Compute::Cost, Some(1)));
 }
 
 #[test]

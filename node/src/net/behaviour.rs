@@ -138,11 +138,15 @@ fn gossip(config: &NetConfig, keypair: &Keypair) -> Result<gossipsub::Behaviour,
         .map_err(|error| fail(&error))?;
     gossip.with_peer_score(peer_score(), PeerScoreThresholds::default()).map_err(|error| fail(&error))?;
     for topic in &config.topics {
-        let topic = wire_topic(&config.run, topic);
-        gossip.set_topic_params(topic.clone(), topic_score()).map_err(|error| fail(&error))?;
-        gossip.subscribe(&topic).map_err(|error| fail(&error))?;
+        join(&mut gossip, &wire_topic(&config.run, topic)).map_err(|error| fail(&error))?;
     }
     Ok(gossip)
+}
+
+/// Joins a topic, whose messages count for the score of who relays them.
+pub(super) fn join(gossip: &mut gossipsub::Behaviour, topic: &IdentTopic) -> Result<(), String> {
+    gossip.set_topic_params(topic.clone(), topic_score())?;
+    gossip.subscribe(topic).map(drop).map_err(|error| error.to_string())
 }
 
 /// Messages are the same when topic and payload are, whoever signed them: one announcement relayed by

@@ -7,7 +7,7 @@ use libp2p::request_response::ResponseChannel;
 use libp2p::swarm::dial_opts::DialOpts;
 use libp2p::{Multiaddr, PeerId};
 
-use super::behaviour::wire_topic;
+use super::behaviour::{join, wire_topic};
 use super::config::{ADDRESSES_PER_PEER_MAX, REQUESTS_MAX};
 use super::handle::{Command, GossipToken, RequestError, Snapshot, Verdict};
 use super::outbox::Attempt;
@@ -19,6 +19,8 @@ impl SwarmTask {
     pub(super) fn on_command(&mut self, command: Command) {
         match command {
             Command::Publish(topic, bytes) => self.publish(topic, bytes),
+            Command::Subscribe(topic) => self.subscribe(topic),
+            Command::Unsubscribe(topic) => self.unsubscribe(&topic),
             Command::Request(peer, bytes, answer) => self.request(peer, bytes, answer),
             Command::Respond(channel, bytes) => self.respond(channel, bytes),
             Command::Report(token, verdict) => self.report(&token, verdict),
@@ -44,19 +46,34 @@ impl SwarmTask {
         }
     }
 
-    fn publish(&mut self, topic: &'static str, bytes: Vec<u8>) {
+    fn subscribe(&mut self, topic: String) {
+        let wire = wire_topic(&self.config.run, &topic);
+        if let Err(error) = join(&mut self.swarm.behaviour_mut().gossip, &wire) {
+            tracing::warn!(topic, error, "gossip topic not joined");
+            return;
+        }
+        self.topics.insert(wire.hash(), topic);
+    }
+
+    fn unsubscribe(&mut self, topic: &str) {
+        let wire = wire_topic(&self.config.run, topic);
+        self.swarm.behaviour_mut().gossip.unsubscribe(&wire);
+        self.topics.remove(&wire.hash());
+    }
+
+    fn publish(&mut self, topic: String, bytes: Vec<u8>) {
         if bytes.len() > self.config.gossip_max_bytes {
             self.metrics.publish_given_up(1);
             tracing::warn!(topic, bytes = bytes.len(), "gossip message above the limit");
             return;
         }
-        if self.publish_once(topic, &bytes) == Attempt::Later {
+        if self.publish_once(&topic, &bytes) == Attempt::Later {
             let dropped = self.outbox.keep(topic, bytes, Instant::now());
             self.metrics.publish_given_up(dropped);
         }
     }
 
-    pub(super) fn publish_once(&mut self, topic: &'static str, bytes: &[u8]) -> Attempt {
+    pub(super) fn publish_once(&mut self, topic: &str, bytes: &[u8]) -> Attempt {
         let wire = wire_topic(&self.config.run, topic);
         let sent = self.swarm.behaviour_mut().gossip.publish(wire, bytes);
         match sent {

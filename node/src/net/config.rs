@@ -17,8 +17,8 @@ pub struct NetConfig {
     pub mdns: bool,
     /// The run id in hexadecimal. It is part of every protocol and topic name, so runs never mix.
     pub run: String,
-    /// Gossip topics to join. On the wire a topic is named `iota/<run>/<topic>`.
-    pub topics: Vec<&'static str>,
+    /// Gossip topics to join at once; more are joined later. On the wire a topic is named `iota/<run>/<topic>`.
+    pub topics: Vec<String>,
     /// Largest gossip payload in bytes.
     pub gossip_max_bytes: usize,
     /// Largest request or response in bytes.

@@ -91,9 +91,14 @@ impl SwarmTask {
     fn on_gossip(&mut self, token: GossipToken, message: gossipsub::Message) {
         let source = message.source.as_ref().and_then(peer_key);
         let relay = peer_key(&token.relay);
-        let topic = self.topics.get(&message.topic).copied();
-        let (Some(source), Some(relay), Some(topic)) = (source, relay, topic) else {
+        let topic = self.topics.get(&message.topic).cloned();
+        let (Some(source), Some(relay)) = (source, relay) else {
             self.report(&token, Verdict::Reject);
+            return;
+        };
+        let Some(topic) = topic else {
+            // The topic was left while the message was on its way.
+            self.report(&token, Verdict::Ignore);
             return;
         };
         if message.data.len() > self.config.gossip_max_bytes {

@@ -17,7 +17,7 @@ pub enum NetEvent {
     /// A gossip message with a valid signature. It travels no further until it is reported.
     Gossip {
         /// The topic as configured, without the run.
-        topic: &'static str,
+        topic: String,
         /// Who signed it.
         source: PeerKey,
         /// Who handed it to us.
@@ -139,7 +139,9 @@ pub struct Snapshot {
 /// A request to the swarm task.
 #[derive(Debug)]
 pub(super) enum Command {
-    Publish(&'static str, Vec<u8>),
+    Subscribe(String),
+    Unsubscribe(String),
+    Publish(String, Vec<u8>),
     Request(PeerId, Vec<u8>, oneshot::Sender<Result<Vec<u8>, RequestError>>),
     Respond(ResponseChannel<Vec<u8>>, Vec<u8>),
     Report(GossipToken, Verdict),
@@ -164,8 +166,18 @@ pub struct NetHandle {
 impl NetHandle {
     /// Announces `bytes` on a topic. Without a subscriber the message waits for a few seconds; a second
     /// message with the same bytes on the same topic is dropped. Gossip may be lost.
-    pub fn publish(&self, topic: &'static str, bytes: Vec<u8>) {
-        self.command(Command::Publish(topic, bytes));
+    pub fn publish(&self, topic: impl Into<String>, bytes: Vec<u8>) {
+        self.command(Command::Publish(topic.into(), bytes));
+    }
+
+    /// Joins a topic.
+    pub fn subscribe(&self, topic: impl Into<String>) {
+        self.command(Command::Subscribe(topic.into()));
+    }
+
+    /// Leaves a topic. Messages of it that wait to be published may still go out.
+    pub fn unsubscribe(&self, topic: impl Into<String>) {
+        self.command(Command::Unsubscribe(topic.into()));
     }
 
     /// Asks one peer and waits for its answer, dialling when an address is known.

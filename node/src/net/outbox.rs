@@ -16,7 +16,7 @@ const RETRY_EVERY: Duration = Duration::from_millis(100);
 /// A message that waits to be published.
 #[derive(Debug)]
 pub(super) struct Waiting {
-    pub(super) topic: &'static str,
+    pub(super) topic: String,
     pub(super) bytes: Vec<u8>,
     expires: Instant,
 }
@@ -30,7 +30,7 @@ pub(super) struct Outbox {
 
 impl Outbox {
     /// Keeps a message for later. Returns how many older ones were dropped for it.
-    pub(super) fn keep(&mut self, topic: &'static str, bytes: Vec<u8>, now: Instant) -> u64 {
+    pub(super) fn keep(&mut self, topic: String, bytes: Vec<u8>, now: Instant) -> u64 {
         let dropped = if self.waiting.len() >= WAITING_MAX {
             self.waiting.pop_front();
             1

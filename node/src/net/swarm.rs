@@ -93,15 +93,16 @@ pub async fn start(
     Ok((handle, event_queue, tokio::spawn(task.run())))
 }
 
-fn topic_names(config: &NetConfig) -> BTreeMap<TopicHash, &'static str> {
-    let name = |topic: &&'static str| (wire_topic(&config.run, topic).hash(), *topic);
+fn topic_names(config: &NetConfig) -> BTreeMap<TopicHash, String> {
+    let name = |topic: &String| (wire_topic(&config.run, topic).hash(), topic.clone());
     config.topics.iter().map(name).collect()
 }
 
 pub(super) struct SwarmTask {
     pub(super) config: NetConfig,
     pub(super) version: String,
-    pub(super) topics: BTreeMap<TopicHash, &'static str>,
+    /// Topics joined, by what the wire calls them.
+    pub(super) topics: BTreeMap<TopicHash, String>,
     pub(super) swarm: Swarm<Behaviour>,
     pub(super) libp2p: Libp2pMetrics,
     pub(super) metrics: NetMetrics,
@@ -194,7 +195,7 @@ impl SwarmTask {
             swarm.dial(dial).ok().map(|()| connection)
         });
         let mut outbox = std::mem::take(&mut self.outbox);
-        let given_up = outbox.retry(now, |message| self.publish_once(message.topic, &message.bytes));
+        let given_up = outbox.retry(now, |message| self.publish_once(&message.topic, &message.bytes));
         self.outbox = outbox;
         self.metrics.publish_given_up(given_up);
     }

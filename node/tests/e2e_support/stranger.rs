@@ -14,7 +14,7 @@ use iota_node::traffic::Traffic;
 use iota_protocol::limits::{PARTITION_BYTES_MAX, RPC_BYTES_MAX, TRANSFER_DEADLINE};
 use iota_protocol::wire::message::{ControlUpdate, Request, Response, Topic};
 use iota_protocol::wire::{decode, encode};
-use iota_protocol::{Hash, Identity, LogIndex, PeerId, RunId};
+use iota_protocol::{Hash, Identity, LogIndex, PeerId, RunId, StageIndex};
 use libp2p::Multiaddr;
 use prometheus_client::registry::Registry;
 use tokio::sync::watch;
@@ -87,7 +87,7 @@ impl Stranger {
             bootstrap: targets.iter().flat_map(|target| target.multiaddrs.iter().take(1).cloned()).collect(),
             mdns: false,
             run: run.to_string(),
-            topics: Topic::ALL.iter().map(|topic| topic.name()).collect(),
+            topics: Topic::all([StageIndex(0), StageIndex(1)].into_iter()).map(Topic::name).collect(),
             gossip_max_bytes,
             rpc_max_bytes: RPC_BYTES_MAX,
             rpc_timeout: TRANSFER_DEADLINE,

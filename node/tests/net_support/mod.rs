@@ -36,7 +36,7 @@ pub(crate) fn config(secret: u8) -> NetConfig {
         bootstrap: Vec::new(),
         mdns: false,
         run: "00ff".repeat(16),
-        topics: vec![TOPIC],
+        topics: vec![TOPIC.to_owned()],
         gossip_max_bytes: 4096,
         rpc_max_bytes: RPC_BYTES_MAX,
         rpc_timeout: Duration::from_secs(20),

@@ -58,6 +58,9 @@ struct Transfer {
     providers: Vec<Vec<PeerId>>,
     have: BTreeSet<usize>,
     in_flight: BTreeSet<usize>,
+    /// Where it starts in the circle of the blobs, and how many it has asked for.
+    first: usize,
+    started: usize,
     failed: bool,
 }
 
@@ -76,6 +79,17 @@ pub(super) struct CatchUp {
 impl Transfer {
     fn new(blobs: Vec<Hash>, providers: Vec<Vec<PeerId>>) -> Self {
         Self { blobs, providers, ..Self::default() }
+    }
+
+    /// The next blob that was not asked for yet.
+    fn start_next(&mut self) -> Option<(usize, Hash)> {
+        let count = self.blobs.len();
+        if self.started == count {
+            return None;
+        }
+        let index = (self.first + self.started) % count;
+        self.started += 1;
+        Some((index, self.blobs[index]))
     }
 
     fn complete(&self) -> bool {
@@ -183,16 +197,11 @@ impl CatchUp {
             }
             Aim::None | Aim::Engine => return,
         };
-        for (index, hash) in transfer.blobs.iter().enumerate() {
-            if transfer.in_flight.len() >= FETCHES_AT_ONCE || transfer.failed {
-                break;
-            }
-            if transfer.have.contains(&index) || transfer.in_flight.contains(&index) {
-                continue;
-            }
+        while transfer.in_flight.len() < FETCHES_AT_ONCE && !transfer.failed {
+            let Some((index, hash)) = transfer.start_next() else { break };
             let providers =
                 transfer.providers.get(index).or(transfer.providers.first()).cloned().unwrap_or_default();
-            let id = cx.out.fetch(*hash, providers, PARTITION_BYTES_MAX, false, tag.clone());
+            let id = cx.out.fetch(hash, providers, PARTITION_BYTES_MAX, false, tag.clone());
             transfer.in_flight.insert(index);
             transfers.insert(id, Purpose::CatchUp(Want { aim: aim_number, index, kept }));
         }
@@ -297,9 +306,17 @@ impl CatchUp {
     }
 }
 
-/// The merged partitions of a closed epoch, each from its owners.
+/// The merged partitions of a closed epoch, each from its owners. Replicas start at different partitions and with
+/// different owners, so that they do not all ask the same one at the same time.
 fn outcome_transfer(closed: &Closed, me: PeerId) -> Transfer {
-    let providers =
-        closed.plan.owners.iter().map(|owners| owners.iter().copied().filter(|owner| *owner != me).collect());
-    Transfer::new(closed.partitions.clone(), providers.collect())
+    let place = closed.plan.submitters.partition_point(|submission| submission.peer < me);
+    let providers = closed.plan.owners.iter().map(|owners| {
+        let mut others: Vec<PeerId> = owners.iter().copied().filter(|owner| *owner != me).collect();
+        let turn = place % others.len().max(1);
+        others.rotate_left(turn);
+        others
+    });
+    let first = place * closed.partitions.len() / closed.plan.submitters.len().max(1);
+    let first = first % closed.partitions.len().max(1);
+    Transfer { first, ..Transfer::new(closed.partitions.clone(), providers.collect()) }
 }

@@ -28,11 +28,34 @@ pub(super) enum Want {
     Input(PartitionIndex, PeerId),
 }
 
-#[derive(Clone, Copy, Debug, Default)]
-struct Fetching {
-    in_flight: bool,
-    retry_at: Instant,
-    pause: Duration,
+impl Want {
+    const fn submitter(self) -> PeerId {
+        match self {
+            Self::Manifest(peer) | Self::Input(_, peer) => peer,
+        }
+    }
+}
+
+/// What is still to be fetched. Kept apart by what it waits for, so that looking for the next fetch costs nothing while
+/// all there is to fetch is under way.
+#[derive(Debug, Default)]
+struct Wants {
+    /// To be started, in this order.
+    ready: BTreeSet<(usize, Want)>,
+    in_flight: BTreeSet<Want>,
+    /// Failed, and when they are tried again.
+    resting: BTreeMap<Want, Instant>,
+    pauses: BTreeMap<Want, Duration>,
+}
+
+impl Wants {
+    fn fail(&mut self, now: Instant, want: Want) {
+        if self.in_flight.remove(&want) {
+            let pause = self.pauses.entry(want).or_default();
+            *pause = backed_off(*pause);
+            self.resting.insert(want, now + *pause);
+        }
+    }
 }
 
 /// A partition that this peer owns.
@@ -55,7 +78,7 @@ pub(super) struct MergeWork {
     manifests: BTreeMap<PeerId, Manifest>,
     partitions: usize,
     owned: BTreeMap<PartitionIndex, Owned>,
-    wants: BTreeMap<Want, Fetching>,
+    wants: Wants,
     failures: BTreeMap<PeerId, u32>,
     faults: BTreeSet<ContributionFault>,
     reported: (usize, usize),
@@ -63,9 +86,7 @@ pub(super) struct MergeWork {
 
 impl MergeWork {
     pub(super) fn new(me: PeerId, stage: StageIndex, training: &Training, plan: &Plan) -> Self {
-        let wants =
-            plan.submitters.iter().map(|submission| (Want::Manifest(submission.peer), Fetching::default()));
-        Self {
+        let mut work = Self {
             me,
             stage,
             epoch: training.epoch,
@@ -75,11 +96,32 @@ impl MergeWork {
             manifests: BTreeMap::new(),
             partitions: plan.owners.len(),
             owned: BTreeMap::new(),
-            wants: wants.collect(),
+            wants: Wants::default(),
             failures: BTreeMap::new(),
             faults: BTreeSet::new(),
             reported: (0, 0),
-        }
+        };
+        plan.submitters.iter().for_each(|submission| work.want(Want::Manifest(submission.peer)));
+        work
+    }
+
+    /// Queues a fetch. Owners take submitters in one circle, each starting behind itself, so that at any moment they ask
+    /// different ones and no uplink is shared by all.
+    fn want(&mut self, want: Want) {
+        self.wants.ready.insert((self.turn(want), want));
+    }
+
+    fn unwant(&mut self, want: Want) {
+        let turn = self.turn(want);
+        self.wants.ready.remove(&(turn, want));
+        self.wants.in_flight.remove(&want);
+        self.wants.resting.remove(&want);
+    }
+
+    fn turn(&self, want: Want) -> usize {
+        let place = |peer: PeerId| self.submitters.partition_point(|submission| submission.peer < peer);
+        let count = self.submitters.len().max(1);
+        (place(want.submitter()) + count - place(self.me) % count) % count
     }
 
     pub(super) fn is_for(&self, training: &Training, plan: &Plan) -> bool {
@@ -93,9 +135,7 @@ impl MergeWork {
             if owners.contains(&self.me) && !self.owned.contains_key(&partition) {
                 self.owned.insert(partition, Owned::default());
                 let inputs: Vec<PeerId> = self.manifests.keys().copied().collect();
-                self.wants.extend(
-                    inputs.into_iter().map(|peer| (Want::Input(partition, peer), Fetching::default())),
-                );
+                inputs.into_iter().for_each(|peer| self.want(Want::Input(partition, peer)));
             }
         }
     }
@@ -107,31 +147,27 @@ impl MergeWork {
         known: &BTreeMap<Hash, Arc<HashedManifest>>,
     ) -> Vec<(Want, Hash, Vec<PeerId>, usize, bool)> {
         self.resolve_known(known);
-        let mut room =
-            FETCHES_AT_ONCE.saturating_sub(self.wants.values().filter(|fetching| fetching.in_flight).count());
+        let rested: Vec<Want> =
+            self.wants.resting.extract_if(.., |_, at| *at <= cx.now).map(|(w, _)| w).collect();
+        rested.into_iter().for_each(|want| self.want(want));
         let mut started = Vec::new();
-        for (want, fetching) in &mut self.wants {
-            if room == 0 {
-                break;
-            }
-            if fetching.in_flight || cx.now < fetching.retry_at {
-                continue;
-            }
-            let fetch = match *want {
+        while self.wants.in_flight.len() < FETCHES_AT_ONCE {
+            let Some((_, want)) = self.wants.ready.pop_first() else { break };
+            let peer = want.submitter();
+            let fetch = match want {
                 Want::Manifest(peer) => self
                     .submitters
                     .iter()
                     .find(|submission| submission.peer == peer)
-                    .map(|submission| (submission.manifest, peer, GOSSIP_BYTES_MAX, true)),
+                    .map(|submission| (submission.manifest, GOSSIP_BYTES_MAX, true)),
                 Want::Input(partition, peer) => self
                     .manifests
                     .get(&peer)
                     .and_then(|manifest| manifest.partitions.get(partition.0 as usize))
-                    .map(|hash| (*hash, peer, PARTITION_BYTES_MAX, false)),
+                    .map(|hash| (*hash, PARTITION_BYTES_MAX, false)),
             };
-            let Some((hash, peer, limit, deliver)) = fetch else { continue };
-            fetching.in_flight = true;
-            room -= 1;
+            let Some((hash, limit, deliver)) = fetch else { continue };
+            self.wants.in_flight.insert(want);
             // The submitter has it for certain; co-owners have it once they fetched it.
             let others = self
                 .submitters
@@ -139,13 +175,16 @@ impl MergeWork {
                 .map(|submission| submission.peer)
                 .filter(|other| *other != peer && *other != self.me);
             let providers = std::iter::once(peer).chain(others).take(4).collect();
-            started.push((*want, hash, providers, limit, deliver));
+            started.push((want, hash, providers, limit, deliver));
         }
         started
     }
 
     /// Takes manifests that gossip already brought.
     fn resolve_known(&mut self, known: &BTreeMap<Hash, Arc<HashedManifest>>) {
+        if self.manifests.len() >= self.submitters.len() {
+            return;
+        }
         let found: Vec<_> = self
             .submitters
             .iter()
@@ -160,32 +199,29 @@ impl MergeWork {
     }
 
     fn take_manifest(&mut self, peer: PeerId, manifest: Manifest) {
-        self.wants.remove(&Want::Manifest(peer));
+        self.unwant(Want::Manifest(peer));
+        if self.manifests.contains_key(&peer) {
+            return;
+        }
         if manifest.partitions.len() != self.partitions {
             self.faults.insert(ContributionFault { submitter: peer, kind: FaultKind::Invalid });
             return;
         }
         self.manifests.insert(peer, manifest);
-        self.wants
-            .extend(self.owned.keys().map(|partition| (Want::Input(*partition, peer), Fetching::default())));
+        let partitions: Vec<PartitionIndex> = self.owned.keys().copied().collect();
+        partitions.into_iter().for_each(|partition| self.want(Want::Input(partition, peer)));
     }
 
     /// Takes the result of a fetch.
     pub(super) fn fetched(&mut self, now: Instant, want: Want, bytes: Option<&[u8]>) {
-        let peer = match want {
-            Want::Manifest(peer) | Want::Input(_, peer) => peer,
-        };
+        let peer = want.submitter();
         let Some(bytes) = bytes else {
             let failures = self.failures.entry(peer).or_default();
             *failures += 1;
             if *failures >= FAILURES_REPORTED {
                 self.faults.insert(ContributionFault { submitter: peer, kind: FaultKind::Unavailable });
             }
-            if let Some(fetching) = self.wants.get_mut(&want) {
-                fetching.in_flight = false;
-                fetching.pause = backed_off(fetching.pause);
-                fetching.retry_at = now + fetching.pause;
-            }
+            self.wants.fail(now, want);
             return;
         };
         match want {
@@ -193,12 +229,12 @@ impl MergeWork {
             Want::Manifest(_) => match decode::<Manifest>(bytes, GOSSIP_BYTES_MAX) {
                 Ok(manifest) => self.take_manifest(peer, manifest),
                 Err(_) => {
-                    self.wants.remove(&want);
+                    self.unwant(want);
                     self.faults.insert(ContributionFault { submitter: peer, kind: FaultKind::Invalid });
                 }
             },
             Want::Input(partition, _) => {
-                self.wants.remove(&want);
+                self.wants.in_flight.remove(&want);
                 if let Some(owned) = self.owned.get_mut(&partition) {
                     owned.have.insert(peer);
                 }
@@ -268,8 +304,6 @@ impl MergeWork {
 
     /// When the next try of a failed fetch is due.
     pub(super) fn deadline(&self) -> Option<Instant> {
-        let waiting =
-            self.wants.values().filter(|fetching| !fetching.in_flight && fetching.retry_at > Instant::ZERO);
-        waiting.map(|fetching| fetching.retry_at).min()
+        self.wants.resting.values().copied().min()
     }
 }

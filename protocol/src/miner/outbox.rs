@@ -20,6 +20,10 @@ pub enum Action {
         /// The message.
         bytes: Vec<u8>,
     },
+    /// Join a gossip topic. Messages of a topic that was not joined need not be handed over.
+    Subscribe(Topic),
+    /// Leave a gossip topic.
+    Unsubscribe(Topic),
     /// Send a request; answer with `handle_response`.
     Request {
         /// Names the request.
@@ -174,7 +178,11 @@ impl Outbox {
 
     /// Publishes a merge message, and keeps it for this peer itself, to which gossip does not bring it back.
     pub fn publish_merge(&mut self, message: MergeMessage) {
-        self.publish(Topic::Merge, &message);
+        let stage = match &message {
+            MergeMessage::Manifest(announce) => announce.manifest.stage,
+            MergeMessage::Digest(report) => report.stage,
+        };
+        self.publish(Topic::Merge(stage), &message);
         self.own.push(message);
     }
 
@@ -252,6 +260,16 @@ impl Outbox {
     /// Gives the engine a job.
     pub fn compute(&mut self, job: Job) {
         self.actions.push_back(Action::Compute(job));
+    }
+
+    /// Joins a topic.
+    pub fn subscribe(&mut self, topic: Topic) {
+        self.actions.push_back(Action::Subscribe(topic));
+    }
+
+    /// Leaves a topic.
+    pub fn unsubscribe(&mut self, topic: Topic) {
+        self.actions.push_back(Action::Unsubscribe(topic));
     }
 
     /// Tells the driver that a peer's addresses changed.

@@ -8,7 +8,8 @@ use serde_bytes::ByteBuf;
 use super::book::Book;
 use crate::id::{Identity, LogIndex, PeerId};
 use crate::limits::{
-    CONSENSUS_BUNDLE_MAX, CONSENSUS_TICK, HEAD_REPEAT, LOG_GOSSIP_BYTES_MAX, PROPOSALS_PENDING_MAX,
+    CONSENSUS_BUNDLE_MAX, CONSENSUS_TICK, HEAD_REPEAT, LOG_GOSSIP_BYTES_MAX, PROPOSAL_GATHER,
+    PROPOSALS_PENDING_MAX,
 };
 use crate::log::certificate::Electorate;
 use crate::log::{Certifier, Consensus, DecidedLog, LogBytes, Vote};
@@ -56,6 +57,8 @@ pub(super) struct Candidate<S: Storage<LogBytes>> {
     news: bool,
     /// When time alone is a reason to look again.
     look_due: Instant,
+    /// Until when news are gathered before they are looked at.
+    gathers_until: Instant,
 }
 
 impl<S: Storage<LogBytes>> Candidate<S> {
@@ -74,6 +77,7 @@ impl<S: Storage<LogBytes>> Candidate<S> {
             led: false,
             news: true,
             look_due: Instant::ZERO,
+            gathers_until: Instant::ZERO,
         })
     }
 
@@ -81,8 +85,9 @@ impl<S: Storage<LogBytes>> Candidate<S> {
         self.consensus.leader()
     }
 
-    pub(super) const fn deadline(&self) -> Instant {
-        self.consensus.deadline()
+    pub(super) fn deadline(&self) -> Instant {
+        let gathered = (self.led && self.news).then_some(self.gathers_until);
+        gathered.map_or(self.consensus.deadline(), |gathered| gathered.min(self.consensus.deadline()))
     }
 
     pub(super) const fn orchestrator(&self) -> &Orchestrator {
@@ -163,10 +168,12 @@ impl<S: Storage<LogBytes>> Candidate<S> {
             self.pending = 0;
         }
         self.led = leads;
-        if !leads || !self.news && now < self.look_due {
+        let due = now >= self.look_due || self.news && now >= self.gathers_until;
+        if !leads || !due {
             return false;
         }
         self.news = false;
+        self.gathers_until = now + PROPOSAL_GATHER;
         self.look_due = now + CONSENSUS_TICK;
         let room = PROPOSALS_PENDING_MAX.saturating_sub(self.pending);
         let decisions = self.orchestrator.propose(now, state, book, room);

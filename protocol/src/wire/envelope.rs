@@ -177,9 +177,21 @@ impl ReplayWindow {
     /// # Errors
     /// [`RejectReason::Replay`] otherwise, [`RejectReason::Full`] for a new sender beyond the bound.
     pub fn accept<T: Payload>(&mut self, sender: PeerId, value: &T) -> Result<(), RejectReason> {
-        let got = value.sequence();
+        self.accept_number(sender, T::KIND, value.sequence())
+    }
+
+    /// Accepts a message of `sender` and of this kind by its number alone.
+    ///
+    /// # Errors
+    /// As [`accept`](Self::accept).
+    pub fn accept_number(
+        &mut self,
+        sender: PeerId,
+        kind: &'static str,
+        got: u64,
+    ) -> Result<(), RejectReason> {
         let full = self.seen.len() >= BOOK_PEERS_MAX * 4;
-        match self.seen.entry((sender, T::KIND)) {
+        match self.seen.entry((sender, kind)) {
             Entry::Occupied(occupied) if got <= *occupied.get() => {
                 Err(RejectReason::Replay { got, seen: *occupied.get() })
             }

@@ -5,9 +5,9 @@
 
 use std::sync::Arc;
 
-use super::message::{ControlUpdate, Manifest, MergeMessage, PeerRecord, Topic};
-use super::{RejectReason, Versions, decode, encode, open_in};
-use crate::id::{Hash, PeerId};
+use super::message::{ControlUpdate, DigestReport, Manifest, MergeMessage, PeerRecord, Topic};
+use super::{Payload, RejectReason, Versions, decode, encode, open_in};
+use crate::id::{Hash, PeerId, StageIndex};
 use crate::limits::GOSSIP_BYTES_MAX;
 use crate::log::certificate::{Certified, Electorate};
 
@@ -20,7 +20,33 @@ pub struct Gossip(pub(crate) Opened, pub(crate) Option<u16>);
 pub(crate) enum Opened {
     Control(Certified),
     Record(PeerId, Arc<PeerRecord>),
-    Merge(PeerId, MergeMessage, Option<Arc<HashedManifest>>),
+    /// Who says it, its message number, and what it says.
+    Merge(PeerId, u64, MergeNews),
+}
+
+/// What a merge message says, its number left out.
+#[derive(Clone, Debug)]
+pub(crate) enum MergeNews {
+    Manifest(Arc<HashedManifest>),
+    Digest(DigestReport),
+}
+
+impl From<MergeMessage> for MergeNews {
+    fn from(message: MergeMessage) -> Self {
+        match message {
+            MergeMessage::Manifest(announce) => Self::Manifest(Arc::new(announce.manifest.into())),
+            MergeMessage::Digest(report) => Self::Digest(report),
+        }
+    }
+}
+
+impl MergeNews {
+    fn stage(&self) -> StageIndex {
+        match self {
+            Self::Manifest(submitted) => submitted.manifest.stage,
+            Self::Digest(report) => report.stage,
+        }
+    }
 }
 
 /// A manifest and its hash, which names it in merge plans.
@@ -42,7 +68,8 @@ impl Gossip {
     /// Opens a message of `topic` in the run of `electorate`, written in one of `versions`.
     ///
     /// # Errors
-    /// [`RejectReason`] if it is undecodable, of another version or run, or its signatures do not verify.
+    /// [`RejectReason`] if it is undecodable, of another version or run, on another stage's topic, or its signatures do not
+    /// verify.
     pub fn open(
         electorate: &Electorate,
         versions: Versions,
@@ -55,19 +82,19 @@ impl Gossip {
                 let update: ControlUpdate = decode(bytes, GOSSIP_BYTES_MAX)?;
                 Opened::Control(electorate.certify(update)?)
             }
-            Topic::Records => {
+            Topic::Records | Topic::StageRecords(_) => {
                 let (sender, version, record) = open_in::<PeerRecord>(versions, run, bytes)?;
                 written = Some(version);
                 Opened::Record(sender, Arc::new(record))
             }
-            Topic::Merge => {
+            Topic::Merge(stage) => {
                 let (sender, version, message) = open_in::<MergeMessage>(versions, run, bytes)?;
                 written = Some(version);
-                let manifest = match &message {
-                    MergeMessage::Manifest(announce) => Some(Arc::new(announce.manifest.clone().into())),
-                    MergeMessage::Digest(_) => None,
-                };
-                Opened::Merge(sender, message, manifest)
+                let (sequence, news) = (message.sequence(), MergeNews::from(message));
+                if news.stage() != stage {
+                    return Err(RejectReason::Inconsistent("stage of the topic"));
+                }
+                Opened::Merge(sender, sequence, news)
             }
         };
         Ok(Self(opened, written))
@@ -90,8 +117,8 @@ impl Gossip {
     #[must_use]
     pub fn manifest(&self) -> Option<&HashedManifest> {
         match &self.0 {
-            Opened::Merge(_, _, manifest) => manifest.as_deref(),
-            Opened::Control(_) | Opened::Record(..) => None,
+            Opened::Merge(_, _, MergeNews::Manifest(submitted)) => Some(submitted),
+            Opened::Merge(..) | Opened::Control(_) | Opened::Record(..) => None,
         }
     }
 

@@ -8,35 +8,49 @@ use crate::id::{Epoch, Hash, LogIndex, PartitionIndex, PeerId, StageIndex};
 use crate::limits::WIRE_VERSION_FIRST;
 use crate::log::Certificate;
 
-/// Gossip topics; the driver puts `iota/<run id>/` before the name.
+/// Gossip topics; the driver puts `iota/<run id>/` before the name. Who listens to which is in
+/// [`scope`](crate::peer::scope).
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Topic {
     /// [`ControlUpdate`]s: decided entries with their certificate.
     Control,
-    /// Signed [`PeerRecord`]s.
+    /// Signed [`PeerRecord`]s of those whom everybody may need: candidates, and peers without a place.
     Records,
-    /// Signed [`Manifest`] announcements and [`DigestReport`]s.
-    Merge,
+    /// Signed [`PeerRecord`]s of a stage's miners.
+    StageRecords(StageIndex),
+    /// Signed [`Manifest`] announcements and [`DigestReport`]s of a stage's merges.
+    Merge(StageIndex),
 }
 
 impl Topic {
-    /// All topics.
-    pub const ALL: [Self; 3] = [Self::Control, Self::Records, Self::Merge];
+    /// All topics of a run with these stages.
+    pub fn all(stages: impl Iterator<Item = StageIndex>) -> impl Iterator<Item = Self> {
+        let of_stage = |stage| [Self::StageRecords(stage), Self::Merge(stage)];
+        [Self::Control, Self::Records].into_iter().chain(stages.flat_map(of_stage))
+    }
 
     /// The topic's name.
     #[must_use]
-    pub const fn name(self) -> &'static str {
+    pub fn name(self) -> String {
         match self {
-            Self::Control => "control",
-            Self::Records => "records",
-            Self::Merge => "merge",
+            Self::Control => "control".to_owned(),
+            Self::Records => "records".to_owned(),
+            Self::StageRecords(stage) => format!("records/{stage}"),
+            Self::Merge(stage) => format!("merge/{stage}"),
         }
     }
 
     /// The topic called `name`.
     #[must_use]
     pub fn from_name(name: &str) -> Option<Self> {
-        Self::ALL.into_iter().find(|topic| topic.name() == name)
+        let topic = match name.split_once('/') {
+            None if name == "control" => Self::Control,
+            None => Self::Records,
+            Some(("records", stage)) => Self::StageRecords(StageIndex(stage.parse().ok()?)),
+            Some((_, stage)) => Self::Merge(StageIndex(stage.parse().ok()?)),
+        };
+        // One name for each topic: "merge/+1" parses and is none.
+        (topic.name() == name).then_some(topic)
     }
 }
 

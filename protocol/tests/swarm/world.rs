@@ -451,7 +451,7 @@ impl World {
         match action {
             Action::Publish { topic, bytes } => {
                 for j in 0..self.nodes.len() {
-                    if j != i && !self.lost() {
+                    if j != i && self.nodes[j].peer.scope().hears(topic) && !self.lost() {
                         let slow = self.slow_gossip.mul_f64(self.draw(1000) as f64 / 1e3);
                         let delay = self.latency() + slow;
                         self.push(delay, Event::Gossip(j, topic, bytes.clone()));
@@ -488,6 +488,8 @@ impl World {
                 let delay = ENGINE_DELAY + Duration::from_micros(self.draw(20_000));
                 self.push(delay, Event::JobDone(i, done));
             }
+            // What a peer listens to is asked of it when something is published.
+            Action::Subscribe(_) | Action::Unsubscribe(_) => {}
             Action::Addresses { .. } | Action::Forget { .. } => {}
             Action::Notice(notice) => self.note(i, notice),
         }

@@ -26,17 +26,18 @@ impl Behaviour for Equivocator {
                     to_bytes(&values.iter().map(|value| -value).collect::<Vec<_>>())
                 });
             }
+            let topic = Topic::Merge(announce.manifest.stage);
             let ((_, even), (store, odd)) = (committed(means, announce), committed(means, other));
-            return std::iter::once(store).chain(to_halves(Topic::Merge, even, odd)).collect();
+            return std::iter::once(store).chain(to_halves(topic, even, odd)).collect();
         }
-        if let Some(record) = own_record(means, &action) {
+        if let Some((topic, record)) = own_record(means, &action) {
             let mut other = record.clone();
             other.speed_milli = record.speed_milli / 2;
             other.weights = record.weights.map(|mut weights| {
                 weights.hash = Hash::of(b"other weights");
                 weights
             });
-            return to_halves(Topic::Records, signed(means, &record), signed(means, &other)).into();
+            return to_halves(topic, signed(means, &record), signed(means, &other)).into();
         }
         vec![Emission::Act(action)]
     }

@@ -17,7 +17,7 @@ const GARBAGE_BYTES: usize = 512;
 #[derive(Default)]
 pub(super) struct Flooder {
     sequence: u64,
-    record: Option<PeerRecord>,
+    record: Option<(Topic, PeerRecord)>,
 }
 
 impl Flooder {
@@ -27,9 +27,9 @@ impl Flooder {
     }
 
     fn valid_record(&mut self, means: &Means<'_>) -> Option<Emission> {
-        let mut record = self.record.clone()?;
+        let (topic, mut record) = self.record.clone()?;
         record.sequence = self.number(0);
-        Some(publish(Topic::Records, signed(means, &record)))
+        Some(publish(topic, signed(means, &record)))
     }
 
     fn empty_digest(&mut self, means: &Means<'_>) -> Emission {
@@ -43,7 +43,7 @@ impl Flooder {
             merged: Vec::new(),
             faults: Vec::new(),
         };
-        publish(Topic::Merge, signed(means, &MergeMessage::Digest(report)))
+        publish(Topic::Merge(stage), signed(means, &MergeMessage::Digest(report)))
     }
 }
 
@@ -54,23 +54,25 @@ fn publish(topic: Topic, bytes: Vec<u8>) -> Emission {
 fn garbage(means: &mut Means<'_>) -> Emission {
     let words = (0..GARBAGE_BYTES / size_of::<Hash>()).map(|_| Hash::of(&means.random.bits().to_le_bytes()));
     let bytes = words.flat_map(|word| word.0).collect();
-    publish(Topic::ALL[means.random.below(Topic::ALL.len())], bytes)
+    let topics: Vec<Topic> = Topic::all(means.spec.stages()).collect();
+    publish(topics[means.random.below(topics.len())], bytes)
 }
 
 impl Behaviour for Flooder {
     fn acts(&mut self, means: &mut Means<'_>, action: Action) -> Vec<Emission> {
-        if let Some(mut record) = own_record(means, &action) {
+        if let Some((topic, mut record)) = own_record(means, &action) {
             record.sequence = self.number(record.sequence);
             let bytes = signed(means, &record);
-            self.record = Some(record);
-            return vec![publish(Topic::Records, bytes)];
+            self.record = Some((topic, record));
+            return vec![publish(topic, bytes)];
         }
         if let Some(mut message) = own_merge_message(means, &action) {
-            match &mut message {
-                MergeMessage::Manifest(ManifestAnnounce { sequence, .. })
-                | MergeMessage::Digest(DigestReport { sequence, .. }) => *sequence = self.number(*sequence),
-            }
-            return vec![publish(Topic::Merge, signed(means, &message))];
+            let (sequence, stage) = match &mut message {
+                MergeMessage::Manifest(ManifestAnnounce { sequence, manifest }) => (sequence, manifest.stage),
+                MergeMessage::Digest(DigestReport { sequence, stage, .. }) => (sequence, *stage),
+            };
+            *sequence = self.number(*sequence);
+            return vec![publish(Topic::Merge(stage), signed(means, &message))];
         }
         vec![Emission::Act(action)]
     }

@@ -112,11 +112,11 @@ pub(super) fn keep(means: &mut Means<'_>, hash: Hash, blob: Blob, tag: &str) -> 
     hash
 }
 
-/// The message that an action publishes, if it is of this topic and kind.
-fn published<T: Payload>(means: &Means<'_>, action: &Action, topic: Topic) -> Option<T> {
+/// The message of this kind that an action publishes, if it does, and where.
+fn published<T: Payload>(means: &Means<'_>, action: &Action) -> Option<(Topic, T)> {
     match action {
-        Action::Publish { topic: on, bytes } if *on == topic => {
-            open_in(ALL_VERSIONS, means.spec.run_id(), bytes).ok().map(|(_, _, message)| message)
+        Action::Publish { topic, bytes } => {
+            open_in(ALL_VERSIONS, means.spec.run_id(), bytes).ok().map(|(_, _, message)| (*topic, message))
         }
         _ => None,
     }
@@ -124,7 +124,7 @@ fn published<T: Payload>(means: &Means<'_>, action: &Action, topic: Topic) -> Op
 
 /// The merge message that an action publishes, if it does.
 pub(super) fn own_merge_message(means: &Means<'_>, action: &Action) -> Option<MergeMessage> {
-    published(means, action, Topic::Merge)
+    published(means, action).map(|(_, message)| message)
 }
 
 /// The manifest that an action announces, if it does.
@@ -135,9 +135,9 @@ pub(super) fn own_manifest(means: &Means<'_>, action: &Action) -> Option<Manifes
     }
 }
 
-/// The record that an action publishes, if it does.
-pub(super) fn own_record(means: &Means<'_>, action: &Action) -> Option<PeerRecord> {
-    published(means, action, Topic::Records)
+/// The record that an action publishes, if it does, and where.
+pub(super) fn own_record(means: &Means<'_>, action: &Action) -> Option<(Topic, PeerRecord)> {
+    published(means, action)
 }
 
 /// Keeps a manifest, which a plan may name, as a blob; returns the action, and the message that announces it.
@@ -150,8 +150,9 @@ pub(super) fn committed(means: &Means<'_>, announce: ManifestAnnounce) -> (Emiss
 
 /// A manifest in place of the machine's own.
 pub(super) fn announced(means: &Means<'_>, announce: ManifestAnnounce) -> Vec<Emission> {
+    let topic = Topic::Merge(announce.manifest.stage);
     let (store, bytes) = committed(means, announce);
-    vec![store, Emission::Act(Action::Publish { topic: Topic::Merge, bytes })]
+    vec![store, Emission::Act(Action::Publish { topic, bytes })]
 }
 
 /// A message with the adversary's own, valid signature.

@@ -1,7 +1,6 @@
 //! Peer that claims to be the fastest by far, so that most samples are dealt to it.
 
 use iota_protocol::miner::Action;
-use iota_protocol::wire::message::Topic;
 
 use super::forgery::{own_record, signed};
 use super::{Behaviour, Emission, Means};
@@ -10,9 +9,11 @@ pub(super) struct SpeedLiar;
 
 impl Behaviour for SpeedLiar {
     fn acts(&mut self, means: &mut Means<'_>, action: Action) -> Vec<Emission> {
-        let Some(mut record) = own_record(means, &action) else { return vec![Emission::Act(action)] };
+        let Some((topic, mut record)) = own_record(means, &action) else {
+            return vec![Emission::Act(action)];
+        };
         record.speed_milli = u32::MAX;
         let bytes = signed(means, &record);
-        vec![Emission::Act(Action::Publish { topic: Topic::Records, bytes })]
+        vec![Emission::Act(Action::Publish { topic, bytes })]
     }
 }

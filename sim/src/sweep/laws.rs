@@ -17,6 +17,9 @@ pub const BANDWIDTHS: [f64; 6] = [3e5, 5e5, 8e5, 1.6e6, 6.4e6, 1e8];
 /// Seconds to the backbone, from where computing binds to where the window does.
 pub const LATENCIES: [f64; 6] = [0.001, 0.01, 0.05, 0.1, 0.2, 0.4];
 
+/// Miners, from a swarm that fits a room to one that nobody has run.
+pub const SIZES: [f64; 5] = [100.0, 200.0, 300.0, 500.0, 1000.0];
+
 /// Three stages of four miners whose merges are small.
 fn pipeline(window: u16) -> Swarm {
     let mut swarm = Swarm::new(3, 4, 1);
@@ -39,10 +42,11 @@ pub fn latency(values: &[f64], seeds: &[u64]) -> Sweep {
     vary(&pipeline(4), Parameter::Latency, values, seeds, LIMIT)
 }
 
-/// What a node hears and does in swarms of these sizes, all of four stages, with the same work for each miner.
+/// What a miner hears and does in swarms of these sizes, all of five stages, with the same work for each miner and as many
+/// partitions as replicas.
 #[must_use]
 pub fn growth(nodes: &[f64], seeds: &[u64]) -> Sweep {
-    let mut swarm = Swarm::new(4, 1, 2);
+    let mut swarm = Swarm::new(5, 1, 2);
     swarm.samples_each = 8;
     vary(&swarm, Parameter::Nodes, nodes, seeds, LIMIT)
 }

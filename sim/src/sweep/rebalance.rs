@@ -19,6 +19,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use iota_protocol::limits::WIRE_VERSION;
 use iota_protocol::orchestrator::Orchestrator;
 use iota_protocol::peer::book::Book;
 use iota_protocol::run_state::{RunState, Stage, StateEvent};
@@ -300,6 +301,7 @@ impl Run {
             credits: 0,
             speed_milli,
             tokens: 0,
+            wire_version_max: WIRE_VERSION,
         };
         // A record without addresses breaks no limit.
         let _ = self.book.insert(self.now, peer, Arc::new(record));

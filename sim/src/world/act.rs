@@ -95,8 +95,12 @@ impl World {
             action,
             Action::Publish { .. } | Action::Request { .. } | Action::Respond { .. } | Action::Push { .. }
         ));
+        traffic.messages.requests += u64::from(matches!(action, Action::Request { .. }));
+        traffic.messages.pushes += u64::from(matches!(action, Action::Push { .. }));
         match action {
             Action::Publish { topic, bytes } => self.publish(host, topic, &bytes, |_| true),
+            Action::Subscribe(topic) => self.topics.join(&self.network, host, topic),
+            Action::Unsubscribe(topic) => self.topics.leave(&self.network, host, topic),
             Action::Request { id, to, bytes } => self.request(host, id, to, bytes),
             Action::Respond { ticket, bytes } => {
                 let Some((to, incarnation, id)) = self.hosts[host].tickets.remove(&ticket) else { return };
@@ -129,10 +133,10 @@ impl World {
     fn publish(&mut self, host: HostIndex, topic: Topic, bytes: &[u8], hears: impl Fn(HostIndex) -> bool) {
         let opened = Gossip::open(&self.electorate, ALL_VERSIONS, topic, bytes);
         let size = bytes.len() as u64;
-        let mut spread = self.mesh.spread(&mut self.network, host, size);
+        let mut spread = self.topics.spread(&mut self.network, host, topic, size);
         if opened.is_err() {
             // Nobody passes on what does not verify.
-            let near: Vec<HostIndex> = self.mesh.live_neighbours(&self.network, host).collect();
+            let near = self.topics.live_neighbours(&self.network, host, topic);
             spread.retain(|(_, hearer)| near.contains(hearer));
         }
         let now = self.now();
@@ -141,7 +145,7 @@ impl World {
             .filter(|(_, hearer)| hears(*hearer))
             .map(|(delay, hearer)| (now + delay, hearer))
             .collect();
-        self.hosts[host].traffic.gossip += size * self.mesh.degree(host) as u64;
+        self.hosts[host].traffic.gossip += size * self.topics.degree(host, topic) as u64;
         if let Some((at, _)) = deliveries.first().copied() {
             let broadcast = Broadcast { topic, bytes: size, opened, deliveries };
             self.queue.push_at(at, Event::Gossip(Rc::new(broadcast), 0));
@@ -151,7 +155,8 @@ impl World {
     fn request(&mut self, from: HostIndex, id: u64, to: PeerId, bytes: Vec<u8>) {
         let incarnation = self.hosts[from].incarnation;
         // Whatever becomes of it, its sender waits no longer than this.
-        self.queue.push(TRANSFER_DEADLINE, Event::Response { to: from, incarnation, id, bytes: None });
+        let given_up = self.now() + TRANSFER_DEADLINE;
+        self.queue.push_deadline(given_up, Event::Response { to: from, incarnation, id, bytes: None });
         let Some(to) = self.index_of(to) else { return };
         self.hosts[from].traffic.requests += bytes.len() as u64;
         if let Some(delay) = self.network.message(from, to, bytes.len() as u64) {
@@ -174,7 +179,7 @@ impl World {
     fn fetch(&mut self, fetch: Fetch) {
         match self.hosts[fetch.host].store.get(&fetch.hash).cloned() {
             Some(blob) => self.fetch_ends(&fetch, Some(blob)),
-            None => self.queue.push(std::time::Duration::ZERO, Event::FetchTries(Rc::new(fetch), 0)),
+            None => self.fetch_tries(&Rc::new(fetch), 0),
         }
     }
 
@@ -195,7 +200,7 @@ impl World {
             Cargo::Fetch(fetch, ..) => fetch.deadline,
         };
         self.cargo.insert(flow, cargo);
-        self.queue.push_at(expires, Event::FlowExpires(flow));
+        self.queue.push_deadline(expires, Event::FlowExpires(flow));
     }
 
     fn compute(&mut self, host: HostIndex, job: Job) {

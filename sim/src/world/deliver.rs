@@ -137,7 +137,7 @@ impl World {
 
     fn hear(&mut self, broadcast: &Rc<Broadcast>, host: HostIndex) {
         let now = self.local_now(host);
-        let degree = self.mesh.degree(host) as u64;
+        let degree = self.topics.degree(host, broadcast.topic) as u64;
         let target = &mut self.hosts[host];
         if target.frozen {
             let alone = Broadcast {
@@ -155,10 +155,13 @@ impl World {
         // One copy from and to each neighbour, on average half of them each way.
         let bytes = broadcast.bytes * degree;
         target.traffic.gossip += bytes;
-        target.traffic.gossip_messages += 1;
-        if broadcast.topic == Topic::Merge {
-            target.traffic.merge_gossip += bytes;
-            target.traffic.merge_gossip_messages += 1;
+        match broadcast.topic {
+            Topic::Control => target.traffic.messages.control += 1,
+            Topic::Records | Topic::StageRecords(_) => target.traffic.messages.records += 1,
+            Topic::Merge(_) => {
+                target.traffic.merge_gossip += bytes;
+                target.traffic.messages.merges += 1;
+            }
         }
         if let Ok(gossip) = &broadcast.opened
             && self.consult(host, |behaviour, means| behaviour.hears(means, gossip)) == Some(false)
@@ -234,7 +237,7 @@ impl World {
     }
 
     /// Asks the next provider that may have the blob.
-    fn fetch_tries(&mut self, fetch: &Rc<Fetch>, next: usize) {
+    pub(super) fn fetch_tries(&mut self, fetch: &Rc<Fetch>, next: usize) {
         if !self.lives(fetch.host, fetch.incarnation) {
             return;
         }
@@ -289,6 +292,7 @@ impl World {
                 };
                 self.hosts[source].traffic.served += blob.bytes;
                 self.hosts[fetch.host].traffic.fetched += blob.bytes;
+                self.hosts[fetch.host].traffic.messages.fetches += 1;
                 let Fetch { host, incarnation, id, deliver, .. } = *fetch;
                 let arrived = Some(Box::new((fetch.hash, blob, fetch.tag.clone())));
                 self.queue.push(delay, Event::FetchEnds { host, incarnation, id, arrived, deliver });

@@ -34,7 +34,7 @@ impl World {
     /// A host answers from now on, or does not.
     fn set_up(&mut self, host: HostIndex, up: bool) {
         self.network.set_up(host, up);
-        self.mesh.set_up(&self.network, host, up);
+        self.topics.set_up(&self.network, host, up);
         if !up {
             // What it relays is cut off with it.
             self.network.flows_via(host).into_iter().for_each(|flow| self.drop_cargo(flow));
@@ -64,6 +64,7 @@ impl World {
         }
         self.hosts[host].stop();
         self.set_up(host, false);
+        self.topics.forget(&self.network, host);
         self.show(host, Seen::Stopped);
         self.drop_cargo_of(host);
     }
@@ -199,7 +200,7 @@ impl World {
     }
 
     fn links_changed(&mut self) {
-        self.mesh.rebuild(&self.network);
+        self.topics.rebuild(&self.network);
         self.drop_unreachable_cargo();
     }
 
