@@ -29,6 +29,8 @@ use crate::observe::{Observation, Observer, Seen, Violation};
 const NAME: &str = "samples";
 
 type Set = Rc<BTreeSet<SampleId>>;
+/// Partitions by hash: whose they are, and which samples are in them.
+type Made = BTreeMap<Hash, Vec<(PeerId, Set)>>;
 
 /// The checker.
 #[derive(Debug)]
@@ -39,7 +41,7 @@ pub struct Samples {
     accumulated: BTreeMap<HostIndex, BTreeSet<SampleId>>,
     /// Samples in honest contributions, by the hash of each of their partitions. Several may share one: all miners move the
     /// embeddings of tokens that do not occur alike.
-    contributed: BTreeMap<(StageIndex, Epoch), BTreeMap<Hash, Vec<(PeerId, Set)>>>,
+    contributed: BTreeMap<(StageIndex, Epoch), Made>,
     /// Samples of epochs settled.
     settled: BTreeMap<(StageIndex, Epoch), u64>,
     cut_off: BTreeSet<(StageIndex, Epoch)>,
