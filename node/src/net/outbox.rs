@@ -82,7 +82,7 @@ mod tests {
     fn a_message_waits_is_retried_and_is_given_up_in_the_end() {
         let start = Instant::now();
         let mut outbox = Outbox::default();
-        assert_eq!(outbox.keep("t", vec![1], start), 0);
+        assert_eq!(outbox.keep("t".to_owned(), vec![1], start), 0);
         let mut now = start;
         let mut attempts = 0;
         let mut given_up = 0;
@@ -103,9 +103,9 @@ mod tests {
         let now = Instant::now();
         let mut outbox = Outbox::default();
         for message in 0..WAITING_MAX {
-            assert_eq!(outbox.keep("t", vec![u8::try_from(message).unwrap()], now), 0);
+            assert_eq!(outbox.keep("t".to_owned(), vec![u8::try_from(message).unwrap()], now), 0);
         }
-        assert_eq!(outbox.keep("t", vec![42], now), 1);
+        assert_eq!(outbox.keep("t".to_owned(), vec![42], now), 1);
         let mut first = None;
         outbox.retry(now + RETRY_EVERY, |message| {
             first.get_or_insert(message.bytes[0]);
