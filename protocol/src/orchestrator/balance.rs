@@ -141,8 +141,8 @@ fn surplus(state: &RunState, donor: StageIndex) -> Option<(PeerId, StageIndex)> 
     (state.replicas(donor).count() > wanted).then(|| state.replicas(donor).last())?.map(|peer| (peer, needy))
 }
 
-/// The crews of all stages, with those who are `moving` where they go. A miner that was not measured counts as the mean of its stage, and a stage nobody of
-/// which was measured as the mean of the others.
+/// The crews of all stages, with those who are `moving` where they go. A miner that was not measured counts as the mean of
+/// its stage, and a stage nobody of which was measured as the mean of the others.
 #[expect(clippy::cast_precision_loss, reason = "speeds and counts are small")]
 fn crews(
     state: &RunState,
@@ -197,4 +197,63 @@ pub(super) fn departures(
 /// Whether the run has begun: some stage trains, or has.
 pub(super) fn begun(state: &RunState) -> bool {
     state.stages().iter().any(|stage| stage.version > Epoch(0) || !matches!(stage.phase, Phase::Waiting))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use super::*;
+    use crate::RunSpec;
+    use crate::id::{Hash, LogIndex};
+    use crate::spec::{Candidate, OrchestratorSpec};
+    use crate::wire::message::Entry;
+
+    /// A run of stages with this many miners each, all waiting.
+    fn waiting(sizes: &[u8]) -> RunState {
+        let candidates = vec![Candidate { peer: PeerId([255; 32]), priority: 0 }];
+        let mut spec = RunSpec { orchestrator: OrchestratorSpec { candidates }, ..RunSpec::default() };
+        spec.pipeline.stages = u16::try_from(sizes.len()).expect("few");
+        let mut state = RunState::new(Arc::new(spec), &vec![10; sizes.len()]);
+        let mut name = 0;
+        for (stage, size) in state.spec().stages().zip(sizes).collect::<Vec<_>>() {
+            for _ in 0..*size {
+                name += 1;
+                let decision = Decision::Admit { peer: PeerId([name; 32]), stage };
+                let entry = Entry { proposer: PeerId([255; 32]), decision };
+                state.apply(LogIndex(state.applied()), Hash::default(), Some(&entry));
+            }
+        }
+        state
+    }
+
+    fn moved_to(decision: Option<Decision>) -> Option<StageIndex> {
+        match decision {
+            Some(Decision::Move { stage, .. }) => Some(stage),
+            _ => None,
+        }
+    }
+
+    #[test]
+    fn stages_that_wait_together_do_not_all_give_to_the_same_one() {
+        let (state, book, now) = (waiting(&[5, 5, 5, 2]), Book::default(), Instant::from_nanos(1));
+        let mut balance = Balance::default();
+        let mut relief = |donor: u16| moved_to(balance.relief(now, &state, &book, StageIndex(donor), true));
+        let slowest = StageIndex(3);
+        assert_eq!(
+            [relief(0), relief(1), relief(2)],
+            [Some(slowest), Some(slowest), None],
+            "4, 4, 5 and 4 are even"
+        );
+    }
+
+    #[test]
+    fn a_move_that_is_not_decided_in_time_is_counted_no_more() {
+        let (state, book, now) = (waiting(&[4, 2]), Book::default(), Instant::from_nanos(1));
+        let mut balance = Balance::default();
+        assert_eq!(moved_to(balance.relief(now, &state, &book, StageIndex(0), true)), Some(StageIndex(1)));
+        assert_eq!(moved_to(balance.relief(now, &state, &book, StageIndex(0), true)), None);
+        let later = now + PROPOSAL_REPEAT;
+        assert_eq!(moved_to(balance.relief(later, &state, &book, StageIndex(0), true)), Some(StageIndex(1)));
+    }
 }

@@ -71,3 +71,21 @@ fn crashes_are_as_frequent_as_asked_and_every_miner_comes_back() {
     assert!((1030..1290).contains(&crashes), "{crashes}");
     assert!(schedule.windows(2).all(|pair| pair[0].0 <= pair[1].0));
 }
+
+#[test]
+fn moves_bring_a_preempted_swarm_nearer_to_its_optimum_and_are_no_more_than_preemptions() {
+    use super::rebalance::{Placement, Setting, run};
+    let hours = |hours: u64| Duration::from_secs(hours * 3600);
+    let setting = Setting { stages: 4, instances: 18, life: hours(6), length: hours(48), ..Setting::SWARM };
+    let of = |placement| run(setting, placement, 1);
+    let (rebalanced, admitted, random) =
+        (of(Placement::Rebalanced), of(Placement::Admitted), of(Placement::Random));
+    assert_eq!(of(Placement::Rebalanced), rebalanced, "one seed, one outcome");
+    assert_ne!(run(setting, Placement::Rebalanced, 2), rebalanced);
+    assert!(rebalanced.preemptions > 0.05 && rebalanced.moves > 0.0, "{rebalanced:?}");
+    assert!(rebalanced.moves <= rebalanced.preemptions, "thrashing: {rebalanced:?}");
+    assert!(rebalanced.of_optimum > admitted.of_optimum, "{rebalanced:?} {admitted:?}");
+    assert!(admitted.of_optimum > random.of_optimum, "{admitted:?} {random:?}");
+    assert!(rebalanced.of_optimum <= 1.0, "{rebalanced:?}");
+    assert_eq!((admitted.moves, random.moves), (0.0, 0.0));
+}
