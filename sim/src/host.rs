@@ -29,7 +29,7 @@ pub type VirtualPeer = Peer<Disk>;
 pub struct HostSetup {
     /// How it is connected.
     pub link: Link,
-    /// How fast it computes; 1 takes the times of [`Costs`].
+    /// How fast it computes; 1 takes the times of [`Costs`](crate::costs::Costs).
     pub speed: f64,
     /// Its clock.
     pub clock: Clock,
