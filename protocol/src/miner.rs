@@ -113,6 +113,8 @@ pub struct Miner {
     news: bool,
     /// Entries of the log whose effect on deliveries was considered.
     followed: u64,
+    /// Epochs settled of all stages together, when what they left was last let go of.
+    settled: u64,
 }
 
 impl Miner {
@@ -145,6 +147,7 @@ impl Miner {
             announce_pause: Duration::ZERO,
             news: false,
             followed: 0,
+            settled: 0,
         }
     }
 
@@ -466,7 +469,10 @@ impl Miner {
                 self.forget_settled(index, stage.version);
             }
             self.works.values_mut().for_each(|work| work.follow_below(cx.state));
-            self.forget_manifests(cx.state);
+            let settled = cx.state.stages().iter().map(|stage| u64::from(stage.version.0)).sum();
+            if std::mem::replace(&mut self.settled, settled) != settled {
+                self.forget_manifests(cx.state);
+            }
             self.follow_merges(cx);
         }
         self.release_settled(cx);

@@ -76,7 +76,7 @@ fn quotas(count: usize, weights: &[u64]) -> Vec<usize> {
 }
 
 impl Deal {
-    /// Deals the samples of an epoch to `members` (peer, weight), which must not be empty.
+    /// Deals the samples of an epoch to `members` (peer, weight), which must not be empty and in [`PeerId`] order.
     #[must_use]
     pub fn new(
         run: RunId,
@@ -127,7 +127,7 @@ impl Deal {
     /// Takes `peer` out and deals its samples to the others. `false`, and no change, if it is not a
     /// member or the last one.
     pub fn release(&mut self, peer: PeerId) -> bool {
-        let Some(index) = self.members.iter().position(|(member, _)| *member == peer) else { return false };
+        let Some(index) = self.place(peer) else { return false };
         let live = self.released.iter().filter(|released| !**released).count();
         match self.released.get_mut(index) {
             Some(released) if !*released && live > 1 => *released = true,
@@ -154,7 +154,11 @@ impl Deal {
     /// Whether `peer` is a member still in the epoch.
     #[must_use]
     pub fn is_live(&self, peer: PeerId) -> bool {
-        self.live().any(|member| member == peer)
+        self.place(peer).and_then(|place| self.released.get(place)).is_some_and(|released| !released)
+    }
+
+    fn place(&self, peer: PeerId) -> Option<usize> {
+        self.members.binary_search_by_key(&peer, |(member, _)| *member).ok()
     }
 
     /// The replica that handles `sample` now; `None` if the sample is not of this epoch.
@@ -168,7 +172,7 @@ impl Deal {
     /// The samples that `peer` handles now, ascending.
     #[must_use]
     pub fn samples_of(&self, peer: PeerId) -> Vec<SampleId> {
-        let Some(member) = self.members.iter().position(|(m, _)| *m == peer) else { return Vec::new() };
+        let Some(member) = self.place(peer) else { return Vec::new() };
         let mine = self.owner.iter().enumerate().filter(|(_, owner)| usize::from(**owner) == member);
         mine.map(|(position, _)| SampleId(self.first.0 + position as u64)).collect()
     }

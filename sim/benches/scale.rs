@@ -58,53 +58,7 @@ fn computed() -> f64 {
 fn measure(nodes: usize) {
     let (before, start) = (memory("VmRSS:"), Instant::now());
     let mut world = World::new(setup(nodes));
-    let ending = world.run(std::env::var("DBG").map_or(LIMIT, |v| Duration::from_secs(v.parse().unwrap())));
-    if !matches!(ending, Ending::Finished(_)) {
-        let p = world.best_informed().unwrap();
-        eprintln!(
-            "{} applied {} members {}",
-            world.now().as_nanos() as f64 / 1e9,
-            p.state().applied(),
-            p.state().members().len()
-        );
-        for (i, s) in p.state().spec().stages().zip(p.state().stages()) {
-            let with = p
-                .state()
-                .replicas(i)
-                .filter(|q| p.book().record(*q).and_then(|r| r.weights).is_some_and(|w| w.stage == i))
-                .count();
-            let heard = p.state().replicas(i).filter(|q| p.book().record(*q).is_some()).count();
-            eprintln!(
-                "{i} v{} replicas {} heard {heard} with weights {with} {}",
-                s.version,
-                p.state().replicas(i).count(),
-                match &s.phase {
-                    iota_protocol::run_state::Phase::Waiting => "waiting",
-                    iota_protocol::run_state::Phase::Training(_) => "training",
-                    _ => "merging",
-                }
-            );
-        }
-        let mut hist = std::collections::BTreeMap::new();
-        for h in world.hosts() {
-            if let Some(p) = h.peer() {
-                *hist
-                    .entry((p.state().applied(), p.miner().and_then(|m| m.weights()).is_some()))
-                    .or_insert(0) += 1;
-            }
-        }
-        eprintln!("{hist:?}");
-        for h in &world.hosts()[..3] {
-            let p = h.peer().unwrap();
-            eprintln!(
-                "leader {:?} me {} log {} certified {}",
-                p.leader(),
-                p.id(),
-                p.log().len(),
-                p.log().certified()
-            );
-        }
-    }
+    let ending = world.run(LIMIT);
     assert!(matches!(ending, Ending::Finished(_)), "{nodes} hosts: {ending:?}");
     let (seconds, computed) = (start.elapsed().as_secs_f64(), computed());
     let memory = memory("VmHWM:").saturating_sub(before) as f64 / nodes as f64 / 1e6;

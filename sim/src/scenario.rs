@@ -4,6 +4,7 @@
 //! broken rule and that the run finishes; what they differ in is what they do to get there. Faults are placed by virtual
 //! time, which stands in units of [`Plan::epoch`], the time an epoch takes when nothing goes wrong.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use iota_protocol::RunSpec;
@@ -165,7 +166,7 @@ pub const ALL: [Scenario; 12] = [
         epochs: 4,
         stages: 5,
         candidates: 3,
-        disturb: |_| {},
+        disturb: thousand,
     },
 ];
 
@@ -274,6 +275,12 @@ impl Plan {
         self.setup.hosts.push(HostSetup { from_start: false, ..HostSetup::default() });
         self.hosts() - 1
     }
+}
+
+/// So many would not tell each other every second that they are there.
+fn thousand(plan: &mut Plan) {
+    let timing = &mut Arc::make_mut(&mut plan.setup.spec).timing;
+    (timing.heartbeat, timing.eviction) = (Millis::from_secs(5), Millis::from_secs(25));
 }
 
 fn churn(plan: &mut Plan) {
