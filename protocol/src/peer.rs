@@ -36,6 +36,8 @@ use scope::Scope;
 
 /// Silence of a peer that is no member, in evictions, after which its record is forgotten.
 const FORGET_EVICTIONS: u32 = 10;
+/// Parts of a heartbeat after which a newcomer hears of those it works with: many who come at once are answered at once.
+const SOON_PARTS: u32 = 4;
 /// Time without any input or timeout after which this process must have been stopped: a laptop lid, a
 /// debugger, an overloaded host. Everybody else would look silent.
 const PAUSE: Duration = Duration::from_secs(1);
@@ -294,7 +296,14 @@ impl<S: Storage<LogBytes>> Peer<S> {
         sender: PeerId,
         record: &Arc<PeerRecord>,
     ) -> Result<(), RejectReason> {
-        self.replay.accept(sender, &**record)?;
+        match self.book.record(sender).map(|known| known.sequence) {
+            // The newest record says itself what was accepted; the window remembers those who were forgotten.
+            Some(seen) if record.sequence <= seen => {
+                return Err(RejectReason::Replay { got: record.sequence, seen });
+            }
+            Some(_) => {}
+            None => self.replay.accept(sender, &**record)?,
+        }
         self.behind |= record.log_length > self.log.len() as u64;
         let news = self.book.insert(now, sender, Arc::clone(record))?;
         if let Some(candidate) = self.candidate.as_mut().filter(|_| news.standing) {
@@ -307,7 +316,7 @@ impl<S: Storage<LogBytes>> Peer<S> {
         if news.addresses && (self.candidate.is_some() || !placed(self.me) || placed(sender)) {
             // Somebody new is here; it should hear of us before our next heartbeat. One who has no place yet works with
             // nobody, and the candidates' answer is enough: that of all miners would be as many as there are.
-            self.record_due = self.record_due.min(now + self.spec.timing.heartbeat.duration() / 4);
+            self.record_due = self.record_due.min(now + self.spec.timing.heartbeat.duration() / SOON_PARTS);
         }
         Ok(())
     }
@@ -385,6 +394,14 @@ impl<S: Storage<LogBytes>> Peer<S> {
         {
             let Some((entry, chain)) = self.log.entry(index) else { break };
             for event in self.state.apply(LogIndex(index as u64), chain, entry.as_ref()) {
+                if let StateEvent::Admitted(peer, stage) | StateEvent::Moved(peer, stage) = &event
+                    && *peer != self.me
+                    && self.state.stage_of(self.me) == Some(*stage)
+                {
+                    // It has to hear who holds the weights of its stage.
+                    let soon = self.now + self.spec.timing.heartbeat.duration() / SOON_PARTS;
+                    self.record_due = self.record_due.min(soon);
+                }
                 if let (StateEvent::EpochOpened(stage, ..), Some(candidate)) = (&event, &mut self.candidate) {
                     candidate.orchestrator_mut().handle_opened(*stage);
                 }
@@ -664,6 +681,10 @@ impl<S: Storage<LogBytes>> Peer<S> {
         let state = &self.state;
         let forgotten =
             self.book.forget(now, forget.max(TRANSFER_DEADLINE), |peer| state.stage_of(peer).is_some());
-        forgotten.into_iter().for_each(|peer| self.out.forget(peer));
+        for (peer, sequence) in forgotten {
+            // Overtaken only if nothing of this peer was accepted since.
+            let _ = self.replay.accept_number(peer, PeerRecord::KIND, sequence);
+            self.out.forget(peer);
+        }
     }
 }

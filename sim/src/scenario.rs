@@ -231,7 +231,7 @@ pub const ALL: [Scenario; 19] = [
         epochs: 4,
         stages: 5,
         candidates: 3,
-        disturb: |_| {},
+        disturb: disturb::thousand,
     },
 ];
 

@@ -175,7 +175,8 @@ impl CatchUp {
             cx.out.request_state(*peer, index, stage.version);
             self.set(Aim::Asking(index, stage.version, cx.now + TRANSFER_DEADLINE));
         } else {
-            self.retry_at = cx.now + cx.state.spec().timing.heartbeat.duration();
+            // Who holds them says so within a part of a heartbeat to one who is new.
+            self.retry_at = cx.now + cx.state.spec().timing.heartbeat.duration() / 4;
         }
     }
 

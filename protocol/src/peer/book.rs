@@ -88,14 +88,16 @@ impl Book {
         }
     }
 
-    /// Forgets peers silent for longer than `silence`, except those for whom `keep` holds; returns them.
-    pub fn forget(&mut self, now: Instant, silence: Duration, keep: impl Fn(PeerId) -> bool) -> Vec<PeerId> {
+    /// Forgets peers silent for longer than `silence`, except those for whom `keep` holds; returns them with the numbers
+    /// of their last records.
+    pub fn forget(
+        &mut self,
+        now: Instant,
+        silence: Duration,
+        keep: impl Fn(PeerId) -> bool,
+    ) -> Vec<(PeerId, u64)> {
         let gone =
-            self.records.iter().filter(|(peer, (_, heard))| !keep(**peer) && now.since(*heard) >= silence);
-        let gone: Vec<PeerId> = gone.map(|(peer, _)| *peer).collect();
-        for peer in &gone {
-            self.records.remove(peer);
-        }
-        gone
+            self.records.extract_if(.., |peer, (_, heard)| !keep(*peer) && now.since(*heard) >= silence);
+        gone.map(|(peer, (record, _))| (peer, record.sequence)).collect()
     }
 }

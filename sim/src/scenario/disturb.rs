@@ -1,8 +1,10 @@
 //! What scenarios do to a swarm, each a function of its name.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use iota_protocol::limits::WIRE_VERSION_FIRST;
+use iota_protocol::time::Millis;
 use iota_protocol::wire::Versions;
 use iota_protocol::{Epoch, StageIndex};
 
@@ -34,6 +36,12 @@ const TOLERATED: [Kind; 14] = [
     Kind::ReceiptForger,
     Kind::Sybil,
 ];
+
+/// So many would not tell each other every second that they are there.
+pub(super) fn thousand(plan: &mut Plan) {
+    let timing = &mut Arc::make_mut(&mut plan.setup.spec).timing;
+    (timing.heartbeat, timing.eviction) = (Millis::from_secs(5), Millis::from_secs(25));
+}
 
 pub(super) fn churn(plan: &mut Plan) {
     let mut start = 1.0;
