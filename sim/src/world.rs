@@ -22,7 +22,7 @@ use std::time::Duration;
 use iota_protocol::miner::{Job, JobDone};
 use iota_protocol::spec::Candidate;
 use iota_protocol::wire::frame::{PushAck, PushHeader};
-use iota_protocol::wire::message::Topic;
+use iota_protocol::wire::message::{Topic, WeightsRecord};
 use iota_protocol::wire::{Gossip, RejectReason};
 use iota_protocol::{Epoch, Hash, Identity, Instant, PeerId, RunSpec};
 
@@ -346,16 +346,17 @@ impl World {
         self.observers = observers;
     }
 
-    /// Whether all honest hosts that are there know that the run is over, and those with a place hold the last weights.
+    /// Whether all honest hosts that are there know that the run is over, and miners with a place hold the last weights.
     #[must_use]
     pub fn is_finished(&self) -> bool {
         let last = Epoch(self.spec.training.epochs);
         self.finished_hosts
             && self.hosts.iter().filter(|host| host.is_honest()).filter_map(Host::peer).all(|peer| {
-                let weights = peer.miner().and_then(|miner| miner.weights());
-                peer.state().finished()
-                    && (peer.state().stage_of(peer.id()).is_none()
-                        || weights.is_some_and(|weights| weights.version == last))
+                // One that came back without the role may still have its place: a run that is over evicts nobody.
+                let miner = peer.miner().filter(|_| peer.state().stage_of(peer.id()).is_some());
+                let holds =
+                    |weights: Option<WeightsRecord>| weights.is_some_and(|weights| weights.version == last);
+                peer.state().finished() && miner.is_none_or(|miner| holds(miner.weights()))
             })
     }
 
