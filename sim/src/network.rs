@@ -4,7 +4,7 @@
 //! regions, times a random jitter, so messages overtake each other. Small messages take latency and their own time on
 //! the wire; blobs are *flows* that share the sender's uplink and the receiver's downlink equally with all others
 //! there, the fluid model of a network whose core is not the bottleneck. Packet loss costs a retransmission: a round
-//! trip, not the message. Two hosts neither of which can be reached talk through a [relay](relay), if there is one.
+//! trip, not the message. Two hosts neither of which can be reached talk through a relay, if there is one.
 
 mod relay;
 
