@@ -3,12 +3,14 @@
 //! The machine is level-triggered. [`Miner::pump`] compares the [`RunState`] with what is under way and
 //! emits whatever is missing: transfers, messages, and one [`Job`] at a time for the engine. Its parts:
 //! [`work`] is the epoch's samples and how each passes through, [`merging`] the partitions it owns,
-//! [`catch_up`] the way to the right weights.
+//! [`catch_up`] the way to the right weights; `follow` says what the log starts and ends, `engine` which job is next.
 //!
 //! **Invariant:** a sample is accumulated at most once by a miner, and handled only by the replica it is
 //! dealt to. Everything that may have to be sent again is kept by its hash until the epoch is settled.
 
 pub mod catch_up;
+mod engine;
+mod follow;
 pub mod job;
 pub mod merging;
 pub mod outbox;
@@ -22,16 +24,17 @@ pub use job::{Job, JobDone};
 pub use outbox::{Action, Notice, Outbox};
 
 use crate::id::{Epoch, Hash, PeerId, SampleId, StageIndex};
-use crate::limits::{BLOB_EPOCHS_KEPT, HELD_ACTIVATIONS_MAX, RETRY_PAUSE_MAX, TRANSFER_DEADLINE};
+use crate::limits::{HELD_ACTIVATIONS_MAX, TRANSFER_DEADLINE};
 use crate::peer::book::Book;
-use crate::run_state::{RunState, Training};
-use crate::spec::{Bottleneck, RunSpec, TrainingMode};
+use crate::run_state::RunState;
+use crate::spec::{Bottleneck, RunSpec};
 use crate::time::Instant;
 use crate::wire::frame::{Direction, PushAck, PushHeader, PushRefusal};
 use crate::wire::gossip::HashedManifest;
-use crate::wire::message::{Manifest, ManifestAnnounce, MergeMessage, StateOffer, WeightsRecord};
+use crate::wire::message::{ManifestAnnounce, MergeMessage, StateOffer, WeightsRecord};
 
 use catch_up::CatchUp;
+use engine::Pace;
 use merging::MergeWork;
 use work::{EpochWork, Share};
 
@@ -43,8 +46,6 @@ const STATE_SERVED_MAX: usize = 4;
 /// Heartbeats between two announcements of the same thing, at most. Gossip that was lost is rare; a candidate that starts
 /// anew in the middle of an epoch waits so long for what it missed.
 const ANNOUNCE_HEARTBEATS_MAX: u32 = 4;
-/// Weight of the newest measurement in the running mean of the speed.
-const SPEED_SMOOTHING: f64 = 0.2;
 
 /// What a machine may look at and write to while it handles an input.
 pub struct Context<'a> {
@@ -71,13 +72,6 @@ enum Purpose {
 struct Held {
     from: PeerId,
     hash: Hash,
-}
-
-/// Seconds a sample takes in the engine, as running means.
-#[derive(Clone, Copy, Debug, Default)]
-struct Pace {
-    forward: Option<f64>,
-    backward: Option<f64>,
 }
 
 /// The state of a miner.
@@ -372,102 +366,6 @@ impl Miner {
         room
     }
 
-    /// Takes the result of the engine's job.
-    pub fn handle_job_done(&mut self, cx: &mut Context<'_>, done: JobDone) {
-        let Some((job, since)) = self.busy.take() else { return };
-        let seconds = cx.now.since(since).as_secs_f64();
-        self.finish_job(cx, job, done, seconds);
-        self.pump(cx);
-    }
-
-    fn finish_job(&mut self, cx: &mut Context<'_>, job: Job, done: JobDone, seconds: f64) {
-        let mut cleaned = false;
-        match done {
-            JobDone::Weights { stage, version, hash } => {
-                self.weights = Some(WeightsRecord { stage, version, hash });
-                self.engine = Some(stage);
-                self.news = true;
-                cleaned = true;
-                cx.out.notice(Notice::WeightsReady(stage, version, hash));
-                self.catch_up.finished();
-            }
-            JobDone::Reset => cleaned = true,
-            JobDone::Forwarded { epoch, sample, output } => {
-                smooth(&mut self.pace.forward, seconds);
-                self.with_work(epoch, |work| work.forwarded(sample, output));
-            }
-            JobDone::Finished { epoch, sample, input_gradient, loss_micro } => {
-                smooth(
-                    if loss_micro.is_some() { &mut self.pace.forward } else { &mut self.pace.backward },
-                    seconds,
-                );
-                if loss_micro.is_some() {
-                    self.pace.backward = Some(0.0);
-                    self.tokens += u64::from(self.spec.training.sequences_per_sample)
-                        * u64::from(self.spec.model.context);
-                }
-                self.with_work(epoch, |work| work.finished(sample, input_gradient, loss_micro));
-            }
-            JobDone::Stepped { epoch } => self.with_work(epoch, EpochWork::stepped),
-            JobDone::Contributed { epoch, partitions } => self.submit(cx, epoch, partitions),
-            JobDone::Reduced { stage, partition, merged } => {
-                if let Some(merge) = self.merges.get_mut(&stage) {
-                    merge.reduced(partition, merged);
-                }
-            }
-            JobDone::Snapshot(offer) => {
-                for ticket in self.snapshot_asked.drain(..) {
-                    cx.out.respond(ticket, Some(offer.clone()));
-                }
-                self.kept_states.insert((offer.stage, offer.version));
-                self.offer = Some(offer);
-            }
-            JobDone::Failed(reason) => {
-                self.job_failed(cx.now, &job);
-                cx.out.notice(Notice::JobFailed(reason));
-            }
-        }
-        if cleaned {
-            self.dirty = false;
-        }
-    }
-
-    /// Lets a job that failed be done again, after a pause. Nobody knows what a failed pass left in the engine, so the
-    /// epoch's work starts over.
-    fn job_failed(&mut self, now: Instant, job: &Job) {
-        self.rests_until = now + RETRY_PAUSE_MAX;
-        match job {
-            Job::Load { .. } | Job::Apply { .. } => self.catch_up.failed(now),
-            Job::Contribute { epoch, .. } => self.with_work(*epoch, EpochWork::contribution_failed),
-            Job::Reduce { stage, partition, .. } => {
-                if let Some(merge) = self.merges.get_mut(stage) {
-                    merge.reduction_failed(*partition);
-                }
-            }
-            Job::Forward { epoch, .. }
-            | Job::Loss { epoch, .. }
-            | Job::Backward { epoch, .. }
-            | Job::InnerStep { epoch, .. } => self.dirty |= self.works.remove(epoch).is_some(),
-            Job::Initialise { .. } | Job::Snapshot { .. } | Job::Reset => {}
-        }
-    }
-
-    fn with_work(&mut self, epoch: Epoch, change: impl FnOnce(&mut EpochWork)) {
-        if let Some(work) = self.works.get_mut(&epoch) {
-            change(work);
-        }
-    }
-
-    /// Commits to a contribution: stores receipts and manifest, and announces them.
-    fn submit(&mut self, cx: &mut Context<'_>, epoch: Epoch, partitions: Vec<Hash>) {
-        let Some(work) = self.works.get_mut(&epoch) else { return };
-        let tag = outbox::tag(work.stage, epoch);
-        let manifest = work.submit(cx.state, self.me, partitions, |bytes| cx.out.store(bytes, &tag));
-        let hash = cx.out.store(crate::wire::encode(&manifest), &tag);
-        self.manifests.insert(hash, Arc::new(HashedManifest { manifest, hash }));
-        (self.announce_due, self.announce_pause) = (cx.now, Duration::ZERO);
-    }
-
     /// Does everything that the state, the time and finished work allow.
     pub fn pump(&mut self, cx: &mut Context<'_>) {
         self.follow_state(cx);
@@ -478,105 +376,6 @@ impl Miner {
         self.kept_states.extend(self.catch_up.state_fetched());
         self.announce(cx);
         self.start_job(cx);
-    }
-
-    /// Starts and drops epochs and merges as the state says.
-    fn follow_state(&mut self, cx: &mut Context<'_>) {
-        let place = cx.state.stage_of(self.me);
-        let stage = place.and_then(|index| cx.state.stage(index).map(|stage| (index, stage)));
-        let decided = std::mem::replace(&mut self.followed, cx.state.applied()) != cx.state.applied();
-        let training = stage.and_then(|(index, stage)| stage.training().map(|training| (index, training)));
-        let mine = training.filter(|(index, training)| self.takes_part(*index, training));
-        match mine {
-            Some((index, training)) => self.follow_epoch(cx, index, training, decided),
-            None => self.give_up_epochs(stage.map_or(Epoch(0), |(_, stage)| stage.version)),
-        }
-        if decided {
-            if let Some((index, stage)) = stage {
-                self.forget_settled(index, stage.version);
-            }
-            self.works.values_mut().for_each(|work| work.follow_below(cx.state));
-            let settled = cx.state.stages().iter().map(|stage| u64::from(stage.version.0)).sum();
-            if std::mem::replace(&mut self.settled, settled) != settled {
-                self.forget_manifests(cx.state);
-            }
-            self.follow_merges(cx);
-        }
-        self.release_settled(cx);
-    }
-
-    /// Whether this miner is a member of the epoch and starts from the right weights.
-    fn takes_part(&self, index: StageIndex, training: &Training) -> bool {
-        let right = WeightsRecord { stage: index, version: training.epoch, hash: training.base };
-        training.deal.is_live(self.me) && (self.weights == Some(right))
-    }
-
-    fn follow_epoch(&mut self, cx: &mut Context<'_>, index: StageIndex, training: &Training, decided: bool) {
-        let epoch = training.epoch;
-        if self.works.get(&epoch).is_some_and(|work| work.opened != training.opened) {
-            self.works.remove(&epoch);
-            self.dirty = true;
-        }
-        let (me, spec) = (self.me, &self.spec);
-        let begun = self.works.contains_key(&epoch);
-        let work = self.works.entry(epoch).or_insert_with(|| EpochWork::new(spec, index, training));
-        self.kept_epochs.insert((index, epoch));
-        if decided || !begun {
-            work.follow(me, training);
-        }
-        let above = index.0.checked_sub(1).and_then(|above| cx.state.stage(StageIndex(above)));
-        if above.is_none_or(|above| above.deal(epoch).is_none()) {
-            // Whose they are is decided in an entry that is not here yet; their senders were told that we have them.
-            return;
-        }
-        let held: Vec<_> = self
-            .held
-            .range((epoch, SampleId(0))..=(epoch, SampleId(u64::MAX)))
-            .map(|(key, held)| (*key, *held))
-            .collect();
-        for ((_, sample), held) in held {
-            self.held.remove(&(epoch, sample));
-            // Refused only if its path changed meanwhile; whoever is on the path now sends it again.
-            let _ = work.receive_activation(cx.state, me, held.from, sample, held.hash, false);
-        }
-    }
-
-    /// Drops work on epochs from `version` on, which this miner has no part in any more.
-    fn give_up_epochs(&mut self, version: Epoch) {
-        let before = self.works.len();
-        self.works.retain(|epoch, _| *epoch < version);
-        self.dirty |= self.works.len() < before;
-    }
-
-    /// Forgets epochs long settled.
-    fn forget_settled(&mut self, index: StageIndex, version: Epoch) {
-        let keep = version.0.saturating_sub(BLOB_EPOCHS_KEPT);
-        self.works.retain(|epoch, _| epoch.0 >= keep);
-        self.held.retain(|(epoch, _), _| *epoch >= version);
-        self.offer.take_if(|offer| offer.stage != index || offer.version < version);
-    }
-
-    /// Forgets manifests of epochs long settled, of every stage.
-    fn forget_manifests(&mut self, state: &RunState) {
-        self.manifests.retain(|_, submitted| {
-            let Manifest { stage, epoch, .. } = &submitted.manifest;
-            let settled = state.stage(*stage).map_or(Epoch(0), |stage| stage.version);
-            epoch.0.saturating_add(BLOB_EPOCHS_KEPT) >= settled.0
-        });
-    }
-
-    /// Lets go of the blobs that settled epochs left behind, of whatever stage and for whatever purpose.
-    fn release_settled(&mut self, cx: &mut Context<'_>) {
-        let version = |stage| cx.state.stage(stage).map_or(Epoch(0), |stage| stage.version);
-        let settled = |&(stage, epoch): &(StageIndex, Epoch)| {
-            epoch.0.saturating_add(BLOB_EPOCHS_KEPT) < version(stage).0
-        };
-        for (stage, epoch) in self.kept_epochs.extract_if(.., settled) {
-            cx.out.release(outbox::tag(stage, epoch));
-        }
-        for (stage, epoch) in self.kept_states.extract_if(.., |(stage, epoch)| *epoch < version(*stage)) {
-            cx.out.release(outbox::state_tag(stage, epoch));
-        }
     }
 
     /// Sends what is due: activations down, gradients up.
@@ -602,27 +401,6 @@ impl Miner {
                 let id = cx.out.push(to, header);
                 work.sending(cx.state, direction, sample, id, to);
                 self.transfers.insert(id, Purpose::Push(direction, work.epoch, sample));
-            }
-        }
-    }
-
-    /// Keeps a merge under way for each plan in which this miner owns partitions.
-    fn follow_merges(&mut self, cx: &mut Context<'_>) {
-        for (index, stage) in cx.state.spec().stages().zip(cx.state.stages()) {
-            let plan =
-                stage.plan().filter(|(_, plan)| plan.owners.iter().any(|owners| owners.contains(&self.me)));
-            match plan {
-                Some((training, plan)) => {
-                    let same = self.merges.get(&index).is_some_and(|merge| merge.is_for(training, plan));
-                    if !same {
-                        self.merges.insert(index, MergeWork::new(self.me, index, training, plan));
-                        self.kept_epochs.insert((index, training.epoch));
-                    }
-                    if let Some(merge) = self.merges.get_mut(&index) {
-                        merge.follow(cx.now, plan);
-                    }
-                }
-                None => drop(self.merges.remove(&index)),
             }
         }
     }
@@ -681,64 +459,11 @@ impl Miner {
         let merges = self.merges.values().filter_map(MergeWork::deadline);
         works.chain(merges).chain(self.catch_up.deadline()).chain([self.announce_due, self.rests_until]).min()
     }
-
-    /// Gives the engine its next job if it is idle: first what others wait for, gradients before
-    /// activations, then the lowest sample.
-    fn start_job(&mut self, cx: &mut Context<'_>) {
-        if self.busy.is_some() || cx.now < self.rests_until {
-            return;
-        }
-        if let Some(job) = self.next_job(cx) {
-            self.busy = Some((job.clone(), cx.now));
-            cx.out.compute(job);
-        }
-    }
-
-    fn next_job(&mut self, cx: &Context<'_>) -> Option<Job> {
-        let stage = cx.state.stage_of(self.me)?;
-        if self.engine != Some(stage) {
-            self.works.clear();
-            self.held.clear();
-            self.weights = None;
-            self.offer = None;
-            return Some(Job::Initialise { stage });
-        }
-        if let Some(job) = self.catch_up.job() {
-            return Some(job);
-        }
-        if self.dirty {
-            return Some(Job::Reset);
-        }
-        if let Some(job) = self.merges.values_mut().find_map(MergeWork::job) {
-            return Some(job);
-        }
-        if let (false, Some(weights)) = (self.snapshot_asked.is_empty(), self.weights) {
-            return Some(Job::Snapshot {
-                stage: weights.stage,
-                version: weights.version,
-                hash: weights.hash,
-            });
-        }
-        let (tail, window) = (cx.state.stages().len() - 1, usize::from(self.spec.pipeline.window));
-        let local = self.spec.training.mode == TrainingMode::Local;
-        let position = work::Position { head: stage.0 == 0, tail: stage.as_usize() == tail };
-        let training = cx.state.stage(stage)?.training()?;
-        self.works.get_mut(&training.epoch)?.job(
-            position,
-            window,
-            local.then_some(self.spec.training.inner_steps),
-        )
-    }
 }
 
 /// Whether `peer` is a miner of the stage above `stage`.
 fn is_above(state: &RunState, peer: PeerId, stage: StageIndex) -> bool {
     stage.0.checked_sub(1).is_some_and(|above| state.stage_of(peer) == Some(StageIndex(above)))
-}
-
-/// Folds a measurement into a running mean.
-fn smooth(mean: &mut Option<f64>, value: f64) {
-    *mean = Some(mean.map_or(value, |old| old + SPEED_SMOOTHING * (value - old)));
 }
 
 /// Doubles a pause, between the protocol's least and most.

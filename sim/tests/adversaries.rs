@@ -4,6 +4,7 @@ mod common;
 
 use std::time::Duration;
 
+use iota_protocol::log::DecidedLog;
 use iota_protocol::spec::TrainingMode;
 use iota_protocol::wire::message::EvictReason;
 use iota_sim::adversary::Kind;
@@ -104,6 +105,25 @@ fn a_forking_leader_of_three_candidates_gets_two_certificates_for_one_entry() {
     let last = usize::try_from(last).expect("a short log");
     assert!(last > 0, "both have certificates");
     assert_ne!(deceived.chain(last), other.chain(last), "certified, and different");
+}
+
+/// With four candidates two majorities share two of them, so that one is honest and signs one history only.
+#[test]
+fn a_forking_leader_of_four_candidates_gets_certificates_for_one_history_only() {
+    const FOUR: usize = 4;
+    let setup = Setup::new(spec(2, 4, TrainingMode::Local), 1, FOUR, 10);
+    let mut world = World::new(corrupted(setup, Kind::ForkingLeader, &[0]));
+    assert_eq!(world.run(Duration::from_secs(60)), Ending::TimeUp);
+    let logs = || world.hosts().iter().skip(1).filter_map(|host| Some(host.peer()?.log()));
+    let certified = |log: &DecidedLog| usize::try_from(log.certified()).expect("a short log");
+    let longest = logs().max_by_key(|log| certified(log)).expect("some host runs");
+    assert!(certified(longest) > 0, "the liar and the two that it shows the same history certify it");
+    for log in logs() {
+        assert_eq!(log.chain(certified(log)), longest.chain(certified(log)));
+    }
+    let alone = world.hosts()[2].peer().expect("it runs").log();
+    assert!(!alone.is_empty(), "its consensus decided what the others did not");
+    assert_eq!(alone.certified(), 0);
 }
 
 #[test]

@@ -11,19 +11,20 @@
 //! Deliveries are apart from the steps: what a sample produced is owed to whoever is dealt the sample in
 //! the neighbouring stage *now*. If that changes, or a neighbour asks again, it is sent again from the store.
 
+mod delivery;
+
 use std::collections::BTreeMap;
 use std::time::Duration;
 
+use delivery::{Debt, PATIENCE_PARTS};
+
 use super::job::Job;
-use super::{Context, backed_off};
 use crate::id::{Epoch, Hash, LogIndex, PeerId, SampleId, StageIndex};
-use crate::limits::RETRY_PAUSE_MIN;
 use crate::receipts::{Receipt, encode_receipts, merkle_root};
 use crate::run_state::{RunState, Training};
 use crate::samples::sample_set_hash;
 use crate::spec::RunSpec;
-use crate::time::Instant;
-use crate::wire::frame::{Direction, PushAck, PushRefusal};
+use crate::wire::frame::{Direction, PushRefusal};
 use crate::wire::message::Manifest;
 
 /// Where a sample is.
@@ -53,20 +54,6 @@ struct Passage {
     taken_by: Option<PeerId>,
     /// The entry that had opened the receiver's epoch, to notice that it starts over.
     taken_in: Option<LogIndex>,
-}
-
-/// Part of an epoch's deadline that an activation may be out before it is pushed again. A receiver that lost it after it
-/// had taken it, with its process or with its place, does not ask for it; one that is only slow answers at once.
-const PATIENCE_PARTS: u32 = 4;
-
-/// Something owed to a neighbour: a gradient until it is taken, an activation until its gradient is back.
-#[derive(Clone, Copy, Debug, Default)]
-struct Debt {
-    in_flight: Option<u64>,
-    retry_at: Instant,
-    pause: Duration,
-    /// Times it was taken.
-    taken: u32,
 }
 
 /// Where a stage is in the pipeline. A pipeline of one stage is both ends.
@@ -140,30 +127,6 @@ impl EpochWork {
                 self.progress = Progress::Working;
                 Passage::new()
             });
-        }
-    }
-
-    /// Sends activations again that the stage below has dealt to somebody else, because whoever took them is gone, or that
-    /// were taken for an epoch that starts over below. That holds for finished samples too, and for epochs that are
-    /// settled here but not below.
-    pub(super) fn follow_below(&mut self, state: &RunState) {
-        let Some(below) = state.stage(StageIndex(self.stage.0 + 1)) else { return };
-        let Some(deal) = below.deal(self.epoch) else { return };
-        let opened = below.epoch(self.epoch).map(|training| training.opened);
-        let moved = self.samples.iter().filter(|(sample, passage)| {
-            let sent = passage.output.is_some() && passage.step != Step::Lost && passage.taken_by.is_some();
-            sent && (passage.taken_by != deal.owner(**sample) || passage.taken_in != opened)
-        });
-        let moved: Vec<_> = moved.map(|(sample, _)| *sample).collect();
-        for sample in moved {
-            self.owe(Direction::Forward, sample);
-        }
-    }
-
-    fn owe(&mut self, direction: Direction, sample: SampleId) {
-        let debt = self.debts.entry((direction, sample)).or_default();
-        if debt.in_flight.is_none() {
-            *debt = Debt::default();
         }
     }
 
@@ -254,7 +217,7 @@ impl EpochWork {
             Step::Returned | Step::Backwarding | Step::Done => {
                 // It was sent again, to somebody new, and is back from there.
                 let key = (Direction::Forward, sample);
-                if self.debts.get(&key).is_some_and(|debt| debt.in_flight.is_none() && debt.taken > 0) {
+                if self.debts.get(&key).is_some_and(Debt::is_paid) {
                     self.debts.remove(&key);
                 }
                 Ok(())
@@ -307,103 +270,6 @@ impl EpochWork {
     pub(super) fn stepped(&mut self) {
         self.inner_steps += 1;
         self.stepped_samples = self.done();
-    }
-
-    /// What can be sent now, to whom: the debts whose receiver is known, in reach of credit, and not
-    /// being tried already. What lacks credit is asked for again after a pause, even if it was never sent.
-    pub(super) fn deliveries(
-        &mut self,
-        cx: &Context<'_>,
-        credit: &mut BTreeMap<PeerId, u16>,
-    ) -> Vec<(Direction, SampleId, Hash, PeerId)> {
-        let deal = |stage: Option<u16>| {
-            stage.and_then(|s| cx.state.stage(StageIndex(s))).and_then(|s| s.deal(self.epoch))
-        };
-        let (above, below) = (deal(self.stage.0.checked_sub(1)), deal(self.stage.0.checked_add(1)));
-        let mut ready = Vec::new();
-        for ((direction, sample), debt) in &mut self.debts {
-            let Some(passage) = self.samples.get(sample) else { continue };
-            let (deal, hash) = match direction {
-                Direction::Forward => (below, passage.output),
-                Direction::Backward => (above, passage.input_gradient),
-            };
-            let (Some(to), Some(hash)) = (deal.and_then(|deal| deal.owner(*sample)), hash) else { continue };
-            if debt.in_flight.is_some() || cx.now < debt.retry_at {
-                continue;
-            }
-            if *direction == Direction::Forward && !spend(credit, to, debt) {
-                debt.pause = backed_off(debt.pause);
-                debt.retry_at = cx.now + debt.pause;
-                continue;
-            }
-            ready.push((*direction, *sample, hash, to));
-        }
-        ready
-    }
-
-    /// A push is under way.
-    pub(super) fn sending(
-        &mut self,
-        state: &RunState,
-        direction: Direction,
-        sample: SampleId,
-        id: u64,
-        to: PeerId,
-    ) {
-        if let Some(debt) = self.debts.get_mut(&(direction, sample)) {
-            debt.in_flight = Some(id);
-        }
-        if let (Direction::Forward, Some(passage)) = (direction, self.samples.get_mut(&sample)) {
-            let below = state.stage(StageIndex(self.stage.0 + 1));
-            passage.taken_by = Some(to);
-            passage.taken_in =
-                below.and_then(|below| below.epoch(self.epoch)).map(|training| training.opened);
-        }
-    }
-
-    /// A push has ended: taken, refused, or without an answer.
-    pub(super) fn delivered(
-        &mut self,
-        now: Instant,
-        direction: Direction,
-        sample: SampleId,
-        to: PeerId,
-        ack: Option<PushAck>,
-    ) {
-        let Some(debt) = self.debts.get_mut(&(direction, sample)) else { return };
-        let moved = direction == Direction::Forward
-            && self.samples.get(&sample).is_some_and(|passage| passage.taken_by != Some(to));
-        let retry = match ack {
-            Some(PushAck::Accepted(_)) => moved,
-            Some(PushAck::Refused(refusal)) => refusal.is_passing(),
-            None => true,
-        };
-        if retry {
-            debt.in_flight = None;
-            debt.pause = backed_off(debt.pause);
-            debt.retry_at = now + debt.pause;
-            return;
-        }
-        if let (Direction::Forward, Some(PushAck::Accepted(_))) = (direction, ack) {
-            debt.in_flight = None;
-            debt.retry_at = now + self.patience * (1 << debt.taken.min(8));
-            debt.taken += 1;
-            return;
-        }
-        self.debts.remove(&(direction, sample));
-        let refused = matches!(ack, Some(PushAck::Refused(_)));
-        if let (true, Direction::Forward, Some(passage)) = (refused, direction, self.samples.get_mut(&sample))
-            && passage.step == Step::Sent
-        {
-            passage.step = Step::Lost;
-        }
-    }
-
-    /// When the next try of something owed is due.
-    pub(super) fn deadline(&self) -> Option<Instant> {
-        let waiting =
-            self.debts.values().filter(|debt| debt.in_flight.is_none() && debt.retry_at > Instant::ZERO);
-        waiting.map(|debt| debt.retry_at).min()
     }
 
     /// The next thing for the engine. `inner_steps` is *H* in local mode.
@@ -522,19 +388,6 @@ impl Passage {
             inner_step: 0,
             taken_by: None,
             taken_in: None,
-        }
-    }
-}
-
-/// Takes one credit for `to`. A receiver without credit is asked again after the debt's pause, since
-/// its next answer is what brings news of its credit.
-fn spend(credit: &mut BTreeMap<PeerId, u16>, to: PeerId, debt: &Debt) -> bool {
-    match credit.get_mut(&to) {
-        None => true,
-        Some(0) => debt.pause >= RETRY_PAUSE_MIN,
-        Some(left) => {
-            *left -= 1;
-            true
         }
     }
 }

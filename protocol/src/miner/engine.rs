@@ -1,0 +1,173 @@
+//! The engine's side of a miner: which job is next, and what follows from one that is done.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use super::{Context, EpochWork, Job, JobDone, MergeWork, Miner, Notice, outbox, work};
+use crate::id::{Epoch, Hash};
+use crate::limits::RETRY_PAUSE_MAX;
+use crate::spec::TrainingMode;
+use crate::time::Instant;
+use crate::wire::gossip::HashedManifest;
+use crate::wire::message::WeightsRecord;
+
+/// Weight of the newest measurement in the running mean of the speed.
+const SPEED_SMOOTHING: f64 = 0.2;
+
+/// Seconds a sample takes in the engine, as running means.
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct Pace {
+    pub(super) forward: Option<f64>,
+    pub(super) backward: Option<f64>,
+}
+
+impl Miner {
+    /// Takes the result of the engine's job.
+    pub fn handle_job_done(&mut self, cx: &mut Context<'_>, done: JobDone) {
+        let Some((job, since)) = self.busy.take() else { return };
+        let seconds = cx.now.since(since).as_secs_f64();
+        self.finish_job(cx, job, done, seconds);
+        self.pump(cx);
+    }
+
+    fn finish_job(&mut self, cx: &mut Context<'_>, job: Job, done: JobDone, seconds: f64) {
+        let mut cleaned = false;
+        match done {
+            JobDone::Weights { stage, version, hash } => {
+                self.weights = Some(WeightsRecord { stage, version, hash });
+                self.engine = Some(stage);
+                self.news = true;
+                cleaned = true;
+                cx.out.notice(Notice::WeightsReady(stage, version, hash));
+                self.catch_up.finished();
+            }
+            JobDone::Reset => cleaned = true,
+            JobDone::Forwarded { epoch, sample, output } => {
+                smooth(&mut self.pace.forward, seconds);
+                self.with_work(epoch, |work| work.forwarded(sample, output));
+            }
+            JobDone::Finished { epoch, sample, input_gradient, loss_micro } => {
+                smooth(
+                    if loss_micro.is_some() { &mut self.pace.forward } else { &mut self.pace.backward },
+                    seconds,
+                );
+                if loss_micro.is_some() {
+                    self.pace.backward = Some(0.0);
+                    self.tokens += u64::from(self.spec.training.sequences_per_sample)
+                        * u64::from(self.spec.model.context);
+                }
+                self.with_work(epoch, |work| work.finished(sample, input_gradient, loss_micro));
+            }
+            JobDone::Stepped { epoch } => self.with_work(epoch, EpochWork::stepped),
+            JobDone::Contributed { epoch, partitions } => self.submit(cx, epoch, partitions),
+            JobDone::Reduced { stage, partition, merged } => {
+                if let Some(merge) = self.merges.get_mut(&stage) {
+                    merge.reduced(partition, merged);
+                }
+            }
+            JobDone::Snapshot(offer) => {
+                for ticket in self.snapshot_asked.drain(..) {
+                    cx.out.respond(ticket, Some(offer.clone()));
+                }
+                self.kept_states.insert((offer.stage, offer.version));
+                self.offer = Some(offer);
+            }
+            JobDone::Failed(reason) => {
+                self.job_failed(cx.now, &job);
+                cx.out.notice(Notice::JobFailed(reason));
+            }
+        }
+        if cleaned {
+            self.dirty = false;
+        }
+    }
+
+    /// Lets a job that failed be done again, after a pause. Nobody knows what a failed pass left in the engine, so the
+    /// epoch's work starts over.
+    fn job_failed(&mut self, now: Instant, job: &Job) {
+        self.rests_until = now + RETRY_PAUSE_MAX;
+        match job {
+            Job::Load { .. } | Job::Apply { .. } => self.catch_up.failed(now),
+            Job::Contribute { epoch, .. } => self.with_work(*epoch, EpochWork::contribution_failed),
+            Job::Reduce { stage, partition, .. } => {
+                if let Some(merge) = self.merges.get_mut(stage) {
+                    merge.reduction_failed(*partition);
+                }
+            }
+            Job::Forward { epoch, .. }
+            | Job::Loss { epoch, .. }
+            | Job::Backward { epoch, .. }
+            | Job::InnerStep { epoch, .. } => self.dirty |= self.works.remove(epoch).is_some(),
+            Job::Initialise { .. } | Job::Snapshot { .. } | Job::Reset => {}
+        }
+    }
+
+    pub(super) fn with_work(&mut self, epoch: Epoch, change: impl FnOnce(&mut EpochWork)) {
+        if let Some(work) = self.works.get_mut(&epoch) {
+            change(work);
+        }
+    }
+
+    /// Commits to a contribution: stores receipts and manifest, and announces them.
+    fn submit(&mut self, cx: &mut Context<'_>, epoch: Epoch, partitions: Vec<Hash>) {
+        let Some(work) = self.works.get_mut(&epoch) else { return };
+        let tag = outbox::tag(work.stage, epoch);
+        let manifest = work.submit(cx.state, self.me, partitions, |bytes| cx.out.store(bytes, &tag));
+        let hash = cx.out.store(crate::wire::encode(&manifest), &tag);
+        self.manifests.insert(hash, Arc::new(HashedManifest { manifest, hash }));
+        (self.announce_due, self.announce_pause) = (cx.now, Duration::ZERO);
+    }
+
+    /// Gives the engine its next job if it is idle: first what others wait for, gradients before
+    /// activations, then the lowest sample.
+    pub(super) fn start_job(&mut self, cx: &mut Context<'_>) {
+        if self.busy.is_some() || cx.now < self.rests_until {
+            return;
+        }
+        if let Some(job) = self.next_job(cx) {
+            self.busy = Some((job.clone(), cx.now));
+            cx.out.compute(job);
+        }
+    }
+
+    fn next_job(&mut self, cx: &Context<'_>) -> Option<Job> {
+        let stage = cx.state.stage_of(self.me)?;
+        if self.engine != Some(stage) {
+            self.works.clear();
+            self.held.clear();
+            self.weights = None;
+            self.offer = None;
+            return Some(Job::Initialise { stage });
+        }
+        if let Some(job) = self.catch_up.job() {
+            return Some(job);
+        }
+        if self.dirty {
+            return Some(Job::Reset);
+        }
+        if let Some(job) = self.merges.values_mut().find_map(MergeWork::job) {
+            return Some(job);
+        }
+        if let (false, Some(weights)) = (self.snapshot_asked.is_empty(), self.weights) {
+            return Some(Job::Snapshot {
+                stage: weights.stage,
+                version: weights.version,
+                hash: weights.hash,
+            });
+        }
+        let (tail, window) = (cx.state.stages().len() - 1, usize::from(self.spec.pipeline.window));
+        let local = self.spec.training.mode == TrainingMode::Local;
+        let position = work::Position { head: stage.0 == 0, tail: stage.as_usize() == tail };
+        let training = cx.state.stage(stage)?.training()?;
+        self.works.get_mut(&training.epoch)?.job(
+            position,
+            window,
+            local.then_some(self.spec.training.inner_steps),
+        )
+    }
+}
+
+/// Folds a measurement into a running mean.
+fn smooth(mean: &mut Option<f64>, value: f64) {
+    *mean = Some(mean.map_or(value, |old| old + SPEED_SMOOTHING * (value - old)));
+}

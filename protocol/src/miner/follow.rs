@@ -1,0 +1,129 @@
+//! How a miner follows the log: which epochs and merges are under way here, and what may be forgotten.
+
+use super::{Context, EpochWork, MergeWork, Miner, outbox};
+use crate::id::{Epoch, SampleId, StageIndex};
+use crate::limits::BLOB_EPOCHS_KEPT;
+use crate::run_state::{RunState, Training};
+use crate::wire::message::{Manifest, WeightsRecord};
+
+impl Miner {
+    /// Starts and drops epochs and merges as the state says.
+    pub(super) fn follow_state(&mut self, cx: &mut Context<'_>) {
+        let place = cx.state.stage_of(self.me);
+        let stage = place.and_then(|index| cx.state.stage(index).map(|stage| (index, stage)));
+        let decided = std::mem::replace(&mut self.followed, cx.state.applied()) != cx.state.applied();
+        let training = stage.and_then(|(index, stage)| stage.training().map(|training| (index, training)));
+        let mine = training.filter(|(index, training)| self.takes_part(*index, training));
+        match mine {
+            Some((index, training)) => self.follow_epoch(cx, index, training, decided),
+            None => self.give_up_epochs(stage.map_or(Epoch(0), |(_, stage)| stage.version)),
+        }
+        if decided {
+            if let Some((index, stage)) = stage {
+                self.forget_settled(index, stage.version);
+            }
+            self.works.values_mut().for_each(|work| work.follow_below(cx.state));
+            let settled = cx.state.stages().iter().map(|stage| u64::from(stage.version.0)).sum();
+            if std::mem::replace(&mut self.settled, settled) != settled {
+                self.forget_manifests(cx.state);
+            }
+            self.follow_merges(cx);
+        }
+        self.release_settled(cx);
+    }
+
+    /// Whether this miner is a member of the epoch and starts from the right weights.
+    fn takes_part(&self, index: StageIndex, training: &Training) -> bool {
+        let right = WeightsRecord { stage: index, version: training.epoch, hash: training.base };
+        training.deal.is_live(self.me) && (self.weights == Some(right))
+    }
+
+    fn follow_epoch(&mut self, cx: &mut Context<'_>, index: StageIndex, training: &Training, decided: bool) {
+        let epoch = training.epoch;
+        if self.works.get(&epoch).is_some_and(|work| work.opened != training.opened) {
+            self.works.remove(&epoch);
+            self.dirty = true;
+        }
+        let (me, spec) = (self.me, &self.spec);
+        let begun = self.works.contains_key(&epoch);
+        let work = self.works.entry(epoch).or_insert_with(|| EpochWork::new(spec, index, training));
+        self.kept_epochs.insert((index, epoch));
+        if decided || !begun {
+            work.follow(me, training);
+        }
+        let above = index.0.checked_sub(1).and_then(|above| cx.state.stage(StageIndex(above)));
+        if above.is_none_or(|above| above.deal(epoch).is_none()) {
+            // Whose they are is decided in an entry that is not here yet; their senders were told that we have them.
+            return;
+        }
+        let held: Vec<_> = self
+            .held
+            .range((epoch, SampleId(0))..=(epoch, SampleId(u64::MAX)))
+            .map(|(key, held)| (*key, *held))
+            .collect();
+        for ((_, sample), held) in held {
+            self.held.remove(&(epoch, sample));
+            // Refused only if its path changed meanwhile; whoever is on the path now sends it again.
+            let _ = work.receive_activation(cx.state, me, held.from, sample, held.hash, false);
+        }
+    }
+
+    /// Drops work on epochs from `version` on, which this miner has no part in any more.
+    fn give_up_epochs(&mut self, version: Epoch) {
+        let before = self.works.len();
+        self.works.retain(|epoch, _| *epoch < version);
+        self.dirty |= self.works.len() < before;
+    }
+
+    /// Forgets epochs long settled.
+    fn forget_settled(&mut self, index: StageIndex, version: Epoch) {
+        let keep = version.0.saturating_sub(BLOB_EPOCHS_KEPT);
+        self.works.retain(|epoch, _| epoch.0 >= keep);
+        self.held.retain(|(epoch, _), _| *epoch >= version);
+        self.offer.take_if(|offer| offer.stage != index || offer.version < version);
+    }
+
+    /// Forgets manifests of epochs long settled, of every stage.
+    fn forget_manifests(&mut self, state: &RunState) {
+        self.manifests.retain(|_, submitted| {
+            let Manifest { stage, epoch, .. } = &submitted.manifest;
+            let settled = state.stage(*stage).map_or(Epoch(0), |stage| stage.version);
+            epoch.0.saturating_add(BLOB_EPOCHS_KEPT) >= settled.0
+        });
+    }
+
+    /// Lets go of the blobs that settled epochs left behind, of whatever stage and for whatever purpose.
+    fn release_settled(&mut self, cx: &mut Context<'_>) {
+        let version = |stage| cx.state.stage(stage).map_or(Epoch(0), |stage| stage.version);
+        let settled = |&(stage, epoch): &(StageIndex, Epoch)| {
+            epoch.0.saturating_add(BLOB_EPOCHS_KEPT) < version(stage).0
+        };
+        for (stage, epoch) in self.kept_epochs.extract_if(.., settled) {
+            cx.out.release(outbox::tag(stage, epoch));
+        }
+        for (stage, epoch) in self.kept_states.extract_if(.., |(stage, epoch)| *epoch < version(*stage)) {
+            cx.out.release(outbox::state_tag(stage, epoch));
+        }
+    }
+
+    /// Keeps a merge under way for each plan in which this miner owns partitions.
+    fn follow_merges(&mut self, cx: &mut Context<'_>) {
+        for (index, stage) in cx.state.spec().stages().zip(cx.state.stages()) {
+            let plan =
+                stage.plan().filter(|(_, plan)| plan.owners.iter().any(|owners| owners.contains(&self.me)));
+            match plan {
+                Some((training, plan)) => {
+                    let same = self.merges.get(&index).is_some_and(|merge| merge.is_for(training, plan));
+                    if !same {
+                        self.merges.insert(index, MergeWork::new(self.me, index, training, plan));
+                        self.kept_epochs.insert((index, training.epoch));
+                    }
+                    if let Some(merge) = self.merges.get_mut(&index) {
+                        merge.follow(cx.now, plan);
+                    }
+                }
+                None => drop(self.merges.remove(&index)),
+            }
+        }
+    }
+}

@@ -1,0 +1,102 @@
+use std::time::Duration;
+
+use super::*;
+use crate::limits::WIRE_VERSION;
+use crate::spec::{Candidate, OrchestratorSpec, RunSpec};
+use crate::wire::message::Entry;
+
+const MEMBER: PeerId = PeerId([2; 32]);
+
+fn record() -> crate::wire::message::PeerRecord {
+    crate::wire::message::PeerRecord {
+        sequence: 1,
+        miner: false,
+        validator: false,
+        multiaddrs: Vec::new(),
+        data_addresses: Vec::new(),
+        log_length: 0,
+        weights: None,
+        done: 0,
+        assigned: 0,
+        credits: 0,
+        speed_milli: 0,
+        tokens: 0,
+        wire_version_max: WIRE_VERSION,
+    }
+}
+
+#[test]
+fn a_leader_that_does_not_hear_a_majority_blames_nobody_and_starts_its_waits_anew() {
+    let peers: Vec<PeerId> = (1..=3).map(|i| PeerId([i; 32])).collect();
+    let candidates = peers.iter().map(|peer| Candidate { peer: *peer, priority: 0 }).collect();
+    let spec = RunSpec { orchestrator: OrchestratorSpec { candidates }, ..RunSpec::default() };
+    let eviction = spec.timing.eviction.duration();
+    let mut state = RunState::new(Arc::new(spec), &[10; 3]);
+    let admit = Decision::Admit { peer: PeerId([9; 32]), stage: StageIndex(0) };
+    state.apply(LogIndex(0), Hash::default(), Some(&Entry { proposer: peers[0], decision: admit }));
+
+    let (mut leader, mut book, start) = (Orchestrator::default(), Book::default(), Instant::from_nanos(1));
+    let alone = start + eviction * 5;
+    for (peer, at) in [(peers[0], start), (peers[1], start), (peers[0], alone)] {
+        book.insert(at, peer, Arc::new(record())).expect("a valid record");
+    }
+    assert_eq!(leader.propose(start, &state, &book, 8), []);
+    assert_eq!(leader.propose(alone, &state, &book, 8), [], "two of three are out of reach");
+    book.insert(alone, peers[2], Arc::new(record())).expect("a valid record");
+    assert_eq!(leader.propose(alone, &state, &book, 8), [], "it has just begun to listen again");
+}
+
+#[test]
+fn a_leader_that_has_just_started_gives_members_time_to_be_heard() {
+    let candidates = vec![Candidate { peer: PeerId([1; 32]), priority: 0 }];
+    let spec = RunSpec { orchestrator: OrchestratorSpec { candidates }, ..RunSpec::default() };
+    let eviction = spec.timing.eviction.duration();
+    let mut state = RunState::new(Arc::new(spec), &[10; 3]);
+    let entry =
+        Entry { proposer: PeerId([1; 32]), decision: Decision::Admit { peer: MEMBER, stage: StageIndex(0) } };
+    state.apply(LogIndex(0), Hash::default(), Some(&entry));
+
+    let (mut leader, mut book, start) = (Orchestrator::default(), Book::default(), Instant::from_nanos(1));
+    let mut propose = |now| {
+        // A candidate hears itself.
+        book.insert(now, PeerId([1; 32]), Arc::new(record())).expect("a valid record");
+        leader.propose(now, &state, &book, 8)
+    };
+    assert_eq!(propose(start), []);
+    assert_eq!(propose(start + (eviction - Duration::from_nanos(1))), []);
+    let evicted = Decision::Evict { peer: MEMBER, reason: EvictReason::Silent };
+    assert_eq!(propose(start + eviction), [evicted]);
+}
+
+#[test]
+fn an_epoch_that_opens_again_forgets_what_was_submitted_before() {
+    let (stage, epoch, base) = (StageIndex(0), Epoch(0), Hash::default());
+    let candidates = vec![Candidate { peer: PeerId([1; 32]), priority: 0 }];
+    let spec = RunSpec { orchestrator: OrchestratorSpec { candidates }, ..RunSpec::default() };
+    let mut state = RunState::new(Arc::new(spec), &[10; 3]);
+    let open = Decision::OpenEpoch { stage, epoch, base, members: vec![(MEMBER, 1)] };
+    for (index, decision) in [Decision::Admit { peer: MEMBER, stage }, open].into_iter().enumerate() {
+        state.apply(LogIndex(index as u64), base, Some(&Entry { proposer: MEMBER, decision }));
+    }
+    let training = state.stage(stage).and_then(Stage::training).expect("it has opened");
+    let dealt = training.deal.samples_of(MEMBER);
+    let manifest = crate::wire::message::Manifest {
+        peer: MEMBER,
+        stage,
+        epoch,
+        base,
+        samples: u32::try_from(dealt.len()).expect("few"),
+        sample_set: sample_set_hash(&dealt),
+        dealt: sample_set_hash(&dealt),
+        receipt_root: base,
+        receipts: base,
+        loss_micro: None,
+        partitions: Vec::new(),
+    };
+    let mut leader = Orchestrator::default();
+    leader.handle_manifest(Arc::new(manifest.into()));
+    leader.handle_opened(StageIndex(1));
+    assert!(leader.submission(stage, training, MEMBER).is_some(), "another stage opened");
+    leader.handle_opened(stage);
+    assert_eq!(leader.submission(stage, training, MEMBER), None);
+}

@@ -1,0 +1,120 @@
+//! What one stage is doing, and its newest merges.
+
+use std::collections::VecDeque;
+
+use crate::id::{Epoch, Hash, LogIndex, PeerId};
+use crate::limits::CLOSED_EPOCHS_KEPT;
+use crate::samples::Deal;
+use crate::wire::message::Submission;
+
+/// An epoch under way.
+#[derive(Clone, Debug)]
+pub struct Training {
+    /// Its number.
+    pub epoch: Epoch,
+    /// Hash of the weights it started from.
+    pub base: Hash,
+    /// The log entry that opened it: its identity, since an epoch can be opened again after its stage emptied.
+    pub opened: LogIndex,
+    /// Who handles which sample.
+    pub deal: Deal,
+    /// Number of the next merge plan.
+    pub attempt: u16,
+    /// Whether members should submit what they have.
+    pub cut_off: bool,
+}
+
+/// A merge under way.
+#[derive(Clone, Debug)]
+pub struct Plan {
+    /// Its number within the epoch.
+    pub attempt: u16,
+    /// Whose contributions, in [`PeerId`] order.
+    pub submitters: Vec<Submission>,
+    /// Owners of each partition, first those drawn, then those added.
+    pub owners: Vec<Vec<PeerId>>,
+}
+
+/// A merge that is done.
+#[derive(Clone, Debug)]
+pub struct Closed {
+    /// The epoch, with its final deal.
+    pub training: Training,
+    /// The plan that was carried out.
+    pub plan: Plan,
+    /// The merged partitions; none if the epoch was passed over.
+    pub partitions: Vec<Hash>,
+}
+
+/// What a stage is doing.
+#[derive(Clone, Debug)]
+pub enum Phase {
+    /// For miners with the right weights, or for nothing more if it has finished its last epoch.
+    Waiting,
+    /// An epoch.
+    Training(Training),
+    /// A merge.
+    Merging(Training, Plan),
+}
+
+/// A stage.
+#[derive(Clone, Debug)]
+pub struct Stage {
+    /// Merges done; also the version of the weights and the number of the current or next epoch.
+    pub version: Epoch,
+    /// What it is doing.
+    pub phase: Phase,
+    /// The newest merges done, oldest first.
+    pub closed: VecDeque<Closed>,
+    /// Partitions of its flat vector.
+    pub partitions: usize,
+}
+
+impl Stage {
+    /// The epoch under way, training or merging.
+    #[must_use]
+    pub const fn training(&self) -> Option<&Training> {
+        match &self.phase {
+            Phase::Waiting => None,
+            Phase::Training(training) | Phase::Merging(training, _) => Some(training),
+        }
+    }
+
+    /// The merge under way.
+    #[must_use]
+    pub const fn plan(&self) -> Option<(&Training, &Plan)> {
+        match &self.phase {
+            Phase::Merging(training, plan) => Some((training, plan)),
+            _ => None,
+        }
+    }
+
+    /// The epoch of this number, under way or lately closed.
+    #[must_use]
+    pub fn epoch(&self, epoch: Epoch) -> Option<&Training> {
+        let current = self.training().filter(|training| training.epoch == epoch);
+        current.or_else(|| self.closed_epoch(epoch).map(|closed| &closed.training))
+    }
+
+    /// Its deal.
+    #[must_use]
+    pub fn deal(&self, epoch: Epoch) -> Option<&Deal> {
+        self.epoch(epoch).map(|training| &training.deal)
+    }
+
+    /// Goes on to the next version.
+    pub(super) fn settle(&mut self, closed: Closed) {
+        self.version = closed.training.epoch.next();
+        self.phase = Phase::Waiting;
+        self.closed.push_back(closed);
+        while self.closed.len() > CLOSED_EPOCHS_KEPT {
+            self.closed.pop_front();
+        }
+    }
+
+    /// The merge that closed `epoch`, if it is still remembered.
+    #[must_use]
+    pub fn closed_epoch(&self, epoch: Epoch) -> Option<&Closed> {
+        self.closed.iter().find(|closed| closed.training.epoch == epoch)
+    }
+}

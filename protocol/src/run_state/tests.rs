@@ -1,0 +1,208 @@
+use super::*;
+use crate::spec::{Candidate, OrchestratorSpec};
+
+const A: PeerId = PeerId([1; 32]);
+const B: PeerId = PeerId([2; 32]);
+const S: StageIndex = StageIndex(0);
+
+struct Fold(RunState);
+
+impl Fold {
+    fn new() -> Self {
+        let mut spec = RunSpec {
+            orchestrator: OrchestratorSpec { candidates: vec![Candidate { peer: A, priority: 0 }] },
+            ..RunSpec::default()
+        };
+        spec.pipeline.stages = 1;
+        spec.training.epochs = 2;
+        Self(RunState::new(Arc::new(spec), &[1000]))
+    }
+
+    fn apply(&mut self, decision: Decision) -> Vec<StateEvent> {
+        let index = LogIndex(self.0.applied());
+        self.0.apply(index, Hash::of(&index.0.to_le_bytes()), Some(&Entry { proposer: A, decision }))
+    }
+
+    fn opened() -> Self {
+        let mut fold = Self::new();
+        fold.apply(Decision::Admit { peer: A, stage: S });
+        fold.apply(Decision::Admit { peer: B, stage: S });
+        assert_eq!(fold.apply(open(0)), [StateEvent::EpochOpened(S, Epoch(0), 2)]);
+        fold
+    }
+}
+
+fn open(epoch: u32) -> Decision {
+    Decision::OpenEpoch {
+        stage: S,
+        epoch: Epoch(epoch),
+        base: Hash::default(),
+        members: vec![(A, 1), (B, 1)],
+    }
+}
+
+fn plan(attempt: u16, peers: &[PeerId]) -> Decision {
+    let submission = |&peer: &PeerId| Submission {
+        peer,
+        manifest: Hash::default(),
+        samples: 32,
+        loss_micro: Some(32_000_000),
+    };
+    Decision::MergePlan {
+        stage: S,
+        epoch: Epoch(0),
+        attempt,
+        submitters: peers.iter().map(submission).collect(),
+    }
+}
+
+fn outcome(fold: &Fold, attempt: u16) -> Decision {
+    let partitions = vec![Hash::default(); fold.0.stages()[0].partitions];
+    Decision::MergeOutcome { stage: S, epoch: Epoch(0), attempt, partitions }
+}
+
+#[test]
+fn an_epoch_runs_from_admission_to_the_next_version() {
+    let mut fold = Fold::opened();
+    assert_eq!(fold.apply(plan(0, &[A, B])), [StateEvent::Planned(S, Epoch(0), 0, 2)]);
+    let close = outcome(&fold, 0);
+    assert_eq!(fold.apply(close), [StateEvent::Merged(S, Epoch(0), 64, Some(1.0))]);
+    assert_eq!(fold.0.stages()[0].version, Epoch(1));
+    assert!(fold.0.stages()[0].closed_epoch(Epoch(0)).is_some());
+}
+
+#[test]
+fn decisions_that_do_not_fit_are_void() {
+    let mut fold = Fold::opened();
+    let close = outcome(&fold, 0);
+    assert_eq!(fold.apply(close), [], "outcome without a plan");
+    assert_eq!(fold.apply(open(0)), [], "opened twice");
+    assert_eq!(fold.apply(plan(1, &[A])), [], "wrong attempt");
+    assert_eq!(fold.apply(plan(0, &[B, A])), [], "not in peer order");
+    assert_eq!(fold.apply(Decision::Admit { peer: A, stage: S }), [], "admitted twice");
+    assert_eq!(fold.apply(Decision::Finish), [], "not done");
+    let index = LogIndex(fold.0.applied());
+    assert_eq!(fold.0.apply(index, Hash::default(), None), [], "undecodable");
+}
+
+#[test]
+fn the_wire_version_goes_up_by_one_at_a_time_and_never_down() {
+    let mut fold = Fold::opened();
+    for version in [0, 1, 3, u16::MAX] {
+        assert_eq!(fold.apply(Decision::Upgrade { version }), [], "{version}");
+    }
+    assert_eq!(fold.0.wire_version(), 1);
+    for version in [2, 3] {
+        assert_eq!(fold.apply(Decision::Upgrade { version }), [StateEvent::Upgraded(version)]);
+        assert_eq!(fold.apply(Decision::Upgrade { version }), [], "twice");
+    }
+    assert_eq!(fold.0.wire_version(), 3);
+    assert!(fold.0.stages()[0].training().is_some(), "training goes on");
+}
+
+#[test]
+fn an_entry_of_a_later_version_is_void_until_that_version_is_decided() {
+    let index = |fold: &Fold| LogIndex(fold.0.applied());
+    // One program can decode the entry, the other cannot.
+    let (mut knows, mut does_not) = (Fold::opened(), Fold::opened());
+    assert_eq!(knows.apply(Decision::Second), []);
+    let at = index(&does_not);
+    assert_eq!(does_not.0.apply(at, Hash::of(&at.0.to_le_bytes()), None), []);
+    assert_eq!(format!("{:?}", knows.0), format!("{:?}", does_not.0), "both hold the same state");
+
+    assert_eq!(knows.apply(Decision::Upgrade { version: 2 }), [StateEvent::Upgraded(2)]);
+    assert_eq!(knows.apply(Decision::Second), [StateEvent::Finished], "decided after the upgrade");
+}
+
+#[test]
+fn an_evicted_members_samples_move_and_the_last_eviction_ends_the_epoch() {
+    let mut fold = Fold::opened();
+    fold.apply(Decision::Evict { peer: A, reason: EvictReason::Silent });
+    let deal = &fold.0.stages()[0].training().expect("training goes on").deal;
+    assert_eq!(deal.samples_of(B).len(), 64);
+    fold.apply(Decision::Evict { peer: B, reason: EvictReason::Silent });
+    assert!(fold.0.stages()[0].training().is_none());
+    assert_eq!(fold.0.eviction(B), Some(EvictReason::Silent));
+    fold.apply(Decision::Admit { peer: A, stage: S });
+    let again =
+        Decision::OpenEpoch { stage: S, epoch: Epoch(0), base: Hash::default(), members: vec![(A, 1)] };
+    assert_eq!(fold.apply(again), [StateEvent::EpochOpened(S, Epoch(0), 1)]);
+}
+
+#[test]
+fn a_miner_moves_between_epochs_and_never_leaves_a_stage_empty() {
+    let mut spec = RunSpec {
+        orchestrator: OrchestratorSpec { candidates: vec![Candidate { peer: A, priority: 0 }] },
+        ..RunSpec::default()
+    };
+    spec.pipeline.stages = 2;
+    let mut fold = Fold(RunState::new(Arc::new(spec), &[1000, 1000]));
+    let other = StageIndex(1);
+    let relocate = |peer| Decision::Move { peer, stage: other };
+    assert_eq!(fold.apply(relocate(A)), [], "no member");
+    fold.apply(Decision::Admit { peer: A, stage: S });
+    assert_eq!(fold.apply(relocate(A)), [], "the last of its stage");
+    fold.apply(Decision::Admit { peer: B, stage: S });
+    assert_eq!(fold.apply(Decision::Move { peer: A, stage: S }), [], "it is there");
+    fold.apply(open(0));
+    assert_eq!(fold.apply(relocate(A)), [], "it takes part in an epoch");
+    fold.apply(Decision::Release { stage: S, epoch: Epoch(0), peer: A });
+    assert_eq!(fold.apply(relocate(A)), [StateEvent::Moved(A, other)]);
+    assert_eq!((fold.0.stage_of(A), fold.0.stage_of(B)), (Some(other), Some(S)));
+}
+
+#[test]
+fn an_epoch_opens_again_when_all_its_members_are_released() {
+    let mut fold = Fold::opened();
+    let release = |peer| Decision::Release { stage: S, epoch: Epoch(0), peer };
+    assert_eq!(fold.apply(release(A)), [StateEvent::Released(S, Epoch(0), A)]);
+    assert_eq!(fold.apply(release(A)), [], "twice");
+    assert_eq!(fold.apply(release(B)), [StateEvent::Released(S, Epoch(0), B)]);
+    assert!(fold.0.stages()[0].training().is_none());
+    assert_eq!(fold.apply(open(0)), [StateEvent::EpochOpened(S, Epoch(0), 2)]);
+}
+
+#[test]
+fn an_epoch_is_passed_over_only_if_it_was_cut_off_and_is_settled_beside() {
+    let mut spec = RunSpec {
+        orchestrator: OrchestratorSpec { candidates: vec![Candidate { peer: A, priority: 0 }] },
+        ..RunSpec::default()
+    };
+    spec.pipeline.stages = 2;
+    let mut fold = Fold(RunState::new(Arc::new(spec), &[1000, 1000]));
+    let below = StageIndex(1);
+    fold.apply(Decision::Admit { peer: A, stage: S });
+    fold.apply(Decision::Admit { peer: B, stage: below });
+    fold.apply(Decision::OpenEpoch {
+        stage: S,
+        epoch: Epoch(0),
+        base: Hash::default(),
+        members: vec![(A, 1)],
+    });
+    let opened =
+        Decision::OpenEpoch { stage: below, epoch: Epoch(0), base: Hash::of(b"base"), members: vec![(B, 1)] };
+    fold.apply(opened);
+    let skip = Decision::Skip { stage: below, epoch: Epoch(0) };
+    fold.apply(Decision::Cutoff { stage: below, epoch: Epoch(0) });
+    assert_eq!(fold.apply(skip.clone()), [], "the stage above may still send what it takes");
+    fold.apply(plan(0, &[A]));
+    let close = outcome(&fold, 0);
+    assert_ne!(fold.apply(close), []);
+    assert_eq!(fold.apply(skip.clone()), [StateEvent::Skipped(below, Epoch(0))]);
+    let stage = &fold.0.stages()[1];
+    assert_eq!((stage.version, stage.training().is_none()), (Epoch(1), true));
+    let closed = stage.closed_epoch(Epoch(0)).expect("remembered");
+    assert_eq!((closed.training.base, closed.partitions.len()), (Hash::of(b"base"), 0));
+    assert_eq!(fold.apply(skip), [], "twice");
+}
+
+#[test]
+fn an_aborted_plan_returns_to_training_without_the_lost() {
+    let mut fold = Fold::opened();
+    fold.apply(plan(0, &[A, B]));
+    let abort = Decision::MergeAbort { stage: S, epoch: Epoch(0), attempt: 0, lost: vec![A] };
+    assert_eq!(fold.apply(abort), [StateEvent::Aborted(S, Epoch(0), vec![A])]);
+    assert_eq!(fold.apply(plan(0, &[B])), [], "the old attempt is over");
+    assert_eq!(fold.apply(plan(1, &[A, B])), [], "the lost are released");
+    assert_eq!(fold.apply(plan(1, &[B])), [StateEvent::Planned(S, Epoch(0), 1, 1)]);
+}

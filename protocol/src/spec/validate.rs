@@ -1,0 +1,225 @@
+//! Ranges of the spec's fields, and the relations between them.
+
+use super::{Bottleneck, DataSource, RunSpec, SpecError};
+use crate::limits;
+use crate::time::{ByteCount, Millis};
+
+impl RunSpec {
+    /// Checks ranges and relations.
+    ///
+    /// # Errors
+    /// The first field found wrong.
+    pub fn validate(&self) -> Result<(), SpecError> {
+        self.validate_model()?;
+        self.validate_pipeline()?;
+        self.validate_training()?;
+        self.validate_candidates()
+    }
+
+    fn validate_model(&self) -> Result<(), SpecError> {
+        let m = &self.model;
+        let positive = [
+            ("model.vocab_size", m.vocab_size),
+            ("model.context", m.context),
+            ("model.width", m.width),
+            ("model.layers", m.layers),
+            ("model.heads", m.heads),
+            ("model.kv_heads", m.kv_heads),
+            ("model.hidden", m.hidden),
+        ];
+        for (field, value) in positive {
+            require(value > 0, field, "at least 1", value)?;
+        }
+        require(
+            m.width.is_multiple_of(m.heads),
+            "model.heads",
+            format!("a divisor of model.width ({})", m.width),
+            m.heads,
+        )?;
+        require(
+            (m.width / m.heads).is_multiple_of(2),
+            "model.heads",
+            "an even width / heads (rotary positions turn pairs)",
+            m.heads,
+        )?;
+        require(
+            m.heads.is_multiple_of(m.kv_heads),
+            "model.kv_heads",
+            format!("a divisor of model.heads ({})", m.heads),
+            m.kv_heads,
+        )?;
+        require(
+            m.rope_base.is_finite() && m.rope_base > 1.0,
+            "model.rope_base",
+            "a number above 1",
+            m.rope_base,
+        )?;
+        require(
+            m.norm_eps.is_finite() && m.norm_eps > 0.0,
+            "model.norm_eps",
+            "a positive number",
+            m.norm_eps,
+        )?;
+        require(
+            m.init_std.is_finite() && m.init_std > 0.0,
+            "model.init_std",
+            "a positive number",
+            m.init_std,
+        )?;
+        if let Bottleneck::Width(width) = m.bottleneck {
+            require(
+                width > 0 && width <= m.width,
+                "model.bottleneck",
+                format!("1 to model.width ({}), or \"none\"", m.width),
+                width,
+            )?;
+        }
+        Ok(())
+    }
+
+    fn validate_pipeline(&self) -> Result<(), SpecError> {
+        let p = &self.pipeline;
+        let stages_max = limits::STAGES_MAX.min(self.model.layers as usize);
+        require(
+            p.stages >= 1 && usize::from(p.stages) <= stages_max,
+            "pipeline.stages",
+            format!("1 to {stages_max} (no more than model.layers)"),
+            p.stages,
+        )?;
+        require(
+            p.start_replicas >= 1 && usize::from(p.start_replicas) <= limits::REPLICAS_MAX,
+            "pipeline.start_replicas",
+            format!("1 to {}", limits::REPLICAS_MAX),
+            p.start_replicas,
+        )?;
+        require(p.window >= 1, "pipeline.window", "at least 1", p.window)?;
+        require(p.credits >= 1, "pipeline.credits", "at least 1", p.credits)?;
+        let d = &self.data;
+        require(
+            d.source != DataSource::File || d.hash.is_some(),
+            "data.hash",
+            "the BLAKE3 hash of the file, since data.source is `file`",
+            "nothing",
+        )?;
+        require(
+            d.validation_fraction > 0.0 && d.validation_fraction < 1.0,
+            "data.validation_fraction",
+            "a number between 0 and 1",
+            d.validation_fraction,
+        )?;
+        let window = u64::from(self.model.context) + 1;
+        let bytes_min = 64 * window;
+        require(
+            d.source != DataSource::Builtin || d.builtin_bytes.0 >= bytes_min,
+            "data.builtin_bytes",
+            format!("at least {bytes_min} bytes (64 windows of model.context + 1)"),
+            d.builtin_bytes,
+        )
+    }
+
+    fn validate_training(&self) -> Result<(), SpecError> {
+        let t = &self.training;
+        require(t.epochs >= 1, "training.epochs", "at least 1", t.epochs)?;
+        require(
+            t.samples_per_epoch >= 1 && u64::from(t.samples_per_epoch) <= limits::SAMPLES_PER_EPOCH_MAX,
+            "training.samples_per_epoch",
+            format!("1 to {}", limits::SAMPLES_PER_EPOCH_MAX),
+            t.samples_per_epoch,
+        )?;
+        require(
+            t.sequences_per_sample >= 1,
+            "training.sequences_per_sample",
+            "at least 1",
+            t.sequences_per_sample,
+        )?;
+        require(t.inner_steps >= 1, "training.inner_steps", "at least 1", t.inner_steps)?;
+        let unit = [
+            ("training.warmup_fraction", t.warmup_fraction),
+            ("training.final_factor", t.final_factor),
+            ("training.beta1", t.beta1),
+            ("training.beta2", t.beta2),
+        ];
+        for (field, value) in unit {
+            require((0.0..=1.0).contains(&value), field, "a number from 0 to 1", value)?;
+        }
+        let positive = [
+            ("training.learning_rate", t.learning_rate),
+            ("training.eps", t.eps),
+            ("training.clip_norm", t.clip_norm),
+        ];
+        for (field, value) in positive {
+            require(value.is_finite() && value > 0.0, field, "a positive number", value)?;
+        }
+        require(
+            t.weight_decay.is_finite() && t.weight_decay >= 0.0,
+            "training.weight_decay",
+            "zero or more",
+            t.weight_decay,
+        )?;
+        let m = &self.merge;
+        require(
+            m.partition_bytes.0 >= 1024 && m.partition_bytes.0 <= limits::PARTITION_BYTES_MAX as u64,
+            "merge.partition_bytes",
+            format!("1KiB to {}", ByteCount(limits::PARTITION_BYTES_MAX as u64)),
+            m.partition_bytes,
+        )?;
+        require(
+            m.partitions_min >= 1 && m.partitions_min as usize <= limits::PARTITIONS_MAX,
+            "merge.partitions_min",
+            format!("1 to {}", limits::PARTITIONS_MAX),
+            m.partitions_min,
+        )?;
+        require((1..=3).contains(&m.redundancy), "merge.redundancy", "1 to 3", m.redundancy)?;
+        require(m.quorum > 0.0 && m.quorum <= 1.0, "merge.quorum", "a share above 0, at most 1", m.quorum)?;
+        require(
+            m.outer_learning_rate.is_finite() && m.outer_learning_rate > 0.0,
+            "merge.outer_learning_rate",
+            "a positive number",
+            m.outer_learning_rate,
+        )?;
+        require(
+            (0.0..1.0).contains(&m.outer_momentum),
+            "merge.outer_momentum",
+            "0 or more, below 1",
+            m.outer_momentum,
+        )
+    }
+
+    fn validate_candidates(&self) -> Result<(), SpecError> {
+        let candidates = &self.orchestrator.candidates;
+        require(
+            !candidates.is_empty() && candidates.len() <= limits::CANDIDATES_MAX,
+            "orchestrator.candidates",
+            format!("1 to {} candidates", limits::CANDIDATES_MAX),
+            candidates.len(),
+        )?;
+        for (i, candidate) in candidates.iter().enumerate() {
+            let twice = candidates.iter().take(i).any(|other| other.peer == candidate.peer);
+            require(!twice, "orchestrator.candidates", "each peer once", candidate.peer)?;
+        }
+        let t = &self.timing;
+        require(t.heartbeat.0 >= 100, "timing.heartbeat", "100ms or more", t.heartbeat)?;
+        require(
+            t.eviction.0 >= 3 * t.heartbeat.0,
+            "timing.eviction",
+            format!("at least three heartbeats ({})", Millis(3 * t.heartbeat.0)),
+            t.eviction,
+        )?;
+        require(t.epoch_deadline.0 > 0, "timing.epoch_deadline", "more than 0s", t.epoch_deadline)?;
+        require(t.merge_deadline.0 > 0, "timing.merge_deadline", "more than 0s", t.merge_deadline)
+    }
+}
+
+/// `Ok` when `holds`, otherwise the error that says why not.
+fn require(
+    holds: bool,
+    field: &'static str,
+    expected: impl Into<String>,
+    got: impl std::fmt::Display,
+) -> Result<(), SpecError> {
+    if holds {
+        Ok(())
+    } else {
+        Err(SpecError::Value { field, expected: expected.into(), got: got.to_string() })
+    }
+}
