@@ -205,7 +205,7 @@ kinds! {
     Usurper "usurper" "As a candidate, claims to lead and does not." |_| Box::new(usurper::Usurper);
     Censor "censor" "As leader, is deaf to every third peer." |_| Box::new(censor::Censor);
     ForkingLeader "forking-leader" "As leader, has other entries decided by one half of the candidates."
-        |_| Box::new(forking_leader::ForkingLeader);
+        |_| Box::<forking_leader::ForkingLeader>::default();
 }
 
 impl Kind {

@@ -3,6 +3,8 @@
 //! Consensus tolerates crashes, not lies: a majority that decides holds the leader itself. With three candidates each
 //! of the other two decides alone with the liar, and the liar's two votes make two certificates.
 
+use std::collections::BTreeSet;
+
 use iota_protocol::limits::RPC_BYTES_MAX;
 use iota_protocol::log::certificate::{chain_hash, chain_start};
 use iota_protocol::log::{LogBytes, Vote};
@@ -15,37 +17,47 @@ use omnipaxos::messages::sequence_paxos::PaxosMsg;
 use super::malicious_minority::{own_bundle, send, vote};
 use super::{Behaviour, Emission, Means};
 
-pub(super) struct ForkingLeader;
+#[derive(Default)]
+pub(super) struct ForkingLeader {
+    /// Entries in whose place the deceived were sent others.
+    forked: BTreeSet<Hash>,
+}
 
 /// What is sent in place of an entry: one that everybody skips.
-fn other(entry: &[u8]) -> Vec<u8> {
-    [b"skipped ".as_slice(), &Hash::of(entry).0].concat()
+fn other(entry: Hash) -> Vec<u8> {
+    [b"skipped ".as_slice(), &entry.0].concat()
 }
 
-/// The same message with other entries.
-fn forked(bytes: &[u8]) -> Option<Vec<u8>> {
-    let Ok(Message::<LogBytes>::SequencePaxos(mut message)) = decode(bytes, RPC_BYTES_MAX) else {
-        return None;
-    };
-    let entries = match &mut message.msg {
-        PaxosMsg::AcceptDecide(accept) => &mut accept.entries,
-        PaxosMsg::AcceptSync(sync) => &mut sync.log_sync.suffix,
-        _ => return None,
-    };
-    for entry in entries {
-        *entry = LogBytes(other(&entry.0).into());
+impl ForkingLeader {
+    /// The same message with other entries.
+    fn fork(&mut self, bytes: &[u8]) -> Option<Vec<u8>> {
+        let Ok(Message::<LogBytes>::SequencePaxos(mut message)) = decode(bytes, RPC_BYTES_MAX) else {
+            return None;
+        };
+        let entries = match &mut message.msg {
+            PaxosMsg::AcceptDecide(accept) => &mut accept.entries,
+            PaxosMsg::AcceptSync(sync) => &mut sync.log_sync.suffix,
+            _ => return None,
+        };
+        for entry in entries {
+            let honest = Hash::of(&entry.0);
+            self.forked.insert(honest);
+            *entry = LogBytes(other(honest).into());
+        }
+        Some(encode(&Message::SequencePaxos(message)))
     }
-    Some(encode(&Message::SequencePaxos(message)))
-}
 
-/// A vote for the history that the deceived see.
-fn forked_vote(means: &Means<'_>, honest: &Vote) -> Option<Vote> {
-    let LogIndex(last) = honest.index;
-    let mut chain = chain_start(means.spec.run_id());
-    for index in 0..=usize::try_from(last).ok()? {
-        chain = chain_hash(chain, Hash::of(&other(means.peer.log().entry_bytes(index)?)));
+    /// A vote for the history that the deceived see.
+    fn forked_vote(&self, means: &Means<'_>, honest: &Vote) -> Option<Vote> {
+        let LogIndex(last) = honest.index;
+        let mut chain = chain_start(means.spec.run_id());
+        for index in 0..=usize::try_from(last).ok()? {
+            let entry = Hash::of(means.peer.log().entry_bytes(index)?);
+            let seen = if self.forked.contains(&entry) { Hash::of(&other(entry)) } else { entry };
+            chain = chain_hash(chain, seen);
+        }
+        vote(means, honest.index, chain)
     }
-    vote(means, honest.index, chain)
 }
 
 /// Whether a candidate is shown the other history.
@@ -60,11 +72,11 @@ impl Behaviour for ForkingLeader {
             return vec![Emission::Act(action)];
         };
         for message in &mut bundle.messages {
-            if let Some(other) = forked(message) {
+            if let Some(other) = self.fork(message) {
                 *message = other.into();
             }
         }
-        bundle.votes = bundle.votes.iter().filter_map(|honest| forked_vote(means, honest)).collect();
+        bundle.votes = bundle.votes.iter().filter_map(|honest| self.forked_vote(means, honest)).collect();
         send(id, to, bundle)
     }
 }
