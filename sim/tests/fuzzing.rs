@@ -1,46 +1,51 @@
 //! Runs drawn from seeds, under all checkers.
 
+use iota_sim::faults::Fault;
 use iota_sim::fuzz::{self, Case};
 use iota_sim::shrink::shrink;
 
-/// Seeds tried each time the tests run.
-const SEEDS: u64 = 60;
-/// Nodes of each run.
+/// Nodes of each run, unless a seed says otherwise.
 const NODES: usize = 12;
 
-#[test]
-fn no_seed_breaks_a_rule() {
-    let failed: Vec<String> = (0..SEEDS)
-        .map(|seed| fuzz::draw(seed, NODES))
-        .filter_map(|case| fuzz::run(&case).failure().map(|violation| format!("{case}: {violation}")))
+/// Runs what is drawn from these seeds; objects to the first failures all together, each with the command that replays it.
+fn none_fails(cases: impl Iterator<Item = Case>) {
+    let failed: Vec<String> = cases
+        .filter_map(|case| {
+            let outcome = fuzz::run(&case);
+            outcome.failure().map(|failure| format!("iota-sim replay {case}: {failure}"))
+        })
         .collect();
     assert!(failed.is_empty(), "{}", failed.join("\n"));
 }
 
-/// Hosts start with the old program and are restarted with the new one in any order, while everything else goes wrong too.
+#[test]
+fn no_seed_up_to_100_breaks_a_rule() {
+    none_fails((0..100).map(|seed| fuzz::draw(seed, NODES)));
+}
+
+#[test]
+fn no_seed_from_100_to_200_breaks_a_rule() {
+    none_fails((100..200).map(|seed| fuzz::draw(seed, NODES)));
+}
+
+#[test]
+fn no_seed_from_200_to_300_breaks_a_rule() {
+    none_fails((200..300).map(|seed| fuzz::draw(seed, NODES)));
+}
+
 #[test]
 fn no_seed_breaks_a_rule_while_the_swarm_is_upgraded() {
-    use iota_protocol::wire::Versions;
-    use iota_sim::faults::Fault;
-    use iota_sim::random::Random;
-    use std::time::Duration;
+    let upgraded = |case: &Case| case.faults.iter().any(|(_, fault)| matches!(fault, Fault::Reinstall(..)));
+    none_fails((300..).map(|seed| fuzz::draw(seed, NODES)).filter(upgraded).take(30));
+}
 
-    let upgraded = |seed: u64| {
-        let (mut case, mut random) = (fuzz::draw(seed, NODES), Random::new(seed, "fuzz upgrades"));
-        for host in 0..case.setup.hosts.len() {
-            case.setup.hosts[host].versions = Versions::FIRST;
-            let (at, pause) =
-                (random.duration(Duration::from_secs(3), case.healed_at), Duration::from_secs(2));
-            case.faults.push((at, Fault::Reinstall(host, Versions::new(1, 2), pause)));
-        }
-        case
-    };
-    let failed: Vec<String> = (0..SEEDS / 4)
-        .filter_map(|seed| {
-            fuzz::run(&upgraded(seed)).failure().map(|violation| format!("seed {seed}: {violation}"))
-        })
-        .collect();
-    assert!(failed.is_empty(), "{}", failed.join("\n"));
+/// What went wrong: 51 and 56, a leader alone proposed everybody's eviction until no range of the log could be proven;
+/// 284, everybody fetched one state over one uplink for ever; 351, stages stayed an epoch apart; 9 of 12 nodes, a newcomer
+/// learnt of nobody.
+#[test]
+fn seeds_that_failed_once_pass() {
+    let failed_once = [(51, 40), (56, 40), (284, 40), (351, 40), (9, 12)];
+    none_fails(failed_once.into_iter().map(|(seed, nodes)| fuzz::draw(seed, nodes)));
 }
 
 #[test]
@@ -66,7 +71,6 @@ fn a_case_that_does_not_fail_is_not_shrunk() {
 #[test]
 fn a_failing_case_is_shrunk_to_the_faults_that_matter() {
     use iota_sim::double::Double;
-    use iota_sim::faults::Fault;
     use std::time::Duration;
 
     // A candidate that forgets its log breaks a rule only if it crashes and comes back.

@@ -74,6 +74,8 @@ pub(super) struct CatchUp {
     provider: Option<PeerId>,
     retry_at: Instant,
     pause: Duration,
+    /// Aims not reached since the weights were last right.
+    failures: u32,
 }
 
 impl Transfer {
@@ -146,13 +148,6 @@ impl CatchUp {
         if weights.version == stage.version && !wrong_base {
             return;
         }
-        let closed =
-            stage.closed_epoch(weights.version).filter(|closed| closed.training.base == weights.hash);
-        if let Some(closed) = closed.filter(|_| weights.version.next() == stage.version) {
-            let aim = Aim::Outcome(index, weights.version, outcome_transfer(closed, me));
-            self.set(aim);
-            return;
-        }
         let holders: Vec<PeerId> = cx
             .state
             .replicas(index)
@@ -166,6 +161,14 @@ impl CatchUp {
                 })
             })
             .collect();
+        let closed = stage
+            .closed_epoch(weights.version)
+            .filter(|closed| closed.training.base == weights.hash && weights.version.next() == stage.version);
+        // The owners of the outcome may all have lost it. Then those who have applied it offer the whole state.
+        if let Some(closed) = closed.filter(|_| self.failures.is_multiple_of(2) || holders.is_empty()) {
+            self.set(Aim::Outcome(index, weights.version, outcome_transfer(closed, me)));
+            return;
+        }
         // Those who lack it begin with different replicas, so that not all of them ask the same one first.
         let first =
             me.0.iter().fold(0_usize, |sum, byte| sum.wrapping_mul(31).wrapping_add(usize::from(*byte)));
@@ -228,6 +231,7 @@ impl CatchUp {
     }
 
     fn fail(&mut self, now: Instant) {
+        self.failures = self.failures.wrapping_add(1);
         self.pause = backed_off(self.pause);
         self.retry_at = now + self.pause;
         self.set(Aim::None);
@@ -288,6 +292,7 @@ impl CatchUp {
     /// The engine has new weights.
     pub(super) fn finished(&mut self) {
         self.pause = Duration::ZERO;
+        self.failures = 0;
         self.retry_at = Instant::ZERO;
         self.set(Aim::None);
     }

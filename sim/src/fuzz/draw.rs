@@ -7,6 +7,7 @@ use std::time::Duration;
 use iota_protocol::RunSpec;
 use iota_protocol::spec::TrainingMode;
 use iota_protocol::time::Millis;
+use iota_protocol::wire::Versions;
 
 use super::Case;
 use crate::clock::Clock;
@@ -22,6 +23,12 @@ use crate::world::Setup;
 const KIND_CHANCE: f64 = 0.4;
 /// A disk this small holds a few activations.
 const SMALL_DISK_BYTES: u64 = 2 << 20;
+/// How often the program is upgraded in the course of a run.
+const UPGRADE_CHANCE: f64 = 0.2;
+/// When the first host may be restarted with the new program.
+const UPGRADE_FROM: Duration = Duration::from_secs(3);
+/// From the end of the old program to the start of the new one.
+const REINSTALL_TIME: Duration = Duration::from_secs(2);
 
 /// Draws a case, part by part.
 pub(super) struct Draw {
@@ -46,7 +53,9 @@ impl Draw {
         self.engines(&mut setup);
         self.hosts(&mut setup, present);
         let healed_at = self.random.duration(Duration::from_secs(40), Duration::from_secs(160));
-        let faults = self.faults(&setup, present, candidates, healed_at);
+        let mut faults = self.faults(&setup, present, candidates, healed_at);
+        self.upgrade(&mut setup, &mut faults, healed_at);
+        faults.sort_by_key(|(at, _)| *at);
         let (seed, nodes, without) = (self.seed, self.nodes, BTreeSet::new());
         Case { seed, nodes, without, setup, faults, healed_at }
     }
@@ -163,8 +172,21 @@ impl Draw {
                 kind(self, &mut faults, setup, candidates, until);
             }
         }
-        faults.sort_by_key(|(at, _)| *at);
         faults
+    }
+
+    /// Sometimes all hosts start with the old program and are restarted with the new one, in any order, while everything
+    /// else goes wrong too.
+    fn upgrade(&self, setup: &mut Setup, faults: &mut Vec<Scheduled>, until: Duration) {
+        let mut random = Random::new(self.seed, "fuzz upgrade");
+        if !random.chance(UPGRADE_CHANCE) {
+            return;
+        }
+        for (host, of) in setup.hosts.iter_mut().enumerate() {
+            of.versions = Versions::FIRST;
+            let (at, new) = (random.duration(UPGRADE_FROM, until), Versions::new(1, 2));
+            faults.push((at, Fault::Reinstall(host, new, REINSTALL_TIME)));
+        }
     }
 
     /// How often a fault of a kind that is drawn happens: once, now and then, or all the time.
