@@ -94,6 +94,9 @@ pub const TRANSFER_DEADLINE: Duration = Duration::from_secs(10);
 pub const PROPOSAL_GATHER: Duration = Duration::from_millis(5);
 /// Time a proposed decision may take before the leader proposes it again.
 pub const PROPOSAL_REPEAT: Duration = Duration::from_secs(2);
+/// Heartbeats between two announcements of the same thing, at most. Gossip that was lost is rare; a candidate that starts
+/// anew in the middle of an epoch waits so long for what it missed.
+pub const ANNOUNCE_HEARTBEATS_MAX: u32 = 4;
 
 const _: () = assert!(
     matches!(WIRE_VERSION - WIRE_VERSION_OLDEST, 0 | 1),
@@ -103,10 +106,8 @@ const _: () = assert!(
     WIRE_VERSION_OLDEST <= WIRE_VERSION_FIRST,
     "a run starts in a version that this program speaks; a run spec would have to name a later start"
 );
-const _: () = assert!(
-    CANDIDATES_MAX % 2 == 1,
-    "an even number of candidates tolerates no more failures than one fewer"
-);
+const _: () =
+    assert!(CANDIDATES_MAX % 2 == 1, "an even number of candidates tolerates no more crashes than one fewer");
 const _: () = assert!(PARTITIONS_MAX * 33 + 4096 <= ENTRY_BYTES_MAX, "an outcome fits a log entry");
 const _: () = assert!(REPLICAS_MAX * 128 <= ENTRY_BYTES_MAX, "a plan fits a log entry");
 const _: () = assert!(ENTRY_BYTES_MAX + 4096 <= GOSSIP_BYTES_MAX, "a certified entry fits a gossip message");

@@ -24,7 +24,7 @@ pub use job::{Job, JobDone};
 pub use outbox::{Action, Notice, Outbox};
 
 use crate::id::{Epoch, Hash, PeerId, SampleId, StageIndex};
-use crate::limits::{HELD_ACTIVATIONS_MAX, TRANSFER_DEADLINE};
+use crate::limits::{ANNOUNCE_HEARTBEATS_MAX, HELD_ACTIVATIONS_MAX, TRANSFER_DEADLINE};
 use crate::peer::book::Book;
 use crate::run_state::RunState;
 use crate::spec::{Bottleneck, RunSpec};
@@ -43,9 +43,6 @@ const MANIFESTS_KEPT: usize = 2048;
 /// Peers that fetch a state from here at a time. Whoever has it becomes a provider itself, so a stage of *n* is served in
 /// log *n* rounds, while *n* transfers at once over one uplink would all take longer than a transfer may.
 const STATE_SERVED_MAX: usize = 4;
-/// Heartbeats between two announcements of the same thing, at most. Gossip that was lost is rare; a candidate that starts
-/// anew in the middle of an epoch waits so long for what it missed.
-const ANNOUNCE_HEARTBEATS_MAX: u32 = 4;
 
 /// What a machine may look at and write to while it handles an input.
 pub struct Context<'a> {

@@ -9,12 +9,13 @@ mod upgrade;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
+use std::time::Duration;
 
 use balance::Balance;
 use upgrade::Upgrade;
 
 use crate::id::{Epoch, Hash, LogIndex, PartitionIndex, PeerId, StageIndex};
-use crate::limits::PROPOSAL_REPEAT;
+use crate::limits::{ANNOUNCE_HEARTBEATS_MAX, PROPOSAL_REPEAT};
 use crate::merge::agreement::{AgreementMatrix, Tally, Verdict};
 use crate::peer::book::Book;
 use crate::run_state::{Phase, Plan, RunState, Stage, Training};
@@ -57,6 +58,8 @@ pub struct Orchestrator {
     upgrade: Upgrade,
     /// Since when this candidate could have heard of anybody: its start, or its return from a pause.
     listening_since: Option<Instant>,
+    /// When it came to lead.
+    leads_since: Instant,
 }
 
 impl Orchestrator {
@@ -100,10 +103,27 @@ impl Orchestrator {
     }
 
     /// This candidate has just come to lead. What it proposed when it led before was decided or dropped meanwhile, and
-    /// whom it did not hear may have been heard by the one who led.
+    /// whom it did not hear may have been heard by the one who led. How long stages have been at what they do it knows
+    /// from [`follow`](Self::follow): leaders that follow upon each other faster than a deadline do not put it off.
     pub fn handle_leadership(&mut self, now: Instant) {
-        self.handle_pause(now);
+        self.listening_since = Some(now);
+        self.leads_since = now;
+        self.upgrade.handle_pause();
         self.proposed.clear();
+    }
+
+    /// Looks on while another candidate leads.
+    pub fn follow(&mut self, now: Instant, state: &RunState, book: &Book) {
+        self.observe(now, state);
+        if !self.hears_majority(now, state, book) {
+            self.handle_pause(now);
+        }
+    }
+
+    /// Whether it has led for so long that whatever was announced to the last leader was announced again.
+    fn is_informed(&self, now: Instant, state: &RunState) -> bool {
+        let heartbeat = state.spec().timing.heartbeat.duration();
+        now.since(self.leads_since) >= heartbeat * (ANNOUNCE_HEARTBEATS_MAX + 1)
     }
 
     /// Whether this candidate hears a majority of the candidates. One that does not has lost its own connection, as far as
@@ -206,8 +226,8 @@ impl Orchestrator {
         }
     }
 
-    fn waited(&self, now: Instant, stage: StageIndex) -> std::time::Duration {
-        self.doing.get(&stage).map_or(std::time::Duration::ZERO, |(_, since)| now.since(*since))
+    fn waited(&self, now: Instant, stage: StageIndex) -> Duration {
+        self.doing.get(&stage).map_or(Duration::ZERO, |(_, since)| now.since(*since))
     }
 
     /// Opens the next epoch of a waiting stage, once its miners agree on the weights to start from.
@@ -260,7 +280,7 @@ impl Orchestrator {
         let live: Vec<PeerId> = training.deal.live().collect();
         let (waited, deadline) = (self.waited(now, index), spec.timing.epoch_deadline.duration());
         let missing = live.iter().any(|peer| !self.manifests.contains_key(&(index, *peer)));
-        if missing && waited < deadline && !training.cut_off {
+        if missing && (waited < deadline && !training.cut_off || !self.is_informed(now, state)) {
             // Somebody is still at work, as is most often so: what the others submitted is looked at when it matters.
             return Vec::new();
         }
@@ -337,7 +357,8 @@ impl Orchestrator {
     ) -> Vec<Decision> {
         let (epoch, attempt) = (training.epoch, plan.attempt);
         let deadline = state.spec().timing.merge_deadline.duration();
-        let waited = self.waited(now, stage);
+        // A leader that has just taken over has not heard of what is not announced again yet.
+        let waited = if self.is_informed(now, state) { self.waited(now, stage) } else { Duration::ZERO };
         let empty = Tally::default();
         let tally = self.tallies.get(&(stage, epoch, attempt)).unwrap_or(&empty);
 

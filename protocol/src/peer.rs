@@ -570,9 +570,22 @@ impl<S: Storage<LogBytes>> Peer<S> {
         }
         self.now = self.now.max(now);
         self.pump_candidate(now);
-        if self.outdated.is_some() {
-            return;
+        // What a miner says may be decided at once, if its own process leads alone, and be a reason to say more.
+        while self.outdated.is_none() {
+            let applied = self.state.applied();
+            self.pump_roles(now);
+            self.pump_candidate(now);
+            if self.state.applied() == applied {
+                break;
+            }
         }
+        for id in self.out.take_state_requests() {
+            self.asked.insert(id, Asked::State);
+        }
+    }
+
+    /// What follows for every role but the candidate's.
+    fn pump_roles(&mut self, now: Instant) {
         self.fetch_log(now);
         self.with_miner(now, |miner, cx| miner.pump(cx));
         for message in self.out.take_own() {
@@ -586,10 +599,6 @@ impl<S: Storage<LogBytes>> Peer<S> {
         }
         if now >= self.record_due || self.miner.as_mut().is_some_and(Miner::take_news) {
             self.publish_record(now);
-        }
-        self.pump_candidate(now);
-        for id in self.out.take_state_requests() {
-            self.asked.insert(id, Asked::State);
         }
     }
 

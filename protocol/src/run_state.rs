@@ -87,6 +87,7 @@ impl RunState {
             phase: Phase::Waiting,
             closed: VecDeque::new(),
             partitions: spec.partitions(count),
+            attempt: 0,
         };
         Self {
             run: spec.run_id(),
@@ -251,7 +252,8 @@ impl RunState {
             Phase::Training(training) => {
                 if training.deal.is_live(peer) && !training.deal.release(peer) {
                     // It was the last one: the epoch starts over when the stage has a miner again.
-                    stage.phase = Phase::Waiting;
+                    let attempt = training.attempt;
+                    stage.empty(attempt);
                 }
             }
             Phase::Merging(training, _) => {
@@ -280,7 +282,8 @@ impl RunState {
             return None;
         }
         let deal = Deal::new(run, index, epoch, epoch_samples(epoch, count), members);
-        stage.phase = Phase::Training(Training { epoch, base, opened, deal, attempt: 0, cut_off: false });
+        let attempt = stage.attempt;
+        stage.phase = Phase::Training(Training { epoch, base, opened, deal, attempt, cut_off: false });
         Some(vec![StateEvent::EpochOpened(index, epoch, members.len())])
     }
 
@@ -294,9 +297,9 @@ impl RunState {
 
     fn release(&mut self, stage: StageIndex, epoch: Epoch, peer: PeerId) -> Option<Vec<StateEvent>> {
         let training = self.training_mut(stage, epoch).filter(|training| training.deal.is_live(peer))?;
-        let emptied = !training.deal.release(peer);
+        let (emptied, attempt) = (!training.deal.release(peer), training.attempt);
         if let (true, Some(stage)) = (emptied, self.stages.get_mut(stage.as_usize())) {
-            stage.phase = Phase::Waiting;
+            stage.empty(attempt);
         }
         Some(vec![StateEvent::Released(stage, epoch, peer)])
     }
@@ -395,7 +398,11 @@ impl RunState {
         }
         training.attempt = attempt.saturating_add(1);
         let emptied = lost.iter().any(|peer| training.deal.is_live(*peer) && !training.deal.release(*peer));
-        stage.phase = if emptied { Phase::Waiting } else { Phase::Training(training) };
+        if emptied {
+            stage.empty(attempt);
+        } else {
+            stage.phase = Phase::Training(training);
+        }
         Some(vec![StateEvent::Aborted(index, epoch, lost.to_vec())])
     }
 

@@ -69,6 +69,34 @@ fn a_leader_that_has_just_started_gives_members_time_to_be_heard() {
 }
 
 #[test]
+fn leaders_that_follow_upon_each_other_put_no_deadline_off() {
+    let (stage, epoch) = (StageIndex(0), Epoch(0));
+    let candidates = vec![Candidate { peer: MEMBER, priority: 0 }];
+    let spec = RunSpec { orchestrator: OrchestratorSpec { candidates }, ..RunSpec::default() };
+    let (deadline, heartbeat) = (spec.timing.epoch_deadline.duration(), spec.timing.heartbeat.duration());
+    let mut state = RunState::new(Arc::new(spec), &[10; 3]);
+    let open = Decision::OpenEpoch { stage, epoch, base: Hash::default(), members: vec![(MEMBER, 1)] };
+    for (index, decision) in [Decision::Admit { peer: MEMBER, stage }, open].into_iter().enumerate() {
+        let entry = Entry { proposer: MEMBER, decision };
+        state.apply(LogIndex(index as u64), Hash::default(), Some(&entry));
+    }
+    let (mut candidate, mut book, start) = (Orchestrator::default(), Book::default(), Instant::from_nanos(1));
+    candidate.follow(start, &state, &book);
+    let record = Arc::new(crate::wire::message::PeerRecord { miner: true, ..record() });
+    let hear = |book: &mut Book, at| book.insert(at, MEMBER, Arc::clone(&record)).expect("a valid record");
+    hear(&mut book, start);
+    candidate.follow(start, &state, &book);
+    let leads = start + deadline * CUTOFF_DEADLINES;
+    hear(&mut book, leads);
+    candidate.handle_leadership(leads);
+    assert_eq!(candidate.propose(leads, &state, &book, 8), [], "what was announced to others comes again");
+    let informed = leads + heartbeat * (ANNOUNCE_HEARTBEATS_MAX + 1);
+    hear(&mut book, informed);
+    let proposed = candidate.propose(informed, &state, &book, 8);
+    assert!(proposed.contains(&Decision::Cutoff { stage, epoch }), "{proposed:?}");
+}
+
+#[test]
 fn an_epoch_that_opens_again_forgets_what_was_submitted_before() {
     let (stage, epoch, base) = (StageIndex(0), Epoch(0), Hash::default());
     let candidates = vec![Candidate { peer: PeerId([1; 32]), priority: 0 }];

@@ -168,6 +168,10 @@ impl<S: Storage<LogBytes>> Candidate<S> {
             self.pending = 0;
         }
         self.led = leads;
+        if !leads && now >= self.look_due {
+            self.look_due = now + CONSENSUS_TICK;
+            self.orchestrator.follow(now, state, book);
+        }
         let due = now >= self.look_due || self.news && now >= self.gathers_until;
         if !leads || !due {
             return false;

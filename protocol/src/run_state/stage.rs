@@ -68,6 +68,9 @@ pub struct Stage {
     pub closed: VecDeque<Closed>,
     /// Partitions of its flat vector.
     pub partitions: usize,
+    /// Number of the first merge plan when the epoch opens. An epoch that opens again counts on, so that nothing said of
+    /// an earlier plan is taken for one of the new.
+    pub attempt: u16,
 }
 
 impl Stage {
@@ -102,10 +105,17 @@ impl Stage {
         self.epoch(epoch).map(|training| &training.deal)
     }
 
+    /// Waits for members, since the last one is gone. `attempt` is the newest number that a plan may have been proposed under.
+    pub(super) fn empty(&mut self, attempt: u16) {
+        self.attempt = attempt.saturating_add(1);
+        self.phase = Phase::Waiting;
+    }
+
     /// Goes on to the next version.
     pub(super) fn settle(&mut self, closed: Closed) {
         self.version = closed.training.epoch.next();
         self.phase = Phase::Waiting;
+        self.attempt = 0;
         self.closed.push_back(closed);
         while self.closed.len() > CLOSED_EPOCHS_KEPT {
             self.closed.pop_front();

@@ -206,3 +206,19 @@ fn an_aborted_plan_returns_to_training_without_the_lost() {
     assert_eq!(fold.apply(plan(1, &[A, B])), [], "the lost are released");
     assert_eq!(fold.apply(plan(1, &[B])), [StateEvent::Planned(S, Epoch(0), 1, 1)]);
 }
+
+#[test]
+fn what_was_said_of_a_plan_does_not_hold_for_the_plan_of_an_epoch_that_opened_again() {
+    let mut fold = Fold::opened();
+    fold.apply(plan(0, &[A, B]));
+    let (stale_outcome, stale_plan) = (outcome(&fold, 0), plan(1, &[B]));
+    fold.apply(Decision::MergeAbort { stage: S, epoch: Epoch(0), attempt: 0, lost: vec![A] });
+    fold.apply(Decision::Release { stage: S, epoch: Epoch(0), peer: B });
+    assert!(matches!(fold.0.stages()[0].phase, Phase::Waiting), "nobody is left");
+    assert_eq!(fold.apply(open(0)), [StateEvent::EpochOpened(S, Epoch(0), 2)]);
+    assert_eq!(fold.apply(stale_plan), [], "proposed before it emptied");
+    assert_eq!(fold.apply(plan(2, &[A, B])), [StateEvent::Planned(S, Epoch(0), 2, 2)]);
+    assert_eq!(fold.apply(stale_outcome), [], "of other contributions");
+    let close = outcome(&fold, 2);
+    assert!(matches!(fold.apply(close)[..], [StateEvent::Merged(..)]));
+}

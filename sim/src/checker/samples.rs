@@ -6,8 +6,8 @@
 //! - the contributions that honest owners reduce are disjoint sets of samples, each within its submitter's share and
 //!   as large as its weight says;
 //! - the weights sum to no more than the epoch has samples;
-//! - they sum to less only after a cutoff of this epoch; or if a neighbouring stage settled the same epoch with samples
-//!   missing, which it refuses from then on; or if a member of the stage below lost its place or its process since the
+//! - they sum to less only after a cutoff of this epoch; or if another stage was cut off or settled the same epoch with samples missing,
+//!   which it refuses from then on, as do those who can not finish them without it; or if a member of the stage below lost its place or its process since the
 //!   epoch opened there, with gradients that nobody computes again once that stage has settled it; or if a submitter is not honest. Releases,
 //!   evictions and aborted plans lose nothing: what they take away is dealt to others and done again.
 //!
@@ -37,6 +37,7 @@ type Made = BTreeMap<Hash, Vec<(PeerId, Set)>>;
 pub struct Samples {
     history: History,
     per_epoch: u64,
+    stages: u16,
     /// What each honest host's engine accumulated since its last reset.
     accumulated: BTreeMap<HostIndex, BTreeSet<SampleId>>,
     /// Samples in honest contributions, by the hash of each of their partitions. Several may share one: all miners move the
@@ -59,6 +60,7 @@ impl Samples {
         Self {
             history: History::new(options),
             per_epoch: u64::from(options.spec.training.samples_per_epoch),
+            stages: options.spec.pipeline.stages,
             accumulated: BTreeMap::new(),
             contributed: BTreeMap::new(),
             settled: BTreeMap::new(),
@@ -71,7 +73,9 @@ impl Samples {
     }
 
     fn follow(&mut self, seen: &Observation<'_>) -> Result<(), Violation> {
-        let Self { history, per_epoch, settled, cut_off, contributed, merged, bereft, honest, .. } = self;
+        let Self {
+            history, per_epoch, stages, settled, cut_off, contributed, merged, bereft, honest, ..
+        } = self;
         history.follow(seen, |state, event| match event {
             StateEvent::CutOff(stage, epoch) => {
                 cut_off.insert((*stage, *epoch));
@@ -96,12 +100,11 @@ impl Samples {
             }
             StateEvent::Merged(stage, epoch, samples, _) => {
                 settled.insert((*stage, *epoch), *samples);
-                let near = [Some(stage.0), stage.0.checked_sub(1), stage.0.checked_add(1)];
-                let excused = near.into_iter().flatten().any(|near| {
-                    cut_off.contains(&(StageIndex(near), *epoch))
-                        || settled
-                            .get(&(StageIndex(near), *epoch))
-                            .is_some_and(|n| near != stage.0 && n < per_epoch)
+                // What one stage has no gradient for, no stage before or after it can finish.
+                let excused = (0..*stages).map(StageIndex).any(|other| {
+                    let short =
+                        settled.get(&(other, *epoch)).is_some_and(|n| other != *stage && n < per_epoch);
+                    cut_off.contains(&(other, *epoch)) || short
                 });
                 let excused = excused || bereft.contains(&(StageIndex(stage.0 + 1), *epoch));
                 let trusted = submitters(state, *stage, *epoch).all(|peer| honest.contains(&peer));
