@@ -39,13 +39,21 @@ fn no_seed_breaks_a_rule_while_the_swarm_is_upgraded() {
     none_fails((300..).map(|seed| fuzz::draw(seed, NODES)).filter(upgraded).take(30));
 }
 
-/// What went wrong: 51 and 56, a leader alone proposed everybody's eviction until no range of the log could be proven;
-/// 284, everybody fetched one state over one uplink for ever; 351, stages stayed an epoch apart; 9 of 12 nodes, a newcomer
-/// learnt of nobody.
+/// Seeds that failed once. What they had found:
+///
+/// - 51 and 56 of 40 nodes: a leader alone proposed everybody's eviction until no range of the log could be proven;
+/// - 284: everybody fetched one state over one uplink, for ever; 351: stages stayed an epoch apart;
+/// - 182, and 877 of 12 nodes: each new leader began every wait anew, and leaders changed faster than a deadline;
+/// - 12, 75, 201 and 314: a merge whose owners had all lost it was asked of them for ever, while replicas had the result;
+/// - 954: digests of a plan from before an epoch opened again counted for the plan of the same number after it, and an honest
+///   owner was evicted;
+/// - 1414: a miner did not look at what its own process had just decided until something else happened;
+/// - 636 and 1895: no fault of the swarm, but of the checker, which did not see that samples lost in one stage are lost in
+///   the one two above.
 #[test]
 fn seeds_that_failed_once_pass() {
-    let failed_once = [(51, 40), (56, 40), (284, 40), (351, 40), (9, 12)];
-    none_fails(failed_once.into_iter().map(|(seed, nodes)| fuzz::draw(seed, nodes)));
+    none_fails([51, 56, 182, 284, 351].into_iter().map(|seed| fuzz::draw(seed, 40)));
+    none_fails([12, 75, 201, 314, 636, 877, 954, 1414, 1895].into_iter().map(|seed| fuzz::draw(seed, NODES)));
 }
 
 #[test]
