@@ -132,6 +132,9 @@ struct SweepArgs {
     /// Stages of the swarm, where the law does not fix them
     #[arg(long, value_name = "K", default_value_t = 3)]
     stages: u16,
+    /// Samples under way at each miner of the first stage, over bandwidth and latency [default: the law's own]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..))]
+    window: Option<u16>,
     /// Miners of each stage, where the law does not fix them
     #[arg(long, value_name = "M", default_value_t = 4)]
     replicas: usize,
@@ -157,6 +160,8 @@ enum SweepArg {
     Bandwidth,
     /// Throughput over latency, against the roofline
     Latency,
+    /// Throughput over the samples under way, against the roofline
+    Window,
     /// What a node hears and does as the swarm grows
     Growth,
     /// Crashes per miner and hour
@@ -380,8 +385,15 @@ fn sweep(arguments: &SweepArgs, seeds: &[u64]) -> Result<Sweep, CliError> {
             let (miners, failures) = (20, [2, 6, 10, 14, 18]);
             valid_fraction::sweep(miners, 60, &[1, 2, 3], &failures, seeds)
         }
-        SweepArg::Bandwidth => laws::bandwidth(&values(&laws::BANDWIDTHS), seeds),
-        SweepArg::Latency => laws::latency(&values(&laws::LATENCIES), seeds),
+        SweepArg::Bandwidth => {
+            let window = arguments.window.unwrap_or(laws::BANDWIDTH_WINDOW);
+            laws::bandwidth(&values(&laws::BANDWIDTHS), window, seeds)
+        }
+        SweepArg::Latency => {
+            let window = arguments.window.unwrap_or(laws::LATENCY_WINDOW);
+            laws::latency(&values(&laws::LATENCIES), window, seeds)
+        }
+        SweepArg::Window => laws::window(&values(&laws::WINDOWS), seeds),
         SweepArg::Growth => laws::growth(&values(&laws::SIZES), seeds),
         SweepArg::FailureRate => {
             vary(&swarm, Parameter::FailureRate, &values(&[0.0, 2.0, 5.0, 10.0]), seeds, SWEEP_LIMIT)

@@ -17,6 +17,14 @@ pub const BANDWIDTHS: [f64; 6] = [3e5, 5e5, 8e5, 1.6e6, 6.4e6, 1e8];
 /// Seconds to the backbone, from where computing binds to where the window does.
 pub const LATENCIES: [f64; 6] = [0.001, 0.01, 0.05, 0.1, 0.2, 0.4];
 
+/// Samples under way at each miner of the first stage.
+pub const WINDOWS: [f64; 7] = [1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 64.0];
+/// The default, which a latency of tens of milliseconds exhausts.
+pub const LATENCY_WINDOW: u16 = 4;
+/// Wide enough for the stages to be busy, and narrow enough for all that a miner pushes at once to pass a slow link before
+/// a transfer's deadline.
+pub const BANDWIDTH_WINDOW: u16 = 8;
+
 /// Miners, from a swarm that fits a room to one that nobody has run.
 pub const SIZES: [f64; 5] = [100.0, 200.0, 300.0, 500.0, 1000.0];
 
@@ -29,17 +37,23 @@ fn pipeline(window: u16) -> Swarm {
     swarm
 }
 
-/// Throughput over bandwidth. The window is wide enough for the stages to be busy, and narrow enough for all that a miner
-/// pushes at once to pass before a transfer's deadline.
+/// Throughput over bandwidth.
 #[must_use]
-pub fn bandwidth(values: &[f64], seeds: &[u64]) -> Sweep {
-    vary(&pipeline(8), Parameter::Bandwidth, values, seeds, LIMIT)
+pub fn bandwidth(values: &[f64], window: u16, seeds: &[u64]) -> Sweep {
+    vary(&pipeline(window), Parameter::Bandwidth, values, seeds, LIMIT)
 }
 
-/// Throughput over latency, with the default window, which latency exhausts.
+/// Throughput over latency.
 #[must_use]
-pub fn latency(values: &[f64], seeds: &[u64]) -> Sweep {
-    vary(&pipeline(4), Parameter::Latency, values, seeds, LIMIT)
+pub fn latency(values: &[f64], window: u16, seeds: &[u64]) -> Sweep {
+    vary(&pipeline(window), Parameter::Latency, values, seeds, LIMIT)
+}
+
+/// Throughput over the window, on fast links. Samples are dealt to replicas at random, so that with few of them under way
+/// some replica has none to do while another has several.
+#[must_use]
+pub fn window(values: &[f64], seeds: &[u64]) -> Sweep {
+    vary(&pipeline(LATENCY_WINDOW), Parameter::Window, values, seeds, LIMIT)
 }
 
 /// What a miner hears and does in swarms of these sizes, all of five stages, with the same work for each miner and as many

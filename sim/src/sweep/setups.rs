@@ -35,6 +35,8 @@ pub enum Parameter {
     FailureRate,
     /// Owners of each partition.
     Redundancy,
+    /// Samples that a miner of the first stage has under way.
+    Window,
 }
 
 impl Parameter {
@@ -47,6 +49,7 @@ impl Parameter {
             Self::Latency => "latency",
             Self::FailureRate => "failure rate",
             Self::Redundancy => "redundancy",
+            Self::Window => "window",
         }
     }
 
@@ -59,6 +62,7 @@ impl Parameter {
             Self::Latency => "s",
             Self::FailureRate => "crashes per miner and hour",
             Self::Redundancy => "owners",
+            Self::Window => "samples",
         }
     }
 }
@@ -111,6 +115,7 @@ impl Swarm {
             Parameter::Latency => varied.link.latency = Duration::from_secs_f64(value),
             Parameter::FailureRate => varied.crashes_per_hour = value,
             Parameter::Redundancy => varied.spec.merge.redundancy = value as u16,
+            Parameter::Window => varied.spec.pipeline.window = value as u16,
         }
         varied
     }
