@@ -123,9 +123,26 @@ impl Balance {
         let after = |relative: f64| {
             (from.throughput() - from.pace * relative).min(to.throughput() + to.pace * relative)
         };
-        let best = from.miners.iter().max_by(|a, b| after(a.1).total_cmp(&after(b.1)).then(b.0.cmp(&a.0)))?;
+        let holders = holders(state, book, donor);
+        // Right after a merge the first to have applied it are the only ones that have the stage's weights.
+        let spared = |peer: PeerId| holders.iter().filter(|holder| **holder != peer).count() >= KEPT_MIN;
+        let best = from
+            .miners
+            .iter()
+            .filter(|(peer, _)| spared(*peer))
+            .max_by(|a, b| after(a.1).total_cmp(&after(b.1)).then(b.0.cmp(&a.0)))?;
         (after(best.1) >= to.throughput() * GAIN_MIN && after(best.1) > 0.0).then_some((best.0, slowest))
     }
+}
+
+/// Who says that it has the newest weights of `stage`, whose replica it is.
+fn holders(state: &RunState, book: &Book, stage: StageIndex) -> Vec<PeerId> {
+    let version = state.stage(stage).map_or(Epoch(0), |stage| stage.version);
+    let holds = |peer: &PeerId| {
+        let weights = book.record(*peer).and_then(|record| record.weights);
+        weights.is_some_and(|weights| (weights.stage, weights.version) == (stage, version))
+    };
+    state.replicas(stage).filter(holds).collect()
 }
 
 /// Whether `stage` has come far enough since what is noted of it.
