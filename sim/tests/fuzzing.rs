@@ -54,7 +54,9 @@ fn no_seed_breaks_a_rule_while_the_swarm_is_upgraded() {
 #[test]
 fn seeds_that_failed_once_pass() {
     none_fails([51, 56, 182, 284, 351].into_iter().map(|seed| fuzz::draw(seed, 40)));
-    none_fails([12, 75, 201, 314, 636, 877, 954, 1125, 1414, 1895].into_iter().map(|seed| fuzz::draw(seed, NODES)));
+    none_fails(
+        [12, 75, 201, 314, 636, 877, 954, 1125, 1414, 1895].into_iter().map(|seed| fuzz::draw(seed, NODES)),
+    );
 }
 
 #[test]

@@ -223,8 +223,9 @@ mod tests {
     use super::*;
     use crate::RunSpec;
     use crate::id::{Hash, LogIndex};
+    use crate::orchestrator::tests::record;
     use crate::spec::{Candidate, OrchestratorSpec};
-    use crate::wire::message::Entry;
+    use crate::wire::message::{Entry, PeerRecord, WeightsRecord};
 
     /// A run of stages with this many miners each, all waiting.
     fn waiting(sizes: &[u8]) -> RunState {
@@ -244,6 +245,17 @@ mod tests {
         state
     }
 
+    /// Who has said that it holds the weights its stage starts from.
+    fn heard(state: &RunState, peers: impl Fn(PeerId) -> bool) -> Book {
+        let mut book = Book::default();
+        for (peer, stage) in state.members().iter().filter(|(peer, _)| peers(**peer)) {
+            let weights = WeightsRecord { stage: *stage, version: Epoch(0), hash: Hash::default() };
+            let record = PeerRecord { weights: Some(weights), ..record() };
+            book.insert(Instant::from_nanos(1), *peer, Arc::new(record)).expect("a valid record");
+        }
+        book
+    }
+
     fn moved_to(decision: Option<Decision>) -> Option<StageIndex> {
         match decision {
             Some(Decision::Move { stage, .. }) => Some(stage),
@@ -253,7 +265,8 @@ mod tests {
 
     #[test]
     fn stages_that_wait_together_do_not_all_give_to_the_same_one() {
-        let (state, book, now) = (waiting(&[5, 5, 5, 2]), Book::default(), Instant::from_nanos(1));
+        let (state, now) = (waiting(&[5, 5, 5, 2]), Instant::from_nanos(1));
+        let book = heard(&state, |_| true);
         let mut balance = Balance::default();
         let mut relief = |donor: u16| moved_to(balance.relief(now, &state, &book, StageIndex(donor), true));
         let slowest = StageIndex(3);
@@ -266,11 +279,26 @@ mod tests {
 
     #[test]
     fn a_move_that_is_not_decided_in_time_is_counted_no_more() {
-        let (state, book, now) = (waiting(&[4, 2]), Book::default(), Instant::from_nanos(1));
+        let (state, now) = (waiting(&[4, 2]), Instant::from_nanos(1));
+        let book = heard(&state, |_| true);
         let mut balance = Balance::default();
         assert_eq!(moved_to(balance.relief(now, &state, &book, StageIndex(0), true)), Some(StageIndex(1)));
         assert_eq!(moved_to(balance.relief(now, &state, &book, StageIndex(0), true)), None);
         let later = now + PROPOSAL_REPEAT;
         assert_eq!(moved_to(balance.relief(later, &state, &book, StageIndex(0), true)), Some(StageIndex(1)));
+    }
+
+    #[test]
+    fn nobody_is_moved_who_alone_has_the_newest_weights() {
+        let (state, now) = (waiting(&[4, 1]), Instant::from_nanos(1));
+        let moved = |holders: u8| {
+            let book = heard(&state, |peer| peer.0[0] <= holders);
+            Balance::default().relief(now, &state, &book, StageIndex(0), true)
+        };
+        assert_eq!([moved(0), moved(1)], [None, None]);
+        let stage = StageIndex(1);
+        // Of four the last two lack the weights, and may go.
+        let Some(Decision::Move { peer, stage: to }) = moved(2) else { panic!("one helps more there") };
+        assert_eq!((peer.0[0] > 2, to), (true, stage));
     }
 }

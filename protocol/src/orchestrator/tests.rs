@@ -7,7 +7,7 @@ use crate::wire::message::Entry;
 
 const MEMBER: PeerId = PeerId([2; 32]);
 
-fn record() -> crate::wire::message::PeerRecord {
+pub(super) fn record() -> crate::wire::message::PeerRecord {
     crate::wire::message::PeerRecord {
         sequence: 1,
         miner: false,
