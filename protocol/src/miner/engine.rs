@@ -113,6 +113,7 @@ impl Miner {
         let Some(work) = self.works.get_mut(&epoch) else { return };
         let tag = outbox::tag(work.stage, epoch);
         let manifest = work.submit(cx.state, self.me, partitions, |bytes| cx.out.store(bytes, &tag));
+        let Some(manifest) = manifest else { return };
         let hash = cx.out.store(crate::wire::encode(&manifest), &tag);
         self.manifests.insert(hash, Arc::new(HashedManifest { manifest, hash }));
         (self.announce_due, self.announce_pause) = (cx.now, Duration::ZERO);

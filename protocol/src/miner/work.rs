@@ -327,14 +327,18 @@ impl EpochWork {
         u32::try_from(u64::from(self.done()) * u64::from(steps).min(dealt) / dealt).unwrap_or(steps)
     }
 
-    /// Commits to the contribution; `store` keeps the receipts as a blob.
+    /// Commits to the contribution; `store` keeps the receipts as a blob. Nothing if samples were dealt here while the engine
+    /// made it: it would pass for one of them all.
     pub(super) fn submit(
         &mut self,
         state: &RunState,
         me: PeerId,
         partitions: Vec<Hash>,
         store: impl FnOnce(Vec<u8>) -> Hash,
-    ) -> Manifest {
+    ) -> Option<Manifest> {
+        if !matches!(self.progress, Progress::Contributing) {
+            return None;
+        }
         let receipts = self.receipts(state);
         let done: Vec<SampleId> = receipts.iter().map(|receipt| receipt.sample).collect();
         let dealt: Vec<SampleId> = self.samples.keys().copied().collect();
@@ -352,7 +356,7 @@ impl EpochWork {
             partitions,
         };
         self.progress = Progress::Submitted(Box::new(manifest.clone()));
-        manifest
+        Some(manifest)
     }
 
     fn receipts(&self, state: &RunState) -> Vec<Receipt> {
