@@ -42,6 +42,12 @@ impl Miner {
                 self.catch_up.finished();
             }
             JobDone::Reset => cleaned = true,
+            // Of an epoch that was given up meanwhile. It may have opened again, and the engine will forget this.
+            JobDone::Forwarded { .. }
+            | JobDone::Finished { .. }
+            | JobDone::Stepped { .. }
+            | JobDone::Contributed { .. }
+                if self.dirty => {}
             JobDone::Forwarded { epoch, sample, output } => {
                 smooth(&mut self.pace.forward, seconds);
                 self.with_work(epoch, |work| work.forwarded(sample, output));
