@@ -4,7 +4,7 @@
 //! miners would do more good in the slowest stage, and moves the one whose move raises the slower of the two the most:
 //! the adaptive rebalancing of SWARM (Ryabinin et al. 2023, section 3.2), without its random victim and with three guards.
 //! A move must gain [`GAIN_MIN`], since the mover trains nothing while it fetches its new stage's weights; a stage keeps
-//! [`KEPT_MIN`] miners; and one that took a miner gives none, nor takes one that gave, until that miner had the time to show
+//! [`KEPT_MIN`] miners that say they hold its newest weights; and one that took a miner gives none, nor takes one that gave, until that miner had the time to show
 //! its effect. The slowest stage may take several at once, each counted from the moment its move is decided.
 
 use std::collections::BTreeMap;
