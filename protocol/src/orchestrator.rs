@@ -28,10 +28,12 @@ use crate::wire::message::{Decision, DigestReport, EvictReason, Submission};
 /// Largest weight of a member in a deal; the fastest has it, the others a share. Coarse, so that the
 /// noise of a measurement does not unbalance equal machines.
 const WEIGHT_MAX: u64 = 8;
-/// Multiples of the epoch deadline after which the epoch is cut off; a stage beside which the epoch has been settled is
-/// given one from then on. What it lacks then will not come, and a stage that waited as long as the others wait for it
-/// would never be in step with them again. One later a quorum of submissions is merged, two
-/// later whatever there is. If there is nothing, another deadline later the epoch is opened again, or passed over.
+/// Multiples of the epoch deadline after which the epoch is cut off. One later a quorum of submissions is merged, two later
+/// whatever there is. If there is nothing, another deadline later the epoch is opened again, or passed over.
+///
+/// A stage beside which the epoch has been settled is cut off one deadline from then on, and one later merges what there is
+/// or passes the epoch over. What it lacks then will not come, and a stage that waited as long as the others wait for it would
+/// never be in step with them again: where a tail has settled alone, each stage above waits for the one below.
 const CUTOFF_DEADLINES: u32 = 2;
 /// Owners of a disputed partition, if there are so many miners. Seven outvote three liars who agree.
 const DISPUTE_OWNERS: usize = 7;
@@ -301,12 +303,15 @@ impl Orchestrator {
             return plan(submissions).into_iter().collect();
         }
         let quorum = quorum(spec.merge.quorum, live.len());
+        let overtaken = self.overtaken.get(&index).map_or(Duration::ZERO, |(_, since)| now.since(*since));
+        let hopeless = overtaken >= deadline * 2;
         let enough = waited >= deadline * (CUTOFF_DEADLINES + 1) && submissions.len() >= quorum
-            || waited >= deadline * (CUTOFF_DEADLINES + 2);
+            || waited >= deadline * (CUTOFF_DEADLINES + 2)
+            || hopeless;
         if training.cut_off && enough && !submissions.is_empty() {
             return plan(submissions).into_iter().collect();
         }
-        if training.cut_off && waited >= deadline * (CUTOFF_DEADLINES + 3) {
+        if training.cut_off && (hopeless || waited >= deadline * (CUTOFF_DEADLINES + 3)) {
             // Nobody has anything: what they wait for went to processes that are gone. If a stage beside has settled the
             // epoch, nobody will send it again; else it starts over.
             if state.settled_beside(stage, epoch) {
@@ -314,8 +319,7 @@ impl Orchestrator {
             }
             return live.into_iter().map(|peer| Decision::Release { stage, epoch, peer }).collect();
         }
-        let overtaken = self.overtaken.get(&index).is_some_and(|(_, since)| now.since(*since) >= deadline);
-        if !training.cut_off && (waited >= deadline * CUTOFF_DEADLINES || overtaken) {
+        if !training.cut_off && (waited >= deadline * CUTOFF_DEADLINES || overtaken >= deadline) {
             return vec![Decision::Cutoff { stage, epoch }];
         }
         if waited >= deadline && submissions.len() >= quorum {
