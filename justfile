@@ -30,6 +30,10 @@ up *arguments:
 bench name:
     cargo bench --workspace --bench {{ name }}
 
+# Plants known bugs in a copy of the sources and shows which seed of the fuzzer finds each; a quarter of an hour.
+mutants *arguments:
+    sim/mutants/run {{ arguments }}
+
 # Licences, advisories, banned crates and sources of the dependencies.
 deny:
     cargo deny check
