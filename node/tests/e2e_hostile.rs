@@ -133,24 +133,6 @@ impl Drop for Alone {
     }
 }
 
-fn record(sequence: u64) -> PeerRecord {
-    PeerRecord {
-        sequence,
-        miner: false,
-        validator: false,
-        multiaddrs: Vec::new(),
-        data_addresses: Vec::new(),
-        log_length: 0,
-        weights: None,
-        done: 0,
-        assigned: 0,
-        credits: 0,
-        speed_milli: 0,
-        tokens: 0,
-        wire_version_max: 1,
-    }
-}
-
 fn manifest(sequence: u64, peer: PeerId, epoch: u32) -> MergeMessage {
     let hash = Hash::of(b"none");
     MergeMessage::Manifest(ManifestAnnounce {
@@ -186,21 +168,21 @@ async fn hostile_gossip_is_refused_for_its_reason_and_the_run_goes_on() {
 
     let liar = node.stranger(0x30).await;
     let truncated = |number| {
-        let whole = seal(&liar.identity, run, &record(number));
+        let whole = seal(&liar.identity, run, &PeerRecord::new(number));
         whole[..whole.len() - 7].to_vec()
     };
     node.gossip(&liar, Topic::Records, ("rejected", "malformed"), truncated).await;
     liar.stop().await;
 
     let liar = node.stranger(0x31).await;
-    let other_run = |number| seal(&liar.identity, RunId([9; 32]), &record(number));
+    let other_run = |number| seal(&liar.identity, RunId([9; 32]), &PeerRecord::new(number));
     node.gossip(&liar, Topic::Records, ("rejected", "signature"), other_run).await;
     liar.stop().await;
 
     let liar = node.stranger(0x32).await;
     let forged = |number| {
         // Signed by the liar, said to be the node's.
-        let mut bytes = seal(&liar.identity, run, &record(number));
+        let mut bytes = seal(&liar.identity, run, &PeerRecord::new(number));
         let (own, victim) = (liar.identity.peer().0, node.target.peer.0);
         let at = bytes.windows(32).position(|part| part == own).expect("the sender's name");
         bytes[at..at + 32].copy_from_slice(&victim);
@@ -238,7 +220,7 @@ async fn hostile_gossip_is_refused_for_its_reason_and_the_run_goes_on() {
         |number| seal(&late.identity, run, &manifest(1_000_000 + number, late.identity.peer(), u32::MAX));
     node.gossip(&late, MERGES, ("ignored", "not_entitled"), stranger).await;
     // The first of these is news; the others have lower numbers.
-    let replayed = |number| seal(&late.identity, run, &record(1_000_000 - number));
+    let replayed = |number| seal(&late.identity, run, &PeerRecord::new(1_000_000 - number));
     node.gossip(&late, Topic::Records, ("ignored", "replay"), replayed).await;
     late.stop().await;
 

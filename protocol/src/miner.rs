@@ -354,8 +354,7 @@ impl Miner {
         from: PeerId,
         has: impl Fn(Option<WeightsRecord>) -> bool,
     ) -> bool {
-        let weights = |peer: &PeerId| cx.book.record(*peer).and_then(|record| record.weights);
-        self.serving.retain(|peer, until| cx.now < *until && !has(weights(peer)));
+        self.serving.retain(|peer, until| cx.now < *until && !has(cx.book.weights(*peer)));
         let room = self.serving.len() < STATE_SERVED_MAX || self.serving.contains_key(&from);
         if room {
             self.serving.insert(from, cx.now + TRANSFER_DEADLINE);

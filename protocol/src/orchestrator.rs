@@ -248,9 +248,7 @@ impl Orchestrator {
         let mut ready: BTreeMap<Hash, Vec<PeerId>> = BTreeMap::new();
         let mut expected = 0_usize;
         for peer in state.replicas(index) {
-            let Some(weights) =
-                book.record(peer).and_then(|record| record.weights).filter(|weights| weights.stage == index)
-            else {
+            let Some(weights) = book.weights(peer).filter(|weights| weights.stage == index) else {
                 continue;
             };
             if weights.version == stage.version {
@@ -420,6 +418,15 @@ impl Orchestrator {
     }
 }
 
+/// The replicas of `stage` that say they hold its newest weights.
+fn holders(state: &RunState, book: &Book, stage: StageIndex) -> impl Iterator<Item = PeerId> {
+    let newest = state.stage(stage).map(|of| (stage, of.version));
+    state.replicas(stage).filter(move |peer| {
+        let weights = book.weights(*peer);
+        weights.is_some_and(|weights| Some((weights.stage, weights.version)) == newest)
+    })
+}
+
 /// How many of `members` make a quorum of share `share`: at least one.
 #[expect(
     clippy::cast_possible_truncation,
@@ -434,10 +441,8 @@ fn quorum(share: f64, members: usize) -> usize {
 /// Whether the run has begun, or every stage has the miners it waits for.
 fn started(state: &RunState, book: &Book) -> bool {
     let ready = |stage: StageIndex| {
-        let replicas = state.replicas(stage).filter(|peer| {
-            let weights = book.record(*peer).and_then(|record| record.weights);
-            weights.is_some_and(|weights| weights.stage == stage)
-        });
+        let has_some = |peer: &PeerId| book.weights(*peer).is_some_and(|weights| weights.stage == stage);
+        let replicas = state.replicas(stage).filter(has_some);
         replicas.count() >= usize::from(state.spec().pipeline.start_replicas)
     };
     balance::begun(state) || state.spec().stages().all(ready)

@@ -252,8 +252,7 @@ impl RunState {
             Phase::Training(training) => {
                 if training.deal.is_live(peer) && !training.deal.release(peer) {
                     // It was the last one: the epoch starts over when the stage has a miner again.
-                    let attempt = training.attempt;
-                    stage.empty(attempt);
+                    stage.empty();
                 }
             }
             Phase::Merging(training, _) => {
@@ -297,9 +296,9 @@ impl RunState {
 
     fn release(&mut self, stage: StageIndex, epoch: Epoch, peer: PeerId) -> Option<Vec<StateEvent>> {
         let training = self.training_mut(stage, epoch).filter(|training| training.deal.is_live(peer))?;
-        let (emptied, attempt) = (!training.deal.release(peer), training.attempt);
+        let emptied = !training.deal.release(peer);
         if let (true, Some(stage)) = (emptied, self.stages.get_mut(stage.as_usize())) {
-            stage.empty(attempt);
+            stage.empty();
         }
         Some(vec![StateEvent::Released(stage, epoch, peer)])
     }
@@ -399,7 +398,7 @@ impl RunState {
         training.attempt = attempt.saturating_add(1);
         let emptied = lost.iter().any(|peer| training.deal.is_live(*peer) && !training.deal.release(*peer));
         if emptied {
-            stage.empty(attempt);
+            stage.empty();
         } else {
             stage.phase = Phase::Training(training);
         }

@@ -153,21 +153,7 @@ fn a_candidate_that_does_not_speak_the_version_signs_no_certificate_of_it() {
 fn whoever_is_heard_in_a_newer_version_is_asked_for_the_log_that_says_why() {
     let mut old = miner(Versions::FIRST);
     old.handle_timeout(NOW);
-    let record = PeerRecord {
-        sequence: 1,
-        miner: true,
-        validator: false,
-        multiaddrs: Vec::new(),
-        data_addresses: Vec::new(),
-        log_length: 1,
-        weights: None,
-        done: 0,
-        assigned: 0,
-        credits: 0,
-        speed_milli: 0,
-        tokens: 0,
-        wire_version_max: 2,
-    };
+    let record = PeerRecord { miner: true, log_length: 1, wire_version_max: 2, ..PeerRecord::new(1) };
     let (sender, run) = (identity(3).peer(), spec().run_id());
     actions(&mut old);
     let heard = old.handle_gossip(NOW, Topic::Records, &seal_in(2, &identity(3), run, &record));

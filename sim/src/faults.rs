@@ -3,6 +3,7 @@
 use std::fmt;
 use std::time::Duration;
 
+use iota_protocol::limits::WIRE_VERSION_FIRST;
 use iota_protocol::wire::Versions;
 use iota_protocol::{Epoch, StageIndex};
 
@@ -41,6 +42,17 @@ pub enum Fault {
     DropGossip(f64),
     /// Each host hears each gossiped message a second time with this probability.
     RepeatGossip(f64),
+}
+
+/// What it takes to start a host's process as another program: less than its place waits for it.
+const REINSTALL_TIME: Duration = Duration::from_secs(2);
+
+impl Fault {
+    /// A process of the first program is replaced by one that speaks the next wire version, too.
+    #[must_use]
+    pub const fn upgrade(host: HostIndex) -> Self {
+        Self::Reinstall(host, Versions::new(WIRE_VERSION_FIRST, WIRE_VERSION_FIRST + 1), REINSTALL_TIME)
+    }
 }
 
 impl fmt::Display for Fault {

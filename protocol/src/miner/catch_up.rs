@@ -74,8 +74,8 @@ pub(super) struct CatchUp {
     provider: Option<PeerId>,
     retry_at: Instant,
     pause: Duration,
-    /// Aims not reached since the weights were last right.
-    failures: u32,
+    /// Whether a replica's state is tried before the outcome of a merge. Changes with each aim that was not reached.
+    state_first: bool,
 }
 
 impl Transfer {
@@ -153,8 +153,7 @@ impl CatchUp {
             .replicas(index)
             .filter(|peer| *peer != me)
             .filter(|peer| {
-                let theirs = cx.book.record(*peer).and_then(|record| record.weights);
-                theirs.is_some_and(|theirs| {
+                cx.book.weights(*peer).is_some_and(|theirs| {
                     theirs.stage == index
                         && theirs.version == stage.version
                         && !(wrong_base && theirs.hash == weights.hash)
@@ -165,7 +164,7 @@ impl CatchUp {
             .closed_epoch(weights.version)
             .filter(|closed| closed.training.base == weights.hash && weights.version.next() == stage.version);
         // The owners of the outcome may all have lost it. Then those who have applied it offer the whole state.
-        if let Some(closed) = closed.filter(|_| self.failures.is_multiple_of(2) || holders.is_empty()) {
+        if let Some(closed) = closed.filter(|_| !self.state_first || holders.is_empty()) {
             self.set(Aim::Outcome(index, weights.version, outcome_transfer(closed, me)));
             return;
         }
@@ -231,7 +230,7 @@ impl CatchUp {
     }
 
     fn fail(&mut self, now: Instant) {
-        self.failures = self.failures.wrapping_add(1);
+        self.state_first = !self.state_first;
         self.pause = backed_off(self.pause);
         self.retry_at = now + self.pause;
         self.set(Aim::None);
@@ -292,7 +291,7 @@ impl CatchUp {
     /// The engine has new weights.
     pub(super) fn finished(&mut self) {
         self.pause = Duration::ZERO;
-        self.failures = 0;
+        self.state_first = false;
         self.retry_at = Instant::ZERO;
         self.set(Aim::None);
     }

@@ -4,11 +4,13 @@
 //! miners would do more good in the slowest stage, and moves the one whose move raises the slower of the two the most:
 //! the adaptive rebalancing of SWARM (Ryabinin et al. 2023, section 3.2), without its random victim and with three guards.
 //! A move must gain [`GAIN_MIN`], since the mover trains nothing while it fetches its new stage's weights; a stage keeps
-//! [`KEPT_MIN`] miners that say they hold its newest weights; and one that took a miner gives none, nor takes one that gave, until that miner had the time to show
-//! its effect. The slowest stage may take several at once, each counted from the moment its move is decided.
+//! [`KEPT_MIN`] miners that say they hold its newest weights; and one that took a miner gives none, nor takes one that gave,
+//! until that miner had the time to show its effect. The slowest stage may take several at once, each counted from the
+//! moment its move is decided.
 
 use std::collections::BTreeMap;
 
+use super::holders;
 use crate::id::{Epoch, PeerId, StageIndex};
 use crate::limits::PROPOSAL_REPEAT;
 use crate::peer::book::Book;
@@ -123,7 +125,7 @@ impl Balance {
         let after = |relative: f64| {
             (from.throughput() - from.pace * relative).min(to.throughput() + to.pace * relative)
         };
-        let holders = holders(state, book, donor);
+        let holders: Vec<PeerId> = holders(state, book, donor).collect();
         // Right after a merge the first to have applied it are the only ones that have the stage's weights.
         let spared = |peer: PeerId| holders.iter().filter(|holder| **holder != peer).count() >= KEPT_MIN;
         let best = from
@@ -133,16 +135,6 @@ impl Balance {
             .max_by(|a, b| after(a.1).total_cmp(&after(b.1)).then(b.0.cmp(&a.0)))?;
         (after(best.1) >= to.throughput() * GAIN_MIN && after(best.1) > 0.0).then_some((best.0, slowest))
     }
-}
-
-/// Who says that it has the newest weights of `stage`, whose replica it is.
-fn holders(state: &RunState, book: &Book, stage: StageIndex) -> Vec<PeerId> {
-    let version = state.stage(stage).map_or(Epoch(0), |stage| stage.version);
-    let holds = |peer: &PeerId| {
-        let weights = book.record(*peer).and_then(|record| record.weights);
-        weights.is_some_and(|weights| (weights.stage, weights.version) == (stage, version))
-    };
-    state.replicas(stage).filter(holds).collect()
 }
 
 /// Whether `stage` has come far enough since what is noted of it.

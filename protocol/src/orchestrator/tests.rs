@@ -3,26 +3,12 @@ use std::time::Duration;
 use super::*;
 use crate::limits::WIRE_VERSION;
 use crate::spec::{Candidate, OrchestratorSpec, RunSpec};
-use crate::wire::message::Entry;
+use crate::wire::message::{Entry, PeerRecord};
 
 const MEMBER: PeerId = PeerId([2; 32]);
 
-pub(super) fn record() -> crate::wire::message::PeerRecord {
-    crate::wire::message::PeerRecord {
-        sequence: 1,
-        miner: false,
-        validator: false,
-        multiaddrs: Vec::new(),
-        data_addresses: Vec::new(),
-        log_length: 0,
-        weights: None,
-        done: 0,
-        assigned: 0,
-        credits: 0,
-        speed_milli: 0,
-        tokens: 0,
-        wire_version_max: WIRE_VERSION,
-    }
+pub(super) fn record() -> PeerRecord {
+    PeerRecord { wire_version_max: WIRE_VERSION, ..PeerRecord::new(1) }
 }
 
 #[test]
@@ -82,7 +68,7 @@ fn leaders_that_follow_upon_each_other_put_no_deadline_off() {
     }
     let (mut candidate, mut book, start) = (Orchestrator::default(), Book::default(), Instant::from_nanos(1));
     candidate.follow(start, &state, &book);
-    let record = Arc::new(crate::wire::message::PeerRecord { miner: true, ..record() });
+    let record = Arc::new(PeerRecord { miner: true, ..record() });
     let hear = |book: &mut Book, at| book.insert(at, MEMBER, Arc::clone(&record)).expect("a valid record");
     hear(&mut book, start);
     candidate.follow(start, &state, &book);

@@ -12,6 +12,7 @@
 //! upgrade, and joins again when its program has been replaced. A peer that claims more than the next version counts
 //! for the next one only, so no claim takes the run further than all agree to.
 
+use super::holders;
 use crate::id::{Epoch, PeerId};
 use crate::limits::{UPGRADE_GRACE_DEADLINES, UPGRADE_THIRDS};
 use crate::peer::book::Book;
@@ -100,12 +101,8 @@ impl View<'_> {
     /// Whether a miner of each stage that speaks it holds the stage's weights. Anybody can build the initial ones.
     fn weights_stay(&self) -> bool {
         self.state.spec().stages().zip(self.state.stages()).all(|(index, stage)| {
-            let holds = |peer: PeerId| {
-                let weights = self.book.record(peer).and_then(|record| record.weights);
-                weights.is_some_and(|weights| (weights.stage, weights.version) == (index, stage.version))
-            };
-            stage.version == Epoch(0)
-                || self.state.replicas(index).any(|peer| holds(peer) && self.stance(peer) == Stance::Speaks)
+            let mut holders = holders(self.state, self.book, index);
+            stage.version == Epoch(0) || holders.any(|peer| self.stance(peer) == Stance::Speaks)
         })
     }
 
@@ -180,25 +177,13 @@ mod tests {
 
         fn hears(&mut self, i: u8, wire_version_max: u16) {
             self.sequence += 1;
-            let record = PeerRecord {
-                sequence: self.sequence,
-                miner: i > 10,
-                validator: false,
-                multiaddrs: Vec::new(),
-                data_addresses: Vec::new(),
-                log_length: 0,
-                weights: (i == self.holder).then(|| WeightsRecord {
-                    stage: StageIndex(0),
-                    version: Epoch(1),
-                    hash: Hash::default(),
-                }),
-                done: 0,
-                assigned: 0,
-                credits: 0,
-                speed_milli: 0,
-                tokens: 0,
-                wire_version_max,
-            };
+            let weights = (i == self.holder).then(|| WeightsRecord {
+                stage: StageIndex(0),
+                version: Epoch(1),
+                hash: Hash::default(),
+            });
+            let record =
+                PeerRecord { miner: i > 10, weights, wire_version_max, ..PeerRecord::new(self.sequence) };
             self.book.insert(self.now, peer(i), Arc::new(record)).expect("a valid record");
         }
 

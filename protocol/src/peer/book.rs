@@ -9,7 +9,7 @@ use crate::id::PeerId;
 use crate::limits::{ADDRESS_BYTES_MAX, ADDRESSES_MAX, BOOK_PEERS_MAX};
 use crate::time::Instant;
 use crate::wire::RejectReason;
-use crate::wire::message::PeerRecord;
+use crate::wire::message::{PeerRecord, WeightsRecord};
 
 /// What a record says that the one before did not.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -67,6 +67,12 @@ impl Book {
     #[must_use]
     pub fn record(&self, peer: PeerId) -> Option<&PeerRecord> {
         self.records.get(&peer).map(|(record, _)| &**record)
+    }
+
+    /// The weights that `peer` says it holds.
+    #[must_use]
+    pub fn weights(&self, peer: PeerId) -> Option<WeightsRecord> {
+        self.record(peer).and_then(|record| record.weights)
     }
 
     /// All records, in [`PeerId`] order.

@@ -168,12 +168,14 @@ impl<S: Storage<LogBytes>> Candidate<S> {
             self.pending = 0;
         }
         self.led = leads;
-        if !leads && now >= self.look_due {
-            self.look_due = now + CONSENSUS_TICK;
-            self.orchestrator.follow(now, state, book);
+        if !leads {
+            if now >= self.look_due {
+                self.look_due = now + CONSENSUS_TICK;
+                self.orchestrator.follow(now, state, book);
+            }
+            return false;
         }
-        let due = now >= self.look_due || self.news && now >= self.gathers_until;
-        if !leads || !due {
+        if now < self.look_due && !(self.news && now >= self.gathers_until) {
             return false;
         }
         self.news = false;

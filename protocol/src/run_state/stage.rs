@@ -105,9 +105,9 @@ impl Stage {
         self.epoch(epoch).map(|training| &training.deal)
     }
 
-    /// Waits for members, since the last one is gone. `attempt` is the newest number that a plan may have been proposed under.
-    pub(super) fn empty(&mut self, attempt: u16) {
-        self.attempt = attempt.saturating_add(1);
+    /// Waits for members, since the last one is gone. A plan may have been proposed under the epoch's newest number.
+    pub(super) fn empty(&mut self) {
+        self.attempt = self.training().map_or(self.attempt, |training| training.attempt.saturating_add(1));
         self.phase = Phase::Waiting;
     }
 

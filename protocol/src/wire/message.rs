@@ -109,6 +109,28 @@ pub struct WeightsRecord {
     pub hash: Hash,
 }
 
+impl PeerRecord {
+    /// A record that says nothing but its number, of a program that speaks the first wire version.
+    #[must_use]
+    pub const fn new(sequence: u64) -> Self {
+        Self {
+            sequence,
+            miner: false,
+            validator: false,
+            multiaddrs: Vec::new(),
+            data_addresses: Vec::new(),
+            log_length: 0,
+            weights: None,
+            done: 0,
+            assigned: 0,
+            credits: 0,
+            speed_milli: 0,
+            tokens: 0,
+            wire_version_max: first_version(),
+        }
+    }
+}
+
 impl Payload for PeerRecord {
     const KIND: &'static str = "record";
 

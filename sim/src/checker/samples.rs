@@ -6,10 +6,11 @@
 //! - the contributions that honest owners reduce are disjoint sets of samples, each within its submitter's share and
 //!   as large as its weight says;
 //! - the weights sum to no more than the epoch has samples;
-//! - they sum to less only after a cutoff of this epoch; or if another stage was cut off or settled the same epoch with samples missing,
-//!   which it refuses from then on, as do those who can not finish them without it; or if a member of the stage below lost its place or its process since the
-//!   epoch opened there, with gradients that nobody computes again once that stage has settled it; or if a submitter is not honest. Releases,
-//!   evictions and aborted plans lose nothing: what they take away is dealt to others and done again.
+//! - they sum to less only after a cutoff of this epoch; or if another stage was cut off or settled the same epoch with
+//!   samples missing, which it refuses from then on, as do those who cannot finish them without it; or if a member of the
+//!   stage below lost its place or its process since the epoch opened there, with gradients that nobody computes again
+//!   once that stage has settled it; or if a submitter is not honest. Releases, evictions and aborted plans lose nothing:
+//!   what they take away is dealt to others and done again.
 //!
 //! And an engine never accumulates a sample twice between two resets.
 

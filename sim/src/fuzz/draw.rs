@@ -27,8 +27,6 @@ const SMALL_DISK_BYTES: u64 = 2 << 20;
 const UPGRADE_CHANCE: f64 = 0.2;
 /// When the first host may be restarted with the new program.
 const UPGRADE_FROM: Duration = Duration::from_secs(3);
-/// From the end of the old program to the start of the new one.
-const REINSTALL_TIME: Duration = Duration::from_secs(2);
 
 /// Draws a case, part by part.
 pub(super) struct Draw {
@@ -184,8 +182,7 @@ impl Draw {
         }
         for (host, of) in setup.hosts.iter_mut().enumerate() {
             of.versions = Versions::FIRST;
-            let (at, new) = (random.duration(UPGRADE_FROM, until), Versions::new(1, 2));
-            faults.push((at, Fault::Reinstall(host, new, REINSTALL_TIME)));
+            faults.push((random.duration(UPGRADE_FROM, until), Fault::upgrade(host)));
         }
     }
 

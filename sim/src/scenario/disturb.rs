@@ -3,7 +3,6 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use iota_protocol::limits::WIRE_VERSION_FIRST;
 use iota_protocol::time::Millis;
 use iota_protocol::wire::Versions;
 use iota_protocol::{Epoch, StageIndex};
@@ -13,8 +12,6 @@ use crate::adversary::Kind;
 use crate::faults::{Fault, MergeFailure};
 use crate::network::{HostIndex, Link};
 
-/// What it takes to start a host's process as another program: less than its place waits for it.
-const RESTART_TIME: Duration = Duration::from_secs(2);
 /// Adversaries that cost samples, time or the quality of what is learnt and break no rule while most of their stage is
 /// honest. Left out are those that do: `framers` and `colluding-owners` settle merges that are wrong, `huge` makes honest
 /// sums overflow, a `copycat` has an honest miner's samples count twice, and a candidate that is `usurper`,
@@ -140,11 +137,10 @@ pub(super) fn preemption(plan: &mut Plan) {
 }
 
 pub(super) fn rolling_upgrade(plan: &mut Plan) {
-    let new = Versions::new(WIRE_VERSION_FIRST, WIRE_VERSION_FIRST + 1);
     let mut when = 1.0;
     for host in 0..plan.hosts() {
         plan.setup.hosts[host].versions = Versions::FIRST;
-        plan.at(when, Fault::Reinstall(host, new, RESTART_TIME));
+        plan.at(when, Fault::upgrade(host));
         when += 1.0;
     }
 }

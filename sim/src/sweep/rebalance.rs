@@ -289,19 +289,11 @@ impl Run {
 
     fn hear(&mut self, peer: PeerId, miner: bool, weights: Option<WeightsRecord>, speed_milli: u32) {
         let record = PeerRecord {
-            sequence: self.sequence,
             miner,
-            validator: false,
-            multiaddrs: Vec::new(),
-            data_addresses: Vec::new(),
-            log_length: 0,
             weights,
-            done: 0,
-            assigned: 0,
-            credits: 0,
             speed_milli,
-            tokens: 0,
             wire_version_max: WIRE_VERSION,
+            ..PeerRecord::new(self.sequence)
         };
         // A record without addresses breaks no limit.
         let _ = self.book.insert(self.now, peer, Arc::new(record));
