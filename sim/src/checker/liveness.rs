@@ -1,6 +1,7 @@
 //! Once nothing goes wrong any more, the run goes forward: every stage finishes an epoch within a bound, then the next,
 //! until all honest hosts know that the run is over and hold its last weights. An epoch may be passed over only if it first
-//! opened while things went wrong.
+//! opened while things went wrong; and none is cut off that began anew, as the one before it did, when all was well: what
+//! a cutoff loses is excused, so without this rule a protocol that forgets a sample now and then would only be slow.
 
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
@@ -24,8 +25,8 @@ pub struct Liveness {
     bound: Duration,
     /// When each stage last finished an epoch, or passed over one.
     settled: BTreeMap<StageIndex, Instant>,
-    /// When each stage first opened its newest epoch.
-    opened: BTreeMap<StageIndex, (Epoch, Instant)>,
+    /// When each stage first opened each epoch.
+    opened: BTreeMap<(StageIndex, Epoch), Instant>,
 }
 
 impl Liveness {
@@ -120,27 +121,33 @@ fn holdings(world: &World) -> String {
 impl Observer for Liveness {
     fn observe(&mut self, seen: &Observation<'_>) -> Result<(), Violation> {
         let Self { history, settled, opened, healed_at, .. } = self;
-        let mut passed_over = None;
+        let mut unexcused = None;
         history.follow(seen, |_, event| {
             match event {
                 StateEvent::EpochOpened(stage, epoch, _) => {
-                    let known = opened.entry(*stage).or_insert((*epoch, seen.at));
-                    if known.0 != *epoch {
-                        *known = (*epoch, seen.at);
+                    opened.entry((*stage, *epoch)).or_insert(seen.at);
+                }
+                StateEvent::CutOff(stage, epoch) => {
+                    let beset = |((_, other), at): (&(StageIndex, Epoch), &Instant)| {
+                        (*other == *epoch || other.next() == *epoch) && *at < *healed_at
+                    };
+                    if !opened.iter().any(beset) {
+                        unexcused = Some(format!("stage {stage} cut epoch {epoch} off"));
                     }
                 }
                 StateEvent::Merged(stage, ..) => drop(settled.insert(*stage, seen.at)),
                 StateEvent::Skipped(stage, epoch) => {
                     settled.insert(*stage, seen.at);
-                    let opened = opened.get(stage).filter(|(opened, at)| opened == epoch && at >= healed_at);
-                    passed_over = passed_over.or(opened.map(|_| (*stage, *epoch)));
+                    if opened.get(&(*stage, *epoch)).is_some_and(|at| *at >= *healed_at) {
+                        unexcused = Some(format!("stage {stage} passed over epoch {epoch}"));
+                    }
                 }
                 _ => {}
             }
             Ok(())
         })?;
-        if let Some((stage, epoch)) = passed_over {
-            return Err(self.says(seen.at, format!("stage {stage} passed over epoch {epoch}")));
+        if let Some(what) = unexcused {
+            return Err(self.says(seen.at, what));
         }
         match self.late(seen.at) {
             Some(stage) => {
