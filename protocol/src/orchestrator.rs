@@ -267,7 +267,7 @@ impl Orchestrator {
         Some(Decision::OpenEpoch { stage: index, epoch: stage.version, base, members })
     }
 
-    /// Plans the merge once all members have submitted; past the deadline releases those who have not.
+    /// Plans the merge once all members that have samples have submitted; past the deadline releases those who have not.
     fn training(
         &self,
         now: Instant,
@@ -277,7 +277,7 @@ impl Orchestrator {
     ) -> Vec<Decision> {
         let spec = state.spec();
         let (stage, epoch) = (index, training.epoch);
-        let live: Vec<PeerId> = training.deal.live().collect();
+        let live = training.deal.handling();
         let (waited, deadline) = (self.waited(now, index), spec.timing.epoch_deadline.duration());
         let missing = live.iter().any(|peer| !self.manifests.contains_key(&(index, *peer)));
         if missing && (waited < deadline && !training.cut_off || !self.is_informed(now, state)) {

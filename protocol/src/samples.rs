@@ -151,6 +151,19 @@ impl Deal {
             .map(|((peer, _), _)| *peer)
     }
 
+    /// Members still in the epoch that have samples to handle, in [`PeerId`] order. With fewer samples than members, or a
+    /// member far slower than the others, not all have.
+    #[must_use]
+    pub fn handling(&self) -> Vec<PeerId> {
+        let mut handles = vec![false; self.members.len()];
+        for owner in &self.owner {
+            if let Some(handles) = handles.get_mut(usize::from(*owner)) {
+                *handles = true;
+            }
+        }
+        self.members.iter().zip(handles).filter(|(_, handles)| *handles).map(|((peer, _), _)| *peer).collect()
+    }
+
     /// Whether `peer` is a member still in the epoch.
     #[must_use]
     pub fn is_live(&self, peer: PeerId) -> bool {
@@ -211,6 +224,19 @@ mod tests {
             .zip(weights.iter().copied())
             .collect();
         Deal::new(RunId([1; 32]), StageIndex(0), Epoch(2), 100..100 + count, &members)
+    }
+
+    #[test]
+    fn whoever_has_no_samples_handles_none_until_another_is_released() {
+        let mut deal = deal(&[1, 1, 1], 2);
+        let idle: Vec<PeerId> =
+            peers(3).into_iter().filter(|peer| deal.samples_of(*peer).is_empty()).collect();
+        assert_eq!((deal.handling().len(), idle.len()), (2, 1));
+        assert!(!deal.handling().contains(&idle[0]));
+        for busy in deal.handling() {
+            assert!(deal.release(busy));
+        }
+        assert_eq!(deal.handling(), idle);
     }
 
     #[test]

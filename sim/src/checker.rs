@@ -22,7 +22,9 @@ use std::time::Duration;
 
 use iota_protocol::{Instant, RunSpec};
 
-use crate::costs::Costs;
+use crate::costs::{Costs, activation_bytes};
+use crate::host::HostSetup;
+use crate::network::Link;
 use crate::observe::{Observation, Observer, Violation};
 use crate::trainer::Compute;
 use crate::world::Setup;
@@ -38,6 +40,9 @@ pub struct Options {
     pub compute: Compute,
     /// How many hosts there are.
     pub hosts: usize,
+    /// The longest that a sample may take down a path of the slowest hosts and back up, each alone in its stage and with
+    /// nothing else to do.
+    pub slowest_path: Duration,
     /// When nothing goes wrong any more, if that time comes, and how long each merge may take from then on.
     pub healed: Option<(Instant, Duration)>,
 }
@@ -51,6 +56,7 @@ impl Options {
             costs: setup.costs,
             compute: setup.compute,
             hosts: setup.hosts.len(),
+            slowest_path: slowest_path(setup),
             healed: None,
         }
     }
@@ -61,6 +67,17 @@ impl Options {
         self.healed = Some((at, bound));
         self
     }
+}
+
+fn slowest_path(setup: &Setup) -> Duration {
+    let (passes, bytes) = (setup.costs.forward + setup.costs.backward, activation_bytes(&setup.spec));
+    #[expect(clippy::cast_precision_loss, reason = "an activation is far smaller than 2^52 bytes")]
+    let hops = |host: &HostSetup| {
+        let Link { latency, up, down, .. } = host.link;
+        (latency * 2).as_secs_f64() + bytes as f64 / up.min(down)
+    };
+    let seconds = setup.hosts.iter().map(|host| passes.as_secs_f64() / host.speed + 2.0 * hops(host));
+    Duration::from_secs_f64(seconds.fold(0.0, f64::max)) * u32::from(setup.spec.pipeline.stages)
 }
 
 /// All checkers, those of causes before those of effects.

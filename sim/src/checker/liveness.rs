@@ -1,7 +1,10 @@
 //! Once nothing goes wrong any more, the run goes forward: every stage finishes an epoch within a bound, then the next,
 //! until all honest hosts know that the run is over and hold its last weights. An epoch may be passed over only if it first
-//! opened while things went wrong; and none is cut off that began anew, as the one before it did, when all was well: what
-//! a cutoff loses is excused, so without this rule a protocol that forgets a sample now and then would only be slow.
+//! opened while things went wrong.
+//!
+//! What a cutoff loses is excused elsewhere, so a protocol that forgot a sample now and then would only be slow. Hence no
+//! epoch is cut off that began, as the one before it did, when all was well, if its deadline is long enough for the
+//! slowest hosts to handle all its samples one after the other.
 
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
@@ -23,6 +26,8 @@ pub struct Liveness {
     history: History,
     healed_at: Instant,
     bound: Duration,
+    /// Whether deadlines leave time enough.
+    unhurried: bool,
     /// When each stage last finished an epoch, or passed over one.
     settled: BTreeMap<StageIndex, Instant>,
     /// When each stage first opened each epoch.
@@ -34,7 +39,15 @@ impl Liveness {
     #[must_use]
     pub fn new(options: &Options, healed_at: Instant, bound: Duration) -> Self {
         let settled = options.spec.stages().map(|stage| (stage, healed_at)).collect();
-        Self { history: History::new(options), healed_at, bound, settled, opened: BTreeMap::new() }
+        let serial = options.slowest_path * options.spec.training.samples_per_epoch;
+        Self {
+            history: History::new(options),
+            healed_at,
+            bound,
+            unhurried: serial <= options.spec.timing.epoch_deadline.duration(),
+            settled,
+            opened: BTreeMap::new(),
+        }
     }
 
     /// The stage that is late, if one is.
@@ -120,7 +133,7 @@ fn holdings(world: &World) -> String {
 
 impl Observer for Liveness {
     fn observe(&mut self, seen: &Observation<'_>) -> Result<(), Violation> {
-        let Self { history, settled, opened, healed_at, .. } = self;
+        let Self { history, settled, opened, healed_at, unhurried, .. } = self;
         let mut unexcused = None;
         history.follow(seen, |_, event| {
             match event {
@@ -131,7 +144,7 @@ impl Observer for Liveness {
                     let beset = |((_, other), at): (&(StageIndex, Epoch), &Instant)| {
                         (*other == *epoch || other.next() == *epoch) && *at < *healed_at
                     };
-                    if !opened.iter().any(beset) {
+                    if *unhurried && !opened.iter().any(beset) {
                         unexcused = Some(format!("stage {stage} cut epoch {epoch} off"));
                     }
                 }
