@@ -52,7 +52,7 @@ pub struct Orchestrator {
     proposed: BTreeMap<Hash, Instant>,
     doing: BTreeMap<StageIndex, (Doing, Instant)>,
     /// Epochs, by the entry that opened them, that a stage beside has settled, and since when.
-    overtaken: BTreeMap<StageIndex, (LogIndex, Instant)>,
+    overtaken: BTreeMap<StageIndex, Overtaken>,
     manifests: BTreeMap<(StageIndex, PeerId), Arc<HashedManifest>>,
     tallies: BTreeMap<(StageIndex, Epoch, u16), Tally>,
     agreement: BTreeMap<StageIndex, AgreementMatrix>,
@@ -62,6 +62,19 @@ pub struct Orchestrator {
     listening_since: Option<Instant>,
     /// When it came to lead.
     leads_since: Instant,
+}
+
+/// An epoch that a stage beside has settled already.
+#[derive(Clone, Copy, Debug)]
+struct Overtaken {
+    /// The entry that opened it.
+    opened: LogIndex,
+    /// Since when it is overtaken.
+    since: Instant,
+    /// How far it had got.
+    done: u64,
+    /// And when.
+    progress: Instant,
 }
 
 impl Orchestrator {
@@ -99,8 +112,8 @@ impl Orchestrator {
         for since in self.doing.values_mut().map(|(_, since)| since) {
             *since = now;
         }
-        for since in self.overtaken.values_mut().map(|(_, since)| since) {
-            *since = now;
+        for overtaken in self.overtaken.values_mut() {
+            (overtaken.since, overtaken.progress) = (now, now);
         }
     }
 
@@ -116,7 +129,7 @@ impl Orchestrator {
 
     /// Looks on while another candidate leads.
     pub fn follow(&mut self, now: Instant, state: &RunState, book: &Book) {
-        self.observe(now, state);
+        self.observe(now, state, book);
         if !self.hears_majority(now, state, book) {
             self.handle_pause(now);
         }
@@ -141,7 +154,7 @@ impl Orchestrator {
 
     /// What should be decided now, most urgent first, no more than `room`.
     pub fn propose(&mut self, now: Instant, state: &RunState, book: &Book, room: usize) -> Vec<Decision> {
-        self.observe(now, state);
+        self.observe(now, state, book);
         let listening_since = *self.listening_since.get_or_insert(now);
         if state.finished() {
             return Vec::new();
@@ -186,7 +199,7 @@ impl Orchestrator {
     }
 
     /// Notes when each stage began what it is doing, and forgets what is over.
-    fn observe(&mut self, now: Instant, state: &RunState) {
+    fn observe(&mut self, now: Instant, state: &RunState, book: &Book) {
         for (index, stage) in state.spec().stages().zip(state.stages()) {
             let doing = match &stage.phase {
                 Phase::Waiting => Doing::Waiting(stage.version),
@@ -198,10 +211,18 @@ impl Orchestrator {
                 *entry = (doing, now);
             }
             let settled = |training: &&Training| state.settled_beside(index, training.epoch);
-            match stage.training().filter(settled).map(|training| training.opened) {
+            match stage.training().filter(settled) {
                 None => drop(self.overtaken.remove(&index)),
-                Some(opened) if self.overtaken.get(&index).is_some_and(|(known, _)| *known == opened) => {}
-                Some(opened) => drop(self.overtaken.insert(index, (opened, now))),
+                Some(training) => {
+                    let done = self.done(index, training, book);
+                    let fresh = Overtaken { opened: training.opened, since: now, done, progress: now };
+                    let known = self.overtaken.entry(index).or_insert(fresh);
+                    if known.opened != training.opened {
+                        *known = fresh;
+                    } else if known.done != done {
+                        (known.done, known.progress) = (done, now);
+                    }
+                }
             }
         }
         let version = |stage: StageIndex| state.stage(stage).map(|stage| stage.version);
@@ -217,6 +238,14 @@ impl Orchestrator {
         for key in finished {
             self.settle(key, state);
         }
+    }
+
+    /// A number that changes whenever a stage's epoch gets on.
+    fn done(&self, index: StageIndex, training: &Training, book: &Book) -> u64 {
+        let live = || training.deal.live();
+        let samples = live().filter_map(|peer| book.record(peer)).map(|record| u64::from(record.done));
+        let submitted = live().filter(|peer| self.manifests.contains_key(&(index, *peer))).count() as u64;
+        samples.sum::<u64>() + submitted + u64::from(training.cut_off)
     }
 
     /// Moves a finished plan's comparisons into the agreement matrix.
@@ -280,7 +309,12 @@ impl Orchestrator {
         let live = training.deal.handling();
         let (waited, deadline) = (self.waited(now, index), spec.timing.epoch_deadline.duration());
         let missing = live.iter().any(|peer| !self.manifests.contains_key(&(index, *peer)));
-        if missing && (waited < deadline && !training.cut_off || !self.is_informed(now, state)) {
+        let overtaken = self.overtaken.get(&index);
+        // A stage beside this one has settled the epoch. What is not on its way from there will never come.
+        let stalled = overtaken
+            .is_some_and(|overtaken| now.since(overtaken.progress) >= spec.timing.eviction.duration());
+        let early = waited < deadline && !training.cut_off && !stalled;
+        if missing && (early || !self.is_informed(now, state)) {
             // Somebody is still at work, as is most often so: what the others submitted is looked at when it matters.
             return Vec::new();
         }
@@ -301,8 +335,8 @@ impl Orchestrator {
             return plan(submissions).into_iter().collect();
         }
         let quorum = quorum(spec.merge.quorum, live.len());
-        let overtaken = self.overtaken.get(&index).map_or(Duration::ZERO, |(_, since)| now.since(*since));
-        let hopeless = overtaken >= deadline * 2;
+        let overtaken = overtaken.map_or(Duration::ZERO, |overtaken| now.since(overtaken.since));
+        let hopeless = overtaken >= deadline * 2 || stalled;
         let enough = waited >= deadline * (CUTOFF_DEADLINES + 1) && submissions.len() >= quorum
             || waited >= deadline * (CUTOFF_DEADLINES + 2)
             || hopeless;
@@ -317,7 +351,7 @@ impl Orchestrator {
             }
             return live.into_iter().map(|peer| Decision::Release { stage, epoch, peer }).collect();
         }
-        if !training.cut_off && (waited >= deadline * CUTOFF_DEADLINES || overtaken >= deadline) {
+        if !training.cut_off && (waited >= deadline * CUTOFF_DEADLINES || overtaken >= deadline || stalled) {
             return vec![Decision::Cutoff { stage, epoch }];
         }
         if waited >= deadline && submissions.len() >= quorum {

@@ -1,5 +1,6 @@
 //! Every checker notices what it is for: a host that is broken in one way trips that checker and no other before it.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use iota_protocol::{Instant, RunSpec};
@@ -109,11 +110,25 @@ fn job_failures_notices_an_engine_that_fails() {
     trips(Double::FailsToReduce, 1, "job_failures", "a broken engine");
 }
 
+/// A stage that cannot merge, since its only miner hides what it did, in a run with this deadline.
+fn stuck(epoch_deadline: &str) -> Violation {
+    let mut setup = setup(2);
+    Arc::make_mut(&mut setup.spec).timing.epoch_deadline = epoch_deadline.parse().expect("a duration");
+    setup.hosts[1].double = Some(Double::HidesSubmissions);
+    violation(run(setup))
+}
+
 #[test]
 fn liveness_notices_a_stage_that_never_merges() {
-    let mut setup = setup(2);
-    setup.hosts[1].double = Some(Double::HidesSubmissions);
-    let violation = violation(run(setup));
+    // Too short for the slowest path, so a cutoff may be due to that.
+    let violation = stuck("2s");
     assert_eq!(violation.checker, "liveness", "{violation}");
     assert!(violation.what.contains("passed over epoch 0"), "{violation}");
+}
+
+#[test]
+fn liveness_notices_a_cutoff_in_a_healthy_swarm() {
+    let violation = stuck("20s");
+    assert_eq!(violation.checker, "liveness", "{violation}");
+    assert!(violation.what.contains("cut epoch 0 off"), "{violation}");
 }
