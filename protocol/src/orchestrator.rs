@@ -207,7 +207,9 @@ impl Orchestrator {
                 Phase::Merging(training, plan) => Doing::Merging(training.opened, plan.attempt),
             };
             let entry = self.doing.entry(index).or_insert((doing, now));
-            if entry.0 != doing {
+            // No stage can do an epoch before all others are in it. Those that wait for one are not late.
+            let alone = matches!(&stage.phase, Phase::Training(training) if !in_step(state, training.epoch));
+            if entry.0 != doing || alone {
                 *entry = (doing, now);
             }
             let settled = |training: &&Training| state.settled_beside(index, training.epoch);
@@ -459,6 +461,14 @@ fn holders(state: &RunState, book: &Book, stage: StageIndex) -> impl Iterator<It
         let weights = book.weights(*peer);
         weights.is_some_and(|weights| Some((weights.stage, weights.version)) == newest)
     })
+}
+
+/// Whether every stage is in `epoch` or past it.
+fn in_step(state: &RunState, epoch: Epoch) -> bool {
+    let reached = |stage: &Stage| {
+        stage.version > epoch || stage.training().is_some_and(|training| training.epoch == epoch)
+    };
+    state.stages().iter().all(reached)
 }
 
 /// How many of `members` make a quorum of share `share`: at least one.
