@@ -390,6 +390,7 @@ impl Driver {
                     Completion::Done
                 });
             }
+            Action::Remember(state) => self.parts.reporter.remember(&state),
             Action::Compute(job) => {
                 if let Some((orders, _)) = &self.parts.engine {
                     // Fails only when the engine's thread is gone, which its receiver reports.

@@ -29,6 +29,7 @@ pub mod traffic;
 pub mod run;
 
 mod driver;
+mod recovery;
 
 /// The command line.
 pub mod cli;

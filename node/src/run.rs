@@ -32,6 +32,7 @@ use crate::http::{Exposure, HttpError, StatusServer};
 use crate::metrics::{DataMetrics, NodeMetrics};
 use crate::net::{self, NetConfig, NetError};
 use crate::push::PushLimits;
+use crate::recovery::{self, RecoveryError};
 use crate::store::{PaxosStorage, Store, StoreError};
 use crate::traffic::Traffic;
 
@@ -137,6 +138,12 @@ impl From<StoreError> for RunError {
     }
 }
 
+impl From<RecoveryError> for RunError {
+    fn from(error: RecoveryError) -> Self {
+        Self::DataDir(error.to_string())
+    }
+}
+
 impl From<HttpError> for RunError {
     fn from(error: HttpError) -> Self {
         match &error {
@@ -157,7 +164,9 @@ pub async fn join(config: JoinConfig, cancel: CancellationToken) -> Result<RunSu
     let mut registry = Registry::default();
     let traffic = Traffic::register(&mut registry);
     let metrics = NodeMetrics::register(&mut registry);
+    let identity = Identity::from_secret(config.secret);
     let store = Store::open(&config.data_dir)?;
+    recovery::claim(&store, config.spec.run_id(), identity.peer())?;
     let (plane, pushes) =
         DataPlane::start(data_config(&config, &traffic, DataMetrics::register(&mut registry))).await?;
     let (net, net_events, net_task) = net::start(net_config(&config), &mut registry, traffic.clone()).await?;
@@ -182,11 +191,10 @@ pub async fn join(config: JoinConfig, cancel: CancellationToken) -> Result<RunSu
         }
         false => (None, None),
     };
-    let identity = Identity::from_secret(config.secret);
     let model = bridge::model_config(&config.spec);
     let parameters: Vec<usize> = (0..model.stages).map(|stage| model.parameter_count(stage)).collect();
     let roles = iota_protocol::peer::Roles { miner: config.roles.miner, validator: config.roles.validator };
-    let peer = Peer::new(
+    let mut peer = Peer::new(
         Arc::clone(&spec),
         identity.clone(),
         roles,
@@ -194,6 +202,7 @@ pub async fn join(config: JoinConfig, cancel: CancellationToken) -> Result<RunSu
         wall_micros(),
         PaxosStorage::new(&store),
     );
+    recovery::recover(&mut peer, &store, &plane).await?;
     let events = EventLog::open(&config.data_dir)
         .map_err(|error| RunError::DataDir(format!("open the event log: {error}")))?;
     let mut reporter = Reporter::new(events, metrics, traffic, health, store);

@@ -22,7 +22,7 @@ pub mod view;
 use std::time::{Duration, Instant};
 
 use children::{Life, Process, stop_all, wait_until_started};
-use fault::When;
+use fault::{Victims, When};
 use plan::UpPlan;
 use screen::Screen;
 use view::SwarmView;
@@ -80,11 +80,13 @@ struct Swarm<'a> {
     processes: Vec<Process>,
     view: SwarmView,
     incidents: Vec<String>,
-    bootstrap: Vec<String>,
+    /// Where each process can be reached, once it has said so.
+    addresses: Vec<Vec<String>>,
     kills: Vec<fault::Kill>,
     freezes: Vec<fault::Freeze>,
     joins: Vec<When>,
     thaws: Vec<(usize, Instant)>,
+    restarts: Vec<(usize, Instant)>,
     moved: (u64, Instant),
     complete: Option<Instant>,
 }
@@ -96,11 +98,12 @@ impl<'a> Swarm<'a> {
             processes: Vec::new(),
             view: SwarmView::new(plan.spec.pipeline.stages, plan.spec.training.epochs),
             incidents: Vec::new(),
-            bootstrap: Vec::new(),
+            addresses: Vec::new(),
             kills: plan.faults.kills.clone(),
             freezes: plan.faults.freezes.clone(),
             joins: plan.faults.joins.clone(),
             thaws: Vec::new(),
+            restarts: Vec::new(),
             moved: (0, Instant::now()),
             complete: None,
         }
@@ -112,6 +115,7 @@ impl<'a> Swarm<'a> {
             self.read_events(screen)?;
             self.bury(screen)?;
             self.apply_faults(screen)?;
+            self.restart(screen).await?;
             if self.is_over()? {
                 return Ok(());
             }
@@ -126,9 +130,7 @@ impl<'a> Swarm<'a> {
         self.spawn()?;
         let events = wait_until_started(&mut self.processes[0], START_DEADLINE, &logs).await?;
         for timed in events {
-            if let NodeEvent::Started { multiaddrs, .. } = &timed.event {
-                self.bootstrap.clone_from(multiaddrs);
-            }
+            self.learn_addresses(0, &timed.event);
             drop(self.view.apply(0, timed));
         }
         for _ in 1..self.plan.processes() {
@@ -142,15 +144,56 @@ impl<'a> Swarm<'a> {
 
     fn spawn(&mut self) -> Result<(), CliError> {
         let index = self.processes.len();
-        let arguments = self.plan.arguments(index, &self.bootstrap);
+        let arguments = self.plan.arguments(index, &self.bootstrap());
         self.processes.push(Process::start(self.plan.peer_dir(index), &arguments, self.plan.threads())?);
+        self.addresses.push(Vec::new());
         Ok(())
     }
 
+    /// Addresses of a process that runs.
+    fn bootstrap(&self) -> Vec<String> {
+        let reachable = |index: &usize| {
+            self.processes.get(*index).is_some_and(Process::is_alive) && !self.addresses[*index].is_empty()
+        };
+        (0..self.addresses.len()).find(reachable).map_or(Vec::new(), |index| self.addresses[index].clone())
+    }
+
+    fn learn_addresses(&mut self, index: usize, event: &NodeEvent) {
+        if let NodeEvent::Started { multiaddrs, .. } = event {
+            self.addresses[index].clone_from(multiaddrs);
+        }
+    }
+
+    /// Starts those again whose time has come. Were all killed, the others follow the first once its address is known.
+    async fn restart(&mut self, screen: &mut Screen) -> Result<(), CliError> {
+        let now = Instant::now();
+        let mut due: Vec<usize> =
+            self.restarts.extract_if(.., |(_, at)| *at <= now).map(|(index, _)| index).collect();
+        while let Some(index) = due.first().copied() {
+            let bootstrap = self.bootstrap();
+            if bootstrap.is_empty() && self.processes.iter().any(Process::is_alive) {
+                break;
+            }
+            due.remove(0);
+            let arguments = self.plan.arguments(index, &bootstrap);
+            self.processes[index].restart(&arguments, self.plan.threads()).await?;
+            self.tell(screen, format!("process {index} started again"));
+        }
+        self.restarts.extend(due.into_iter().map(|index| (index, now)));
+        Ok(())
+    }
+
+    fn tell(&mut self, screen: &mut Screen, text: String) {
+        screen.tell(&text);
+        self.incidents.push(text);
+    }
+
     fn read_events(&mut self, screen: &mut Screen) -> Result<(), CliError> {
-        for (index, process) in self.processes.iter_mut().enumerate() {
+        for index in 0..self.processes.len() {
+            let process = &mut self.processes[index];
             let events = process.events().map_err(|error| CliError::file("read", &process.dir, error))?;
             for timed in events {
+                self.learn_addresses(index, &timed.event);
                 if let Some(notice) = self.view.apply(index, timed) {
                     screen.notice(&notice, &self.view);
                 }
@@ -182,10 +225,17 @@ impl<'a> Swarm<'a> {
         let now = Instant::now();
         let mut told = Vec::new();
         for fault in self.kills.extract_if(.., |fault| due(fault.when)) {
-            if let Some(process) = self.processes.get_mut(fault.peer) {
-                process.kill();
-                told.push(format!("process {} killed", fault.peer));
+            let all = 0..self.processes.len();
+            let victims = match fault.victims {
+                Victims::One(peer) => peer..peer + 1,
+                Victims::All => all.clone(),
+            };
+            for index in victims.filter(|index| all.contains(index)) {
+                self.processes[index].kill();
+                self.addresses[index].clear();
+                self.restarts.extend(fault.back.map(|back| (index, now + back)));
             }
+            told.push(format!("{} killed", fault.victims));
         }
         for fault in self.freezes.extract_if(.., |fault| due(fault.when)) {
             if let Some(process) = self.processes.get_mut(fault.peer) {
@@ -205,10 +255,7 @@ impl<'a> Swarm<'a> {
             told.push(format!("process {} joins late", self.processes.len()));
             self.spawn()?;
         }
-        for text in told {
-            screen.tell(&text);
-            self.incidents.push(text);
-        }
+        told.into_iter().for_each(|text| self.tell(screen, text));
         Ok(())
     }
 
@@ -230,7 +277,7 @@ impl<'a> Swarm<'a> {
             return Ok(alive == 0 || since.elapsed() > patience);
         }
         let failed = |reason| Err(CliError::RunFailed { reason, logs: self.plan.peers_dir() });
-        if alive == 0 {
+        if alive == 0 && self.restarts.is_empty() {
             let done = self.view.epochs.len();
             let all = self.view.stages.len() * self.plan.spec.training.epochs as usize;
             return failed(format!("expected {all} merges, got {done} before the last process ended"));

@@ -21,7 +21,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 pub use job::{Job, JobDone};
-pub use outbox::{Action, Notice, Outbox};
+pub use outbox::{Action, Kept, Notice, Outbox};
 
 use crate::id::{Epoch, Hash, PeerId, SampleId, StageIndex};
 use crate::limits::{ANNOUNCE_HEARTBEATS_MAX, HELD_ACTIVATIONS_MAX, TRANSFER_DEADLINE};
@@ -89,10 +89,10 @@ pub struct Miner {
     merges: BTreeMap<StageIndex, MergeWork>,
     manifests: BTreeMap<Hash, Arc<HashedManifest>>,
     catch_up: CatchUp,
-    /// Epochs of which blobs may be kept here, whoever put them: own work, a merge for any stage, catching up.
-    kept_epochs: BTreeSet<(StageIndex, Epoch)>,
-    /// Versions of which the whole state may be kept here.
-    kept_states: BTreeSet<(StageIndex, Epoch)>,
+    /// What blobs may be kept here for, whoever put them: own work, a merge for any stage, catching up.
+    kept: BTreeSet<Kept>,
+    /// The state that the next process would start from.
+    remembered: Option<WeightsRecord>,
     /// State offers asked for: ticket of the request.
     snapshot_asked: VecDeque<u64>,
     offer: Option<StateOffer>,
@@ -130,8 +130,8 @@ impl Miner {
             merges: BTreeMap::new(),
             manifests: BTreeMap::new(),
             catch_up: CatchUp::default(),
-            kept_epochs: BTreeSet::new(),
-            kept_states: BTreeSet::new(),
+            kept: BTreeSet::new(),
+            remembered: None,
             snapshot_asked: VecDeque::new(),
             offer: None,
             serving: BTreeMap::new(),
@@ -146,6 +146,33 @@ impl Miner {
             followed: 0,
             settled: 0,
         }
+    }
+
+    /// Takes over what earlier processes left on disk: the state last [remembered](Action::Remember), and blobs with
+    /// these tags.
+    pub fn recover(&mut self, out: &mut Outbox, state: Option<StateOffer>, tags: BTreeSet<String>) {
+        for tag in tags {
+            match Kept::parse(&tag) {
+                Some(kept) => drop(self.kept.insert(kept)),
+                None => out.release(tag),
+            }
+        }
+        if let Some(state) = state {
+            self.remembered = Some(state.record());
+            self.catch_up.recover(state);
+        }
+    }
+
+    /// The state that the next process would start from, if one is on disk.
+    #[must_use]
+    pub const fn remembered(&self) -> Option<WeightsRecord> {
+        self.remembered
+    }
+
+    /// The weights it holds, or has on disk from an earlier process and will hold once it has its place.
+    #[must_use]
+    pub fn has(&self) -> Option<WeightsRecord> {
+        self.weights.or_else(|| self.catch_up.recovered().map(StateOffer::record))
     }
 
     /// The weights it holds.
@@ -267,7 +294,7 @@ impl Miner {
                     Err(PushRefusal::Early)
                 }
                 Direction::Forward => {
-                    self.kept_epochs.insert((header.stage, header.epoch));
+                    self.kept.insert(Kept::Epoch(header.stage, header.epoch));
                     self.held.insert((header.epoch, header.sample), Held { from, hash: header.hash });
                     Ok(())
                 }
@@ -303,14 +330,7 @@ impl Miner {
             }
             Some(Purpose::CatchUp(want)) => {
                 // It may have arrived after everything of its kind was let go of.
-                match want.kept {
-                    catch_up::Kept::Epoch(stage, epoch) => {
-                        self.kept_epochs.insert((stage, epoch));
-                    }
-                    catch_up::Kept::State(stage, version) => {
-                        self.kept_states.insert((stage, version));
-                    }
-                }
+                self.kept.insert(want.kept);
                 self.catch_up.fetched(cx.now, want, bytes.is_some());
             }
             Some(Purpose::Push(..)) | None => {}
@@ -368,8 +388,7 @@ impl Miner {
         self.pump_deliveries(cx);
         self.pump_merges(cx);
         self.catch_up.pump(cx, self.me, self.weights, &mut self.transfers);
-        self.kept_epochs.extend(self.catch_up.epoch_fetched());
-        self.kept_states.extend(self.catch_up.state_fetched());
+        self.kept.extend(self.catch_up.fetches());
         self.announce(cx);
         self.start_job(cx);
     }

@@ -10,7 +10,7 @@ pub mod book;
 mod candidate;
 pub mod scope;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -27,7 +27,9 @@ use crate::spec::RunSpec;
 use crate::time::Instant;
 use crate::wire::frame::{PushAck, PushHeader, PushRefusal};
 use crate::wire::gossip::{Gossip, HashedManifest, MergeNews, Opened};
-use crate::wire::message::{DigestReport, MergeMessage, PeerRecord, Request, Response, Topic};
+use crate::wire::message::{
+    ControlUpdate, DigestReport, MergeMessage, PeerRecord, Request, Response, StateOffer, Topic,
+};
 use crate::wire::{Outdated, Payload, RejectReason, ReplayWindow, Versions, decode};
 
 use book::Book;
@@ -58,6 +60,17 @@ pub struct Addresses {
     pub multiaddrs: Vec<String>,
     /// Socket addresses of the data plane.
     pub data: Vec<String>,
+}
+
+/// What earlier processes of a peer left on its disk.
+#[derive(Clone, Debug, Default)]
+pub struct Remains {
+    /// Certified entries from the first on.
+    pub log: Option<ControlUpdate>,
+    /// What the last [`Action::Remember`] said.
+    pub state: Option<StateOffer>,
+    /// Tags of the blobs kept, or their beginnings; those of one epoch need be named once.
+    pub tags: BTreeSet<String>,
 }
 
 /// What a request under way is for.
@@ -150,6 +163,25 @@ impl<S: Storage<LogBytes>> Peer<S> {
     pub const fn speaking(mut self, versions: Versions) -> Self {
         self.versions = versions;
         self
+    }
+
+    /// Takes over what earlier processes left, before anything else is handled. Blobs that nobody needs any more are let
+    /// go of.
+    ///
+    /// # Errors
+    /// [`RejectReason`] if the log is damaged or another run's. Everything else was taken over; the log will be fetched
+    /// from others.
+    pub fn recover(&mut self, remains: Remains) -> Result<(), RejectReason> {
+        let Remains { log, state, tags } = remains;
+        match &mut self.miner {
+            Some(miner) => miner.recover(&mut self.out, state, tags),
+            None => tags.into_iter().for_each(|tag| self.out.release(tag)),
+        }
+        // A candidate's consensus has kept the log.
+        let Some(update) = log.filter(|_| self.candidate.is_none()) else { return Ok(()) };
+        self.take_update(&self.log.electorate().certify(update)?)?;
+        self.out.forget_history();
+        Ok(())
     }
 
     /// Why this peer has stopped, if it has: the run uses a wire version that its program does not speak. It takes no
@@ -672,7 +704,7 @@ impl<S: Storage<LogBytes>> Peer<S> {
             multiaddrs: self.addresses.multiaddrs.clone(),
             data_addresses: self.addresses.data.clone(),
             log_length: self.log.certified(),
-            weights: self.miner.as_ref().and_then(Miner::weights),
+            weights: self.miner.as_ref().and_then(Miner::has),
             done: share.done,
             assigned: share.dealt,
             credits: self.miner.as_ref().map_or(0, Miner::credits),

@@ -4,9 +4,10 @@ use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
 
 use iota_protocol::limits::WIRE_VERSION_FIRST;
-use iota_protocol::peer::{Peer, Roles};
+use iota_protocol::peer::{Peer, Remains, Roles};
 use iota_protocol::wire::Versions;
-use iota_protocol::{Hash, Identity, Instant, RunSpec};
+use iota_protocol::wire::message::{ControlUpdate, StateOffer};
+use iota_protocol::{Hash, Identity, Instant, LogIndex, RunSpec};
 use serde::{Deserialize, Serialize};
 
 use crate::adversary::Behaviour;
@@ -137,6 +138,10 @@ pub struct Host {
     /// Bytes that are missing of blobs whose transfer was given up.
     pub(crate) missing: BTreeMap<Hash, u64>,
     pub(crate) disk: Disk,
+    /// The state that its processes wrote down last.
+    pub(crate) remembered: Option<StateOffer>,
+    /// The certified log of its last process.
+    pub(crate) log: Option<ControlUpdate>,
     pub(crate) trainer: Box<dyn Trainer>,
     pub(crate) behaviour: Option<Box<dyn Behaviour>>,
     /// The wake-up that counts.
@@ -167,6 +172,8 @@ impl Host {
             store: BlobStore::new(setup.disk),
             missing: BTreeMap::new(),
             disk: Disk::default(),
+            remembered: None,
+            log: None,
             trainer,
             behaviour,
             wake: None,
@@ -214,16 +221,19 @@ impl Host {
         self.trainer = engines.trainer();
         let (spec, identity) = (Arc::clone(spec), self.identity.clone());
         let peer = Peer::new(spec, identity, roles, &engines.parameters(), sequence, self.disk.clone());
-        self.peer = Some(peer.speaking(self.setup.versions));
+        let mut peer = peer.speaking(self.setup.versions);
+        let tags = self.store.tags().map(str::to_owned).collect();
+        let remains = Remains { log: self.log.take(), state: self.remembered.clone(), tags };
+        peer.recover(remains).expect("a log that was verified once is verified again");
+        self.peer = Some(peer);
     }
 
-    /// Ends the process. Blobs of an unfinished process are let go by the next one, as the node does.
+    /// Ends the process. What it stored and wrote down stays, and the log, which a node writes as it comes.
     pub(crate) fn stop(&mut self) {
-        self.peer = None;
+        self.log = self.peer.take().and_then(|peer| peer.log().range(LogIndex(0), usize::MAX));
         self.frozen = false;
         self.inbox.clear();
         self.tickets.clear();
         self.wake = None;
-        self.store.release("");
     }
 }

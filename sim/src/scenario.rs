@@ -260,7 +260,7 @@ impl Scenario {
         }
         let mut setup = Setup::new(spec, request.seed, self.candidates.min(nodes), nodes);
         setup.compute = request.compute;
-        // Weights are not durable yet: a stage all of whose holders crash at once could not go on.
+        // Whoever leaves for good takes its disk along, and weights are kept nowhere else.
         setup.spares_last_copies = true;
         setup.costs.parameters = match request.compute {
             Compute::Cost => setup.costs.parameters,

@@ -58,7 +58,6 @@ fn setup(seed: u64, epochs: u32) -> Setup {
     spec.timing.merge_deadline = "5s".parse().expect("a duration");
     let mut setup = Setup::new(spec, seed, 3, 10);
     setup.costs.parameters = 1000;
-    setup.spares_last_copies = true;
     setup.hosts.iter_mut().for_each(|host| host.versions = OLD);
     setup
 }

@@ -20,6 +20,8 @@ pub(crate) enum WorkError {
     NoCorpus,
     #[error("blob {0} is not here")]
     Missing(Hash),
+    #[error("blob {expected} is damaged: its bytes hash to {got}")]
+    Damaged { expected: Hash, got: Hash },
     #[error("state has {got} bytes, expected weights and outer state in f32 and a step count")]
     Truncated { got: usize },
     #[error("state holds {got} numbers, expected at least {expected}")]

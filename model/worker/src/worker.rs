@@ -149,7 +149,13 @@ impl Worker {
     ) -> Result<JobDone, WorkError> {
         let mut state = Vec::new();
         for part in parts {
-            state.extend_from_slice(&blob(blobs, *part)?);
+            let bytes = blob(blobs, *part)?;
+            // Bytes that a disk kept through a crash are not what they were for certain.
+            let got = Hash::of(&bytes);
+            if got != *part {
+                return Err(WorkError::Damaged { expected: *part, got });
+            }
+            state.extend_from_slice(&bytes);
         }
         let stage = self.held()?;
         debug_assert_eq!(stage.index, index, "the protocol asks for the stage it holds");

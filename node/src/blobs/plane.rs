@@ -261,6 +261,29 @@ impl DataPlane {
         self.store.tags().delete_prefix(tag_prefix).await.map_err(store_error)
     }
 
+    /// Returns when everything added and named so far survives the process.
+    ///
+    /// # Errors
+    /// When the store fails.
+    pub async fn sync(&self) -> Result<(), DataError> {
+        self.store.sync_db().await.map_err(store_error)
+    }
+
+    /// Returns all tags, as they were given.
+    ///
+    /// # Errors
+    /// When the store fails.
+    pub async fn tags(&self) -> Result<Vec<String>, DataError> {
+        let mut stream = self.store.tags().list().await.map_err(store_error)?;
+        let mut tags = Vec::new();
+        while let Some(tag) = stream.next().await {
+            // The hash that `name` added is no part of what was given.
+            let name = String::from_utf8_lossy(&tag.map_err(store_error)?.name.0).into_owned();
+            tags.push(name.rsplit_once('/').map_or(name.clone(), |(given, _)| given.to_owned()));
+        }
+        Ok(tags)
+    }
+
     /// Waits until a garbage collection that began after this call is over.
     pub async fn collected(&self) {
         let mut collections = self.collections.clone();

@@ -37,7 +37,8 @@ pub(super) struct UpOptions {
     /// Validators beside the miners
     #[arg(long, default_value_t = 0, value_name = "V")]
     validators: u16,
-    /// Kill a process, such as `2@30s` or `2@e5`; times count from the first epoch's opening; repeatable
+    /// Kill a process, such as `2@30s` or `2@e5`, or all, and start it again later, such as `all@e5+3s`; times count from
+    /// the first epoch's opening; repeatable
     #[arg(long, value_name = "PEER@WHEN")]
     kill_after: Vec<Kill>,
     /// Freeze a process for a while, such as `2@10s+20s` or `2@e5+20s`; repeatable

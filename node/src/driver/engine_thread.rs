@@ -14,6 +14,7 @@ use tokio::runtime::Handle;
 use tokio::sync::{mpsc, oneshot};
 
 use super::vault::Vault;
+use crate::blobs::DataError;
 
 /// Niceness of the engine's thread: a third of the share of a thread at zero, when both want the same core.
 #[cfg(target_os = "linux")]
@@ -99,7 +100,11 @@ impl Blobs for VaultBlobs {
 
     fn publish(&mut self, blobs: Vec<Bytes>, tag: &str) -> Result<Vec<Hash>, KeepError> {
         let all = blobs.into_iter().map(|bytes| self.vault.publish(bytes, tag));
-        let all = self.runtime.block_on(futures::future::try_join_all(all));
-        all.map_err(|error| KeepError(error.to_string()))
+        let published = async {
+            let hashes = futures::future::try_join_all(all).await?;
+            // Others are told of these, and the next process may start from them.
+            self.vault.sync().await.map(|()| hashes)
+        };
+        self.runtime.block_on(published).map_err(|error: DataError| KeepError(error.to_string()))
     }
 }

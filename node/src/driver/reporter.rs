@@ -7,8 +7,9 @@ use iota_protocol::limits::WIRE_VERSION;
 use iota_protocol::merge::mean_nats;
 use iota_protocol::miner::Notice;
 use iota_protocol::run_state::{Phase, StateEvent};
-use iota_protocol::wire::RejectReason;
 use iota_protocol::wire::frame::PushRefusal;
+use iota_protocol::wire::message::StateOffer;
+use iota_protocol::wire::{RejectReason, encode};
 use iota_protocol::{PeerId, StageIndex};
 use prometheus_client::metrics::counter::Counter;
 use serde_json::{Value, json};
@@ -17,6 +18,7 @@ use tokio::sync::watch;
 use super::NodePeer;
 use crate::events::{EventLog, NodeEvent};
 use crate::metrics::NodeMetrics;
+use crate::recovery;
 use crate::store::{LogRecord, Store};
 use crate::traffic::Traffic;
 
@@ -117,7 +119,7 @@ impl Reporter {
         if certificate.index.0 < self.stored {
             return;
         }
-        let certificate_bytes = iota_protocol::wire::encode(certificate);
+        let certificate_bytes = encode(certificate);
         let records: Vec<LogRecord> = (self.stored..=certificate.index.0)
             .filter_map(|index| {
                 let entry = peer.log().entry_bytes(usize::try_from(index).ok()?)?.to_vec();
@@ -127,6 +129,13 @@ impl Reporter {
         self.stored = certificate.index.0 + 1;
         if let Err(error) = self.store.append_log(&records) {
             tracing::warn!(%error, "log not stored");
+        }
+    }
+
+    /// Writes down which state is in the blob store.
+    pub(crate) fn remember(&self, state: &StateOffer) {
+        if let Err(error) = recovery::remember(&self.store, state) {
+            tracing::warn!(%error, "state of the stage not written down; a restart begins with an older one");
         }
     }
 

@@ -1,5 +1,6 @@
 //! Blobs for the engine and the owner loop: memory first, store behind it.
 
+use std::collections::BTreeSet;
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -82,6 +83,17 @@ impl Vault {
         self.cache.insert(hash, bytes.clone());
         Ok(bytes)
     }
+
+    /// Returns when everything published so far survives the process.
+    pub(crate) async fn sync(&self) -> Result<(), DataError> {
+        self.plane.sync().await
+    }
+}
+
+/// Tags without the blobs that they name, each once.
+pub(crate) fn without_blobs(tags: impl IntoIterator<Item = String>) -> BTreeSet<String> {
+    let short = |tag: String| tag.rsplit_once('/').map_or(tag.clone(), |(short, _)| format!("{short}/"));
+    tags.into_iter().map(short).collect()
 }
 
 /// A tag names one blob, so the hash belongs to it.

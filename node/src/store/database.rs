@@ -159,6 +159,19 @@ impl Store {
         }
     }
 
+    /// Forgets the decided entries.
+    ///
+    /// # Errors
+    /// When the disk fails; then all of them are still there.
+    pub fn clear_log(&self) -> Result<(), StoreError> {
+        self.read(|database| {
+            let write = database.begin_write()?;
+            write.open_table(ENTRIES)?.retain(|_, _| false)?;
+            write.open_table(CERTIFICATES)?.retain(|_, _| false)?;
+            Ok(write.commit()?)
+        })
+    }
+
     /// Returns the number of decided entries kept, which is the next index.
     ///
     /// # Errors

@@ -59,17 +59,21 @@ impl Process {
     /// The folder or the process could not be made.
     pub fn start(dir: PathBuf, arguments: &[String], threads: usize) -> Result<Self, CliError> {
         fs::create_dir_all(&dir).map_err(|error| CliError::file("create", &dir, error))?;
-        let log = dir.join(LOG_FILE);
-        let log = File::create(&log).map_err(|error| CliError::file("create", &log, error))?;
-        let child = program(threads)?
-            .args(arguments)
-            .stdin(Stdio::piped())
-            .stdout(Stdio::null())
-            .stderr(log)
-            .spawn()
-            .map_err(|error| CliError::Bug(format!("start a process: {error}")))?;
+        let child = spawn(&dir, arguments, threads)?;
         let tail = EventTail::new(&dir);
         Ok(Self { dir, life: Life::Running, child, tail })
+    }
+
+    /// Starts it again in the same folder after a kill; its log goes on.
+    ///
+    /// # Errors
+    /// The process could not be made.
+    pub async fn restart(&mut self, arguments: &[String], threads: usize) -> Result<(), CliError> {
+        // The folder is free once the killed process is gone.
+        drop(self.child.wait().await);
+        self.child = spawn(&self.dir, arguments, threads)?;
+        self.life = Life::Running;
+        Ok(())
     }
 
     /// Returns the events it logged since the last call.
@@ -140,6 +144,15 @@ impl Process {
             let _ = kill(Pid::from_raw(pid), signal);
         }
     }
+}
+
+fn spawn(dir: &Path, arguments: &[String], threads: usize) -> Result<Child, CliError> {
+    let log = dir.join(LOG_FILE);
+    let log = File::options().create(true).append(true).open(&log);
+    let log = log.map_err(|error| CliError::file("open", &dir.join(LOG_FILE), error))?;
+    let child =
+        program(threads)?.args(arguments).stdin(Stdio::piped()).stdout(Stdio::null()).stderr(log).spawn();
+    child.map_err(|error| CliError::Bug(format!("start a process: {error}")))
 }
 
 /// This program, in its own process group, without our options in its environment.

@@ -47,21 +47,49 @@ impl fmt::Display for When {
     }
 }
 
-/// SIGKILL for one process; written `2@e5` or `2@30s`.
+/// Which processes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Victims {
+    /// The one of this index.
+    One(usize),
+    /// All there are.
+    All,
+}
+
+impl fmt::Display for Victims {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::One(peer) => write!(f, "process {peer}"),
+            Self::All => f.write_str("all processes"),
+        }
+    }
+}
+
+/// SIGKILL for a process or all, and a new start later if asked for; written `2@e5`, `2@30s`, `2@e5+3s` or `all@e5+3s`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Kill {
-    /// Index of the process.
-    pub peer: usize,
+    /// Whom.
+    pub victims: Victims,
     /// When.
     pub when: When,
+    /// How long after that they are started again in the same folder.
+    pub back: Option<Duration>,
 }
 
 impl FromStr for Kill {
     type Err = String;
 
     fn from_str(text: &str) -> Result<Self, String> {
-        let (peer, when) = peer_and_rest(text, "`<peer>@<duration or epoch>` such as `2@e5`")?;
-        Ok(Self { peer, when: when.parse()? })
+        let expected = "`<peer or all>@<duration or epoch>[+<duration>]` such as `2@e5` or `all@e5+3s`";
+        let (victims, rest) = match text.strip_prefix("all@") {
+            Some(rest) => (Victims::All, rest),
+            None => peer_and_rest(text, expected).map(|(peer, rest)| (Victims::One(peer), rest))?,
+        };
+        let (when, back) = match rest.split_once('+') {
+            None => (rest, None),
+            Some((when, back)) => (when, Some(back.parse::<Millis>().map_err(|error| error.to_string())?)),
+        };
+        Ok(Self { victims, when: when.parse()?, back: back.map(Millis::duration) })
     }
 }
 
@@ -110,13 +138,20 @@ impl Faults {
     /// The largest process index that a fault names.
     #[must_use]
     pub fn peer_max(&self) -> Option<usize> {
-        self.kills.iter().map(|kill| kill.peer).chain(self.freezes.iter().map(|freeze| freeze.peer)).max()
+        let killed = self.kills.iter().filter_map(|kill| match kill.victims {
+            Victims::One(peer) => Some(peer),
+            Victims::All => None,
+        });
+        killed.chain(self.freezes.iter().map(|freeze| freeze.peer)).max()
     }
 
     /// One line per fault, for the report.
     #[must_use]
     pub fn describe(&self) -> Vec<String> {
-        let kills = self.kills.iter().map(|kill| format!("kill process {} at {}", kill.peer, kill.when));
+        let kills = self.kills.iter().map(|kill| {
+            let again = |back: Duration| format!(", start again {:.1}s later", back.as_secs_f64());
+            format!("kill {} at {}{}", kill.victims, kill.when, kill.back.map(again).unwrap_or_default())
+        });
         let freezes = self.freezes.iter().map(|freeze| {
             format!(
                 "freeze process {} at {} for {:.1}s",
@@ -136,12 +171,15 @@ mod tests {
 
     #[test]
     fn faults_are_read_as_documented() {
-        assert_eq!("2@e5".parse(), Ok(Kill { peer: 2, when: When::Epoch(5) }));
-        assert_eq!("0@30s".parse(), Ok(Kill { peer: 0, when: When::After(Duration::from_secs(30)) }));
+        let kill = |victims, when, back| Ok(Kill { victims, when, back });
+        assert_eq!("2@e5".parse(), kill(Victims::One(2), When::Epoch(5), None));
+        assert_eq!("0@30s".parse(), kill(Victims::One(0), When::After(Duration::from_secs(30)), None));
+        let second = Some(Duration::from_secs(1));
+        assert_eq!("all@e2+1s".parse(), kill(Victims::All, When::Epoch(2), second));
         let freeze =
             Freeze { peer: 1, when: When::After(Duration::from_secs(10)), pause: Duration::from_secs(20) };
         assert_eq!("1@10s+20s".parse(), Ok(freeze));
-        for wrong in ["2", "x@5s", "2@5", "2@later"] {
+        for wrong in ["2", "x@5s", "2@5", "2@later", "2@e1+soon", "all@"] {
             assert!(
                 wrong.parse::<Kill>().unwrap_err().contains(wrong.rsplit('@').next().unwrap()),
                 "{wrong}"

@@ -1,10 +1,11 @@
-//! The way to the right weights: apply the merge just closed, or take the whole state from a replica.
+//! The way to the right weights: the state that an earlier process left, the merge just closed, or the whole state from a
+//! replica.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use super::job::Job;
-use super::outbox::{state_tag, tag};
+use super::outbox::Kept;
 use super::{Context, Purpose, backed_off};
 use crate::id::{Epoch, Hash, PeerId, StageIndex};
 use crate::limits::{PARTITION_BYTES_MAX, TRANSFER_DEADLINE};
@@ -26,15 +27,6 @@ pub(super) struct Want {
     pub(super) kept: Kept,
 }
 
-/// What a blob that was fetched belongs to.
-#[derive(Clone, Copy, Debug)]
-pub(super) enum Kept {
-    /// An epoch.
-    Epoch(StageIndex, Epoch),
-    /// A version's whole state.
-    State(StageIndex, Epoch),
-}
-
 #[derive(Clone, Debug, Default)]
 enum Aim {
     /// The weights are right, or nothing can be done yet.
@@ -46,6 +38,8 @@ enum Aim {
     Asking(StageIndex, Epoch, Instant),
     /// The parts of the state it offered.
     State(StateOffer, Transfer),
+    /// The state on this peer's own disk.
+    Recovered,
     /// The engine is at it.
     Engine,
 }
@@ -76,6 +70,8 @@ pub(super) struct CatchUp {
     pause: Duration,
     /// Whether a replica's state is tried before the outcome of a merge. Changes with each aim that was not reached.
     state_first: bool,
+    /// What an earlier process left, until it was tried or something newer is here.
+    recovered: Option<StateOffer>,
 }
 
 impl Transfer {
@@ -100,6 +96,16 @@ impl Transfer {
 }
 
 impl CatchUp {
+    /// Starts from a state that an earlier process left on disk.
+    pub(super) fn recover(&mut self, state: StateOffer) {
+        self.recovered = Some(state);
+    }
+
+    /// The state that an earlier process left, as long as it was not tried.
+    pub(super) const fn recovered(&self) -> Option<&StateOffer> {
+        self.recovered.as_ref()
+    }
+
     fn set(&mut self, aim: Aim) {
         self.aims += 1;
         self.aim = aim;
@@ -124,7 +130,7 @@ impl CatchUp {
 
     fn drop_outdated(&mut self, index: StageIndex, stage: &Stage) {
         let current = match &self.aim {
-            Aim::None | Aim::Engine => true,
+            Aim::None | Aim::Recovered | Aim::Engine => true,
             Aim::Outcome(stage_index, epoch, _) => *stage_index == index && epoch.next() == stage.version,
             Aim::Asking(stage_index, version, _) => *stage_index == index && *version == stage.version,
             Aim::State(offer, _) => offer.stage == index && offer.version == stage.version,
@@ -146,6 +152,11 @@ impl CatchUp {
             .training()
             .is_some_and(|training| training.epoch == weights.version && training.base != weights.hash);
         if weights.version == stage.version && !wrong_base {
+            return;
+        }
+        // One that is of no use now may be once more of the log is here.
+        if self.recovered.as_ref().is_some_and(|state| is_useful(state, index, stage)) {
+            self.set(Aim::Recovered);
             return;
         }
         let holders: Vec<PeerId> = cx
@@ -184,27 +195,22 @@ impl CatchUp {
 
     fn fetch(&mut self, cx: &mut Context<'_>, transfers: &mut BTreeMap<u64, Purpose>) {
         let aim_number = self.aims;
-        let (transfer, tag, kept) = match &mut self.aim {
-            Aim::Outcome(stage, epoch, transfer) => {
-                (transfer, tag(*stage, *epoch), Kept::Epoch(*stage, *epoch))
-            }
-            Aim::State(offer, transfer) => {
-                let kept = Kept::State(offer.stage, offer.version);
-                (transfer, state_tag(offer.stage, offer.version), kept)
-            }
+        let (transfer, kept) = match &mut self.aim {
+            Aim::Outcome(stage, epoch, transfer) => (transfer, Kept::Epoch(*stage, *epoch)),
+            Aim::State(offer, transfer) => (transfer, Kept::State(offer.stage, offer.version)),
             Aim::Asking(_, _, until) => {
                 if cx.now >= *until {
                     self.fail(cx.now);
                 }
                 return;
             }
-            Aim::None | Aim::Engine => return,
+            Aim::None | Aim::Recovered | Aim::Engine => return,
         };
         while transfer.in_flight.len() < FETCHES_AT_ONCE && !transfer.failed {
             let Some((index, hash)) = transfer.start_next() else { break };
             let providers =
                 transfer.providers.get(index).or(transfer.providers.first()).cloned().unwrap_or_default();
-            let id = cx.out.fetch(hash, providers, PARTITION_BYTES_MAX, false, tag.clone());
+            let id = cx.out.fetch(hash, providers, PARTITION_BYTES_MAX, false, kept.to_string());
             transfer.in_flight.insert(index);
             transfers.insert(id, Purpose::CatchUp(Want { aim: aim_number, index, kept }));
         }
@@ -213,18 +219,11 @@ impl CatchUp {
         }
     }
 
-    /// The epoch whose merged partitions it is fetching.
-    pub(super) const fn epoch_fetched(&self) -> Option<(StageIndex, Epoch)> {
+    /// What it is fetching blobs for.
+    pub(super) const fn fetches(&self) -> Option<Kept> {
         match &self.aim {
-            Aim::Outcome(stage, epoch, _) => Some((*stage, *epoch)),
-            _ => None,
-        }
-    }
-
-    /// The version whose whole state it is fetching.
-    pub(super) const fn state_fetched(&self) -> Option<(StageIndex, Epoch)> {
-        match &self.aim {
-            Aim::State(offer, _) => Some((offer.stage, offer.version)),
+            Aim::Outcome(stage, epoch, _) => Some(Kept::Epoch(*stage, *epoch)),
+            Aim::State(offer, _) => Some(Kept::State(offer.stage, offer.version)),
             _ => None,
         }
     }
@@ -272,24 +271,29 @@ impl CatchUp {
 
     /// The job that the fetched blobs allow.
     pub(super) fn job(&mut self) -> Option<Job> {
+        let load = |offer: &StateOffer| Job::Load {
+            stage: offer.stage,
+            version: offer.version,
+            weights: offer.weights,
+            parts: offer.parts.clone(),
+        };
         let job = match &self.aim {
             Aim::Outcome(stage, epoch, transfer) if transfer.complete() => {
                 Job::Apply { stage: *stage, epoch: *epoch, partitions: transfer.blobs.clone() }
             }
-            Aim::State(offer, transfer) if transfer.complete() => Job::Load {
-                stage: offer.stage,
-                version: offer.version,
-                weights: offer.weights,
-                parts: offer.parts.clone(),
-            },
+            Aim::State(offer, transfer) if transfer.complete() => load(offer),
+            Aim::Recovered => load(&self.recovered.take()?),
             _ => return None,
         };
         self.set(Aim::Engine);
         Some(job)
     }
 
-    /// The engine has new weights.
-    pub(super) fn finished(&mut self) {
+    /// The engine has weights of this version.
+    pub(super) fn finished(&mut self, version: Epoch) {
+        if version > Epoch(0) {
+            self.recovered = None;
+        }
         self.pause = Duration::ZERO;
         self.state_first = false;
         self.retry_at = Instant::ZERO;
@@ -309,6 +313,16 @@ impl CatchUp {
             _ => None,
         }
     }
+}
+
+/// Whether a state is the newest of its stage, or the one that the last merge started from.
+fn is_useful(state: &StateOffer, index: StageIndex, stage: &Stage) -> bool {
+    let merged = || {
+        let closed = stage.closed_epoch(state.version).map(|closed| closed.training.base);
+        closed == Some(state.weights) && state.version.next() == stage.version
+    };
+    let current = stage.training().is_none_or(|training| training.base == state.weights);
+    state.stage == index && (state.version == stage.version && current || merged())
 }
 
 /// The merged partitions of a closed epoch, each from its owners. Replicas start at different partitions and with

@@ -3,13 +3,13 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use super::{Context, EpochWork, Job, JobDone, MergeWork, Miner, Notice, outbox, work};
+use super::{Context, EpochWork, Job, JobDone, Kept, MergeWork, Miner, Notice, outbox, work};
 use crate::id::{Epoch, Hash};
 use crate::limits::RETRY_PAUSE_MAX;
 use crate::spec::TrainingMode;
 use crate::time::Instant;
 use crate::wire::gossip::HashedManifest;
-use crate::wire::message::WeightsRecord;
+use crate::wire::message::{StateOffer, WeightsRecord};
 
 /// Weight of the newest measurement in the running mean of the speed.
 const SPEED_SMOOTHING: f64 = 0.2;
@@ -39,7 +39,11 @@ impl Miner {
                 self.news = true;
                 cleaned = true;
                 cx.out.notice(Notice::WeightsReady(stage, version, hash));
-                self.catch_up.finished();
+                self.catch_up.finished(version);
+                if let Job::Load { parts, .. } = job {
+                    // What was fetched is here as it would be written.
+                    self.remember(cx, StateOffer { stage, version, weights: hash, parts });
+                }
             }
             JobDone::Reset => cleaned = true,
             // Of an epoch that was given up meanwhile. It may have opened again, and the engine will forget this.
@@ -75,8 +79,7 @@ impl Miner {
                 for ticket in self.snapshot_asked.drain(..) {
                     cx.out.respond(ticket, Some(offer.clone()));
                 }
-                self.kept_states.insert((offer.stage, offer.version));
-                self.offer = Some(offer);
+                self.remember(cx, offer);
             }
             JobDone::Failed(reason) => {
                 self.job_failed(cx.now, &job);
@@ -86,6 +89,14 @@ impl Miner {
         if cleaned {
             self.dirty = false;
         }
+    }
+
+    /// Has it written down that this state is here, and offers it.
+    fn remember(&mut self, cx: &mut Context<'_>, offer: StateOffer) {
+        self.kept.insert(Kept::State(offer.stage, offer.version));
+        self.remembered = Some(offer.record());
+        cx.out.remember(offer.clone());
+        self.offer = Some(offer);
     }
 
     /// Lets a job that failed be done again, after a pause. Nobody knows what a failed pass left in the engine, so the
@@ -155,7 +166,11 @@ impl Miner {
         if let Some(job) = self.merges.values_mut().find_map(MergeWork::job) {
             return Some(job);
         }
-        if let (false, Some(weights)) = (self.snapshot_asked.is_empty(), self.weights) {
+        // The initial weights anybody can build; all others are written down before work goes on from them.
+        let written =
+            |weights: WeightsRecord| weights.version == Epoch(0) || self.remembered == Some(weights);
+        let unwritten = self.weights.filter(|weights| !written(*weights) || !self.snapshot_asked.is_empty());
+        if let Some(weights) = unwritten {
             return Some(Job::Snapshot {
                 stage: weights.stage,
                 version: weights.version,

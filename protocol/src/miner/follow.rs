@@ -1,6 +1,6 @@
 //! How a miner follows the log: which epochs and merges are under way here, and what may be forgotten.
 
-use super::{Context, EpochWork, MergeWork, Miner, outbox};
+use super::{Context, EpochWork, Kept, MergeWork, Miner};
 use crate::id::{Epoch, SampleId, StageIndex};
 use crate::limits::BLOB_EPOCHS_KEPT;
 use crate::run_state::{RunState, Training};
@@ -47,7 +47,7 @@ impl Miner {
         let (me, spec) = (self.me, &self.spec);
         let begun = self.works.contains_key(&epoch);
         let work = self.works.entry(epoch).or_insert_with(|| EpochWork::new(spec, index, training));
-        self.kept_epochs.insert((index, epoch));
+        self.kept.insert(Kept::Epoch(index, epoch));
         if decided || !begun {
             work.follow(me, training);
         }
@@ -95,14 +95,13 @@ impl Miner {
     /// Lets go of the blobs that settled epochs left behind, of whatever stage and for whatever purpose.
     fn release_settled(&mut self, cx: &mut Context<'_>) {
         let version = |stage| cx.state.stage(stage).map_or(Epoch(0), |stage| stage.version);
-        let settled = |&(stage, epoch): &(StageIndex, Epoch)| {
-            epoch.0.saturating_add(BLOB_EPOCHS_KEPT) < version(stage).0
+        let remembered = self.remembered.map(|state| (state.stage, state.version));
+        let settled = |kept: &Kept| match *kept {
+            Kept::Epoch(stage, epoch) => epoch.0.saturating_add(BLOB_EPOCHS_KEPT) < version(stage).0,
+            Kept::State(stage, epoch) => epoch < version(stage) && remembered != Some((stage, epoch)),
         };
-        for (stage, epoch) in self.kept_epochs.extract_if(.., settled) {
-            cx.out.release(outbox::tag(stage, epoch));
-        }
-        for (stage, epoch) in self.kept_states.extract_if(.., |(stage, epoch)| *epoch < version(*stage)) {
-            cx.out.release(outbox::state_tag(stage, epoch));
+        for kept in self.kept.extract_if(.., settled) {
+            cx.out.release(kept.to_string());
         }
     }
 
@@ -116,7 +115,7 @@ impl Miner {
                     let same = self.merges.get(&index).is_some_and(|merge| merge.is_for(training, plan));
                     if !same {
                         self.merges.insert(index, MergeWork::new(self.me, index, training, plan));
-                        self.kept_epochs.insert((index, training.epoch));
+                        self.kept.insert(Kept::Epoch(index, training.epoch));
                     }
                     if let Some(merge) = self.merges.get_mut(&index) {
                         merge.follow(cx.now, plan);

@@ -1,6 +1,7 @@
 //! What the protocol asks its driver to do.
 
 use std::collections::VecDeque;
+use std::fmt;
 
 use super::job::Job;
 use crate::id::{Epoch, Hash, Identity, PeerId, RunId, StageIndex};
@@ -78,6 +79,9 @@ pub enum Action {
         /// The prefix.
         prefix: String,
     },
+    /// Write down that the blobs of this state are here, instead of the one written down before, so that it survives the
+    /// process: the next one is told by [`Peer::recover`](crate::peer::Peer::recover). Done before any action after it.
+    Remember(StateOffer),
     /// Give the engine a job; answer with `handle_job_done`.
     Compute(Job),
     /// A peer's addresses changed.
@@ -109,17 +113,51 @@ pub enum Notice {
     Outdated(Outdated),
 }
 
-/// Tag of everything that belongs to an epoch of a stage. Ends in a slash, so that no epoch's tag is a
-/// prefix of another's.
-#[must_use]
-pub fn tag(stage: StageIndex, epoch: Epoch) -> String {
-    format!("e/{stage}/{epoch}/")
+/// What blobs are kept for. Written as a tag, which ends in a slash, so that no tag is a prefix of another's.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Kept {
+    /// An epoch of a stage: activations, contributions, merged partitions.
+    Epoch(StageIndex, Epoch),
+    /// The whole state of a stage at a version, for joiners and for the next process.
+    State(StageIndex, Epoch),
 }
 
-/// Tag of the state of a stage offered to joiners.
+impl fmt::Display for Kept {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Epoch(stage, epoch) => write!(f, "e/{stage}/{epoch}/"),
+            Self::State(stage, version) => write!(f, "s/{stage}/{version}/"),
+        }
+    }
+}
+
+impl Kept {
+    /// What a blob is kept for, from the start of its tag; `None` if it is no tag of this program.
+    #[must_use]
+    pub fn parse(tag: &str) -> Option<Self> {
+        let mut parts = tag.split('/');
+        let (kind, stage, number) = (parts.next()?, parts.next()?, parts.next()?);
+        // What follows the last slash is the driver's.
+        parts.next()?;
+        let (stage, number) = (StageIndex(stage.parse().ok()?), Epoch(number.parse().ok()?));
+        match kind {
+            "e" => Some(Self::Epoch(stage, number)),
+            "s" => Some(Self::State(stage, number)),
+            _ => None,
+        }
+    }
+}
+
+/// Tag of everything that belongs to an epoch of a stage.
+#[must_use]
+pub fn tag(stage: StageIndex, epoch: Epoch) -> String {
+    Kept::Epoch(stage, epoch).to_string()
+}
+
+/// Tag of the state of a stage.
 #[must_use]
 pub fn state_tag(stage: StageIndex, version: Epoch) -> String {
-    format!("s/{stage}/{version}/")
+    Kept::State(stage, version).to_string()
 }
 
 /// Collects actions, numbers them, signs messages.
@@ -257,6 +295,11 @@ impl Outbox {
         self.actions.push_back(Action::Release { prefix });
     }
 
+    /// Has the driver write down which state is here.
+    pub fn remember(&mut self, state: StateOffer) {
+        self.actions.push_back(Action::Remember(state));
+    }
+
     /// Gives the engine a job.
     pub fn compute(&mut self, job: Job) {
         self.actions.push_back(Action::Compute(job));
@@ -280,6 +323,11 @@ impl Outbox {
     /// Tells the driver that a peer is not heard any more.
     pub fn forget(&mut self, peer: PeerId) {
         self.actions.push_back(Action::Forget { peer });
+    }
+
+    /// Tells people nothing of what was decided until now: an earlier process has.
+    pub fn forget_history(&mut self) {
+        self.actions.retain(|action| !matches!(action, Action::Notice(Notice::State(_))));
     }
 
     /// Tells people.

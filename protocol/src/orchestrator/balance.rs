@@ -8,7 +8,7 @@
 //! until that miner had the time to show its effect. The slowest stage may take several at once, each counted from the
 //! moment its move is decided.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use super::holders;
 use crate::id::{Epoch, PeerId, StageIndex};
@@ -16,7 +16,7 @@ use crate::limits::PROPOSAL_REPEAT;
 use crate::peer::book::Book;
 use crate::run_state::{Phase, RunState};
 use crate::time::Instant;
-use crate::wire::message::{Decision, EvictReason};
+use crate::wire::message::{Decision, EvictReason, WeightsRecord};
 
 /// Least factor by which a move must raise the slower of the two stages it touches.
 const GAIN_MIN: f64 = 1.05;
@@ -54,7 +54,8 @@ impl Crew {
 }
 
 impl Balance {
-    /// Admits the asking: to the stage with the fewest miners, to its former stage among equals.
+    /// Admits the asking: to a stage whose newest weights it alone has, else to the stage with the fewest miners, to its
+    /// former stage among equals.
     pub(super) fn admissions(&mut self, now: Instant, state: &RunState, book: &Book) -> Vec<Decision> {
         self.admitting
             .retain(|peer, (_, at)| state.stage_of(*peer).is_none() && now.since(*at) < PROPOSAL_REPEAT);
@@ -64,6 +65,8 @@ impl Balance {
             sizes.entry(*stage).and_modify(|size| *size += 1);
         }
         let eviction = state.spec().timing.eviction.duration();
+        let bereft: BTreeSet<StageIndex> =
+            state.spec().stages().filter(|s| is_bereft(state, book, *s)).collect();
         let mut decisions = Vec::new();
         for (peer, record) in book.records() {
             if !record.miner || state.stage_of(peer).is_some() || self.admitting.contains_key(&peer) {
@@ -75,7 +78,12 @@ impl Balance {
                 Some(EvictReason::InvalidContribution | EvictReason::WrongMerge)
             );
             let former = record.weights.map(|weights| weights.stage);
-            let fewest = sizes.iter().min_by_key(|(stage, size)| (**size, former != Some(**stage), **stage));
+            let saves =
+                |stage| bereft.contains(&stage) && record.weights.is_some_and(|w| is_near(state, stage, w));
+            let key = |(stage, size): &(&StageIndex, &usize)| {
+                (!saves(**stage), **size, former != Some(**stage), **stage)
+            };
+            let fewest = sizes.iter().min_by_key(key);
             let Some((&stage, _)) = fewest.filter(|_| recent && !banned) else { continue };
             sizes.entry(stage).and_modify(|size| *size += 1);
             self.admitting.insert(peer, (stage, now));
@@ -135,6 +143,20 @@ impl Balance {
             .max_by(|a, b| after(a.1).total_cmp(&after(b.1)).then(b.0.cmp(&a.0)))?;
         (after(best.1) >= to.throughput() * GAIN_MIN && after(best.1) > 0.0).then_some((best.0, slowest))
     }
+}
+
+/// Whether no replica of `stage` says that it holds weights from which the newest can be had.
+fn is_bereft(state: &RunState, book: &Book, stage: StageIndex) -> bool {
+    state.stage(stage).is_some_and(|known| known.version > Epoch(0))
+        && !state
+            .replicas(stage)
+            .any(|peer| book.weights(peer).is_some_and(|held| is_near(state, stage, held)))
+}
+
+/// Whether these are the newest weights of `stage`, or those that its last merge started from.
+fn is_near(state: &RunState, stage: StageIndex, held: WeightsRecord) -> bool {
+    let newest = state.stage(stage).map(|stage| stage.version);
+    held.stage == stage && (newest == Some(held.version) || newest == Some(held.version.next()))
 }
 
 /// Whether `stage` has come far enough since what is noted of it.
@@ -217,7 +239,7 @@ mod tests {
     use crate::id::{Hash, LogIndex};
     use crate::orchestrator::tests::record;
     use crate::spec::{Candidate, OrchestratorSpec};
-    use crate::wire::message::{Entry, PeerRecord, WeightsRecord};
+    use crate::wire::message::{Entry, PeerRecord};
 
     /// A run of stages with this many miners each, all waiting.
     fn waiting(sizes: &[u8]) -> RunState {

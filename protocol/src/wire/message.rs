@@ -109,6 +109,14 @@ pub struct WeightsRecord {
     pub hash: Hash,
 }
 
+impl StateOffer {
+    /// The weights that are in it.
+    #[must_use]
+    pub const fn record(&self) -> WeightsRecord {
+        WeightsRecord { stage: self.stage, version: self.version, hash: self.weights }
+    }
+}
+
 impl PeerRecord {
     /// A record that says nothing but its number, of a program that speaks the first wire version.
     #[must_use]

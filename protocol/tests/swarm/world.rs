@@ -483,6 +483,8 @@ impl World {
                 let kept: BTreeSet<Hash> = self.nodes[i].tags.values().flatten().copied().collect();
                 self.nodes[i].blobs.retain(|hash, _| kept.contains(hash));
             }
+            // No process of this world starts again.
+            Action::Remember(_) => {}
             Action::Compute(job) => {
                 let done = self.compute(i, &job);
                 let delay = ENGINE_DELAY + Duration::from_micros(self.draw(20_000));

@@ -2,7 +2,7 @@
 //! what is under way do not grow with the length of a run.
 
 use iota_protocol::limits::BLOB_EPOCHS_KEPT;
-use iota_protocol::miner::Job;
+use iota_protocol::miner::{Job, Kept};
 use iota_protocol::{Epoch, RunSpec, StageIndex};
 
 use super::{Options, broken};
@@ -53,14 +53,13 @@ pub fn stored_bytes_max(spec: &RunSpec, costs: &Costs, hosts: usize) -> u64 {
 /// A tag that nobody asks for any more, or not yet.
 fn outlived<'a>(tags: impl Iterator<Item = &'a str>, peer: &VirtualPeer) -> Option<String> {
     let version = |stage: StageIndex| peer.state().stage(stage).map_or(Epoch(0), |stage| stage.version);
-    tags.filter(|tag| {
-        let mut parts = tag.split('/');
-        let kind = parts.next();
-        let mut number = || parts.next().and_then(|part| part.parse::<u32>().ok());
-        let (Some(stage), Some(epoch)) = (number(), number()) else { return false };
-        let version = version(StageIndex(u16::try_from(stage).unwrap_or(u16::MAX))).0;
-        let oldest = if kind == Some("e") { version.saturating_sub(BLOB_EPOCHS_KEPT) } else { version };
-        epoch < oldest
+    let remembered =
+        peer.miner().and_then(|miner| miner.remembered()).map(|state| (state.stage, state.version));
+    tags.filter(|tag| match Kept::parse(tag) {
+        Some(Kept::Epoch(stage, epoch)) => epoch.0.saturating_add(BLOB_EPOCHS_KEPT) < version(stage).0,
+        // The next process starts from it.
+        Some(Kept::State(stage, epoch)) => epoch < version(stage) && remembered != Some((stage, epoch)),
+        None => true,
     })
     .map(|tag| {
         format!(

@@ -25,6 +25,8 @@ const KIND_CHANCE: f64 = 0.4;
 const SMALL_DISK_BYTES: u64 = 2 << 20;
 /// How often the program is upgraded in the course of a run.
 const UPGRADE_CHANCE: f64 = 0.2;
+/// How often all hosts lose their power at once.
+const BLACKOUT_CHANCE: f64 = 0.15;
 /// When the first host may be restarted with the new program.
 const UPGRADE_FROM: Duration = Duration::from_secs(3);
 
@@ -53,6 +55,7 @@ impl Draw {
         let healed_at = self.random.duration(Duration::from_secs(40), Duration::from_secs(160));
         let mut faults = self.faults(&setup, present, candidates, healed_at);
         self.upgrade(&mut setup, &mut faults, healed_at);
+        self.blackout(&mut faults, healed_at);
         faults.sort_by_key(|(at, _)| *at);
         let (seed, nodes, without) = (self.seed, self.nodes, BTreeSet::new());
         Case { seed, nodes, without, setup, faults, healed_at }
@@ -183,6 +186,23 @@ impl Draw {
         for (host, of) in setup.hosts.iter_mut().enumerate() {
             of.versions = Versions::FIRST;
             faults.push((random.duration(UPGRADE_FROM, until), Fault::upgrade(host)));
+        }
+    }
+
+    /// Sometimes all hosts crash at once, and come back one by one.
+    fn blackout(&self, faults: &mut Vec<Scheduled>, until: Duration) {
+        let mut random = Random::new(self.seed, "fuzz blackout");
+        if !random.chance(BLACKOUT_CHANCE) {
+            return;
+        }
+        let (at, slow) = (random.duration(Duration::from_secs(1), until), random.chance(0.5));
+        for host in 0..self.nodes {
+            let away =
+                random.duration(Duration::from_millis(500), Duration::from_secs(if slow { 60 } else { 5 }));
+            faults.push((at, Fault::Crash(host)));
+            if at + away < until {
+                faults.push((at + away, Fault::Restart(host)));
+            }
         }
     }
 

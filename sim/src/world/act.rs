@@ -121,6 +121,7 @@ impl World {
                 let _ = self.hosts[host].store.keep(hash, blob, &tag);
             }
             Action::Release { prefix } => self.hosts[host].store.release(&prefix),
+            Action::Remember(state) => self.hosts[host].remembered = Some(state),
             Action::Compute(job) => self.compute(host, job),
             Action::Addresses { .. } | Action::Forget { .. } => {}
             Action::Notice(notice) => {

@@ -1,10 +1,12 @@
 //! Which faults a swarm cannot survive, whatever the protocol does.
 //!
-//! Weights live in processes and on their disks, and a process that crashed starts without them. A stage whose every
-//! copy is gone cannot go on; until weights are kept elsewhere, a search for faults that the protocol should survive
-//! has to leave one copy of each. Places are given out while a run goes on, so which host has the last copy is known
-//! only when a fault is about to happen.
+//! A process that crashed starts from what it wrote down, so every host of a swarm may crash at once. A host that goes
+//! for good takes its disk along, and one whose disk is full writes nothing down. A stage whose every copy is gone that way
+//! cannot go on; until weights are kept elsewhere, a search for faults that the protocol should survive has to leave one
+//! copy of each. Places are given out while a run goes on, so which host has the last copy is known only when a fault is
+//! about to happen.
 
+use iota_protocol::wire::message::{StateOffer, WeightsRecord};
 use iota_protocol::{Epoch, StageIndex};
 
 use super::World;
@@ -12,17 +14,15 @@ use crate::faults::Fault;
 use crate::network::HostIndex;
 
 impl World {
-    /// Whether a fault would take the last copy of some stage's newest weights: by ending or freezing its process, by
-    /// filling its disk, or by cutting it off for so long that its place goes to somebody else.
+    /// Whether a fault would take the last copy of some stage's newest weights: a host that leaves, whose disk fills, or
+    /// whose process ends while its disk is full.
     pub(super) fn takes_last_copy(&self, host: HostIndex, fault: &Fault) -> bool {
         let takes = match fault {
-            Fault::Crash(_)
-            | Fault::CrashLeader(_)
-            | Fault::Reinstall(..)
-            | Fault::Freeze(..)
-            | Fault::Leave(_) => true,
+            Fault::Leave(_) => true,
             Fault::Disk(_, bytes) => *bytes < self.hosts[host].store.quota(),
-            Fault::Group(_, group) => *group != 0,
+            Fault::Crash(_) | Fault::CrashLeader(_) | Fault::Reinstall(..) => {
+                !self.hosts[host].store.has_room()
+            }
             _ => false,
         };
         takes && (self.owns_merge(host) || self.spec.stages().any(|stage| !self.has_copy(stage, host)))
@@ -39,28 +39,28 @@ impl World {
             .any(|(_, plan)| plan.owners.iter().any(|owners| owners.contains(&me)))
     }
 
-    /// Whether a host other than `except`, in touch with the majority, holds the newest weights of a stage.
+    /// Whether a host other than `except`, that has room on its disk, holds the newest weights of a stage or wrote them
+    /// down.
     fn has_copy(&self, stage: StageIndex, except: HostIndex) -> bool {
         let Some(version) =
             self.best_informed().and_then(|peer| peer.state().stage(stage)).map(|s| s.version)
         else {
             return true;
         };
+        let newest = |weights: WeightsRecord| (weights.stage, weights.version) == (stage, version);
         // Anybody can build the initial weights.
         version == Epoch(0)
-            || (0..self.hosts.len()).filter(|&host| host != except && self.is_in_touch(host)).any(|host| {
-                let peer = self.hosts[host].peer();
-                let weights = peer.and_then(|peer| peer.miner()).and_then(|miner| miner.weights());
-                weights.is_some_and(|weights| weights.stage == stage && weights.version == version)
-                    && peer.is_some_and(|peer| peer.state().stage_of(peer.id()) == Some(stage))
+            || (0..self.hosts.len()).filter(|&host| host != except && self.is_dependable(host)).any(|host| {
+                let peer =
+                    self.hosts[host].peer().filter(|peer| peer.state().stage_of(peer.id()) == Some(stage));
+                let held = peer.and_then(|peer| peer.miner()).and_then(|miner| miner.weights());
+                let written = self.hosts[host].remembered.as_ref().map(StateOffer::record);
+                held.is_some_and(newest) || written.is_some_and(newest)
             })
     }
 
-    fn is_in_touch(&self, host: HostIndex) -> bool {
-        self.hosts[host].is_honest()
-            && self.hosts[host].is_awake()
-            && self.hosts[host].setup.miner
-            && self.hosts[host].store.has_room()
-            && self.network.group(host) == 0
+    fn is_dependable(&self, host: HostIndex) -> bool {
+        let host = &self.hosts[host];
+        host.is_honest() && host.setup.miner && host.store.has_room()
     }
 }

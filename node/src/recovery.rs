@@ -1,0 +1,125 @@
+//! What a process leaves in its data folder for the next one, and how that one takes it over.
+//!
+//! | what | where | written |
+//! |---|---|---|
+//! | whose folder it is | `node.redb` | once, at the first start |
+//! | consensus state of a candidate | `node.redb` | before anything is said that rests on it |
+//! | certified log | `node.redb` | as it comes |
+//! | which state of a stage is kept | `node.redb` | when its blobs are on disk |
+//! | blobs and their tags | `blobs/` | states and contributions before they are announced; activations soon |
+//!
+//! `node.redb` and the blob store's tables are transactional, so a process may end at any instant. What comes out damaged
+//! all the same, after a power failure or on a bad disk, is noticed by its hash, and had from other peers again.
+
+use iota_protocol::log::Certificate;
+use iota_protocol::peer::Remains;
+use iota_protocol::wire::message::{ControlUpdate, StateOffer};
+use iota_protocol::wire::{decode, encode};
+use iota_protocol::{LogIndex, PeerId, RunId};
+use serde_bytes::ByteBuf;
+
+use crate::blobs::{DataError, DataPlane};
+use crate::driver::NodePeer;
+use crate::driver::vault::without_blobs;
+use crate::store::{Store, StoreError};
+
+/// Where it stands whose folder it is.
+const OWNER_KEY: &str = "owner";
+/// Where the state of a stage is named whose blobs are kept.
+const STATE_KEY: &str = "stage state";
+
+/// Why a data folder cannot be taken over.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum RecoveryError {
+    /// The folder of another peer or another run.
+    #[error(
+        "node.redb belongs to {found}, expected {expected}: choose another folder, or delete this one if that run is over"
+    )]
+    Foreign {
+        /// Who may use it.
+        expected: String,
+        /// Whose it is.
+        found: String,
+    },
+    /// The database failed.
+    #[error(transparent)]
+    Store(#[from] StoreError),
+    /// The blob store failed.
+    #[error(transparent)]
+    Blobs(#[from] DataError),
+}
+
+/// Makes the folder this peer's in this run. Promises made in one run, or by one peer, bind no other.
+///
+/// # Errors
+/// [`RecoveryError::Foreign`] if it is another's already.
+pub(crate) fn claim(store: &Store, run: RunId, peer: PeerId) -> Result<(), RecoveryError> {
+    let expected = format!("peer {peer} in run {run}");
+    match store.get(OWNER_KEY)? {
+        None => Ok(store.put(OWNER_KEY, expected.as_bytes())?),
+        Some(found) if found == expected.as_bytes() => Ok(()),
+        Some(found) => {
+            Err(RecoveryError::Foreign { expected, found: String::from_utf8_lossy(&found).into_owned() })
+        }
+    }
+}
+
+/// Writes down that the blobs of this state are on disk.
+///
+/// # Errors
+/// When the disk fails; then the state written down before stands.
+pub(crate) fn remember(store: &Store, state: &StateOffer) -> Result<(), StoreError> {
+    store.put(STATE_KEY, &encode(state))
+}
+
+/// Hands the peer what an earlier process left. What is damaged and can be had from others is dropped, and said.
+///
+/// # Errors
+/// When the disk fails.
+pub(crate) async fn recover(
+    peer: &mut NodePeer,
+    store: &Store,
+    plane: &DataPlane,
+) -> Result<(), RecoveryError> {
+    let remains = Remains {
+        log: kept_log(store)?,
+        state: kept_state(store)?,
+        tags: without_blobs(plane.tags().await?),
+    };
+    if let Some(state) = &remains.state {
+        tracing::info!(stage = %state.stage, version = %state.version, "found the state of a stage");
+    }
+    let entries = remains.log.as_ref().map_or(0, |log| log.entries.len());
+    match peer.recover(remains) {
+        Ok(()) if entries > 0 => tracing::info!(entries, "found the log"),
+        Ok(()) => {}
+        Err(error) => {
+            tracing::warn!(%error, "the log in the data folder is damaged, fetching it anew");
+            store.clear_log()?;
+        }
+    }
+    Ok(())
+}
+
+/// The state last written down, if it can be read.
+fn kept_state(store: &Store) -> Result<Option<StateOffer>, StoreError> {
+    let Some(bytes) = store.get(STATE_KEY)? else { return Ok(None) };
+    let state = decode(&bytes, bytes.len());
+    Ok(state.inspect_err(|error| tracing::warn!(%error, "the state in the data folder is damaged")).ok())
+}
+
+/// The entries kept, proven by their newest certificate, if there are any and it can be read.
+fn kept_log(store: &Store) -> Result<Option<ControlUpdate>, StoreError> {
+    let records = store.log(0..u64::MAX, usize::MAX)?;
+    let Some(last) = records.last() else { return Ok(None) };
+    let certificate: Certificate = match decode(&last.certificate, last.certificate.len()) {
+        Ok(certificate) => certificate,
+        Err(error) => {
+            tracing::warn!(%error, "the log in the data folder is damaged, fetching it anew");
+            store.clear_log()?;
+            return Ok(None);
+        }
+    };
+    let entries = records.into_iter().map(|record| ByteBuf::from(record.entry)).collect();
+    Ok(Some(ControlUpdate { first: LogIndex(0), entries, beyond: Vec::new(), certificate }))
+}

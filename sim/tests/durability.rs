@@ -1,0 +1,76 @@
+//! What survives processes: whoever starts again goes on from what it had on disk.
+
+use std::time::Duration;
+
+use iota_protocol::spec::TrainingMode;
+use iota_protocol::{Instant, RunSpec};
+use iota_sim::checker::{Options, all, liveness};
+use iota_sim::faults::Fault;
+use iota_sim::trainer::Compute;
+use iota_sim::world::{Ending, Setup, World};
+
+const SECOND: Duration = Duration::from_secs(1);
+/// Hosts: three candidates, two stages of three.
+const HOSTS: usize = 6;
+
+fn setup(compute: Compute) -> Setup {
+    let mut spec = RunSpec::default();
+    spec.pipeline.stages = 2;
+    spec.pipeline.start_replicas = 3;
+    spec.training.epochs = 8;
+    spec.training.samples_per_epoch = 12;
+    spec.training.mode = TrainingMode::Synchronous;
+    spec.timing.epoch_deadline = "20s".parse().expect("a duration");
+    spec.timing.merge_deadline = "5s".parse().expect("a duration");
+    let mut setup = Setup::new(spec, 5, 3, HOSTS);
+    setup.compute = compute;
+    setup.costs.parameters = 1000;
+    setup
+}
+
+/// Runs under all checkers to its end.
+fn finished(setup: Setup, healed: Duration) -> World {
+    let bound = liveness::bound(&setup.spec);
+    let options = Options::of(&setup).healed(Instant::ZERO + healed, bound);
+    let mut world = World::new(setup);
+    all(&options).into_iter().for_each(|checker| world.watch(checker));
+    let ending = world.run(healed + bound * 9);
+    assert!(matches!(ending, Ending::Finished(_)), "{ending:?}");
+    world
+}
+
+/// All hosts crash at `at` and come back three seconds later.
+fn blackout(mut setup: Setup, at: Duration) -> World {
+    let crashes = (0..HOSTS).map(|host| (at, Fault::Crash(host)));
+    let restarts = (0..HOSTS).map(|host| (at + 3 * SECOND, Fault::Restart(host)));
+    setup.schedule = crashes.chain(restarts).collect();
+    finished(setup, at + 4 * SECOND)
+}
+
+/// In the middle of an epoch, of a merge, or between them.
+fn moments() -> impl Iterator<Item = Duration> {
+    (3..15).map(|halves| SECOND * halves / 2 + SECOND / 7)
+}
+
+#[test]
+fn a_run_goes_on_though_all_hosts_crash_at_once() {
+    for at in moments() {
+        let world = blackout(setup(Compute::Cost), at);
+        assert!(world.now() > Instant::ZERO + at + 3 * SECOND, "it was not over before");
+    }
+}
+
+#[test]
+fn nothing_that_was_learnt_is_lost_when_all_hosts_crash_at_once() {
+    let losses = |world: &World| -> Vec<f64> {
+        world.hosts().iter().filter_map(|host| host.trainer().excess_loss()).collect()
+    };
+    let undisturbed = losses(&finished(setup(Compute::Toy), Duration::ZERO));
+    assert_eq!(undisturbed.len(), HOSTS);
+    for at in moments() {
+        let disturbed = losses(&blackout(setup(Compute::Toy), at));
+        let alike = |(a, b): (&f64, &f64)| (a - b).abs() < 1e-12;
+        // Who holds which stage does not change, and a synchronous epoch does not depend on who handles a sample.
+        assert!(undisturbed.iter().zip(&disturbed).all(alike), "{undisturbed:?} {disturbed:?} at {at:?}");
+    }
+}
