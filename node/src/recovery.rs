@@ -123,3 +123,40 @@ fn kept_log(store: &Store) -> Result<Option<ControlUpdate>, StoreError> {
     let entries = records.into_iter().map(|record| ByteBuf::from(record.entry)).collect();
     Ok(Some(ControlUpdate { first: LogIndex(0), entries, beyond: Vec::new(), certificate }))
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::store::LogRecord;
+
+    #[test]
+    fn a_folder_is_one_peers_in_one_run() {
+        let folder = tempfile::tempdir().unwrap();
+        let store = Store::open(folder.path()).unwrap();
+        let (run, peer) = (RunId([1; 32]), PeerId([2; 32]));
+        claim(&store, run, peer).unwrap();
+        claim(&store, run, peer).unwrap();
+        for (run, peer) in [(RunId([3; 32]), peer), (run, PeerId([3; 32]))] {
+            let refused = claim(&store, run, peer).unwrap_err().to_string();
+            assert!(refused.contains("expected peer") && refused.contains("another folder"), "{refused}");
+        }
+    }
+
+    #[test]
+    fn a_log_that_cannot_be_read_is_dropped() {
+        let folder = tempfile::tempdir().unwrap();
+        let store = Store::open(folder.path()).unwrap();
+        assert!(kept_log(&store).unwrap().is_none());
+        store.append_log(&[LogRecord { index: 0, entry: vec![1], certificate: vec![2, 3] }]).unwrap();
+        assert!(kept_log(&store).unwrap().is_none());
+        assert_eq!(store.log_len().unwrap(), 0);
+    }
+
+    #[test]
+    fn a_state_that_cannot_be_read_is_none() {
+        let folder = tempfile::tempdir().unwrap();
+        let store = Store::open(folder.path()).unwrap();
+        store.put(STATE_KEY, &[7; 9]).unwrap();
+        assert_eq!(kept_state(&store).unwrap(), None);
+    }
+}

@@ -26,7 +26,7 @@ use crate::blobs::{DataConfig, DataError, DataPlane, Storage};
 use crate::bridge;
 use crate::driver::engine_thread::{self, EngineSetup};
 use crate::driver::vault::Vault;
-use crate::driver::{Driver, Ended, Parts, Reporter, wall_micros};
+use crate::driver::{Driver, Ended, NodePeer, Parts, Reporter, wall_micros};
 use crate::events::{EventLog, NodeEvent};
 use crate::http::{Exposure, HttpError, StatusServer};
 use crate::metrics::{DataMetrics, NodeMetrics};
@@ -191,17 +191,7 @@ pub async fn join(config: JoinConfig, cancel: CancellationToken) -> Result<RunSu
         }
         false => (None, None),
     };
-    let model = bridge::model_config(&config.spec);
-    let parameters: Vec<usize> = (0..model.stages).map(|stage| model.parameter_count(stage)).collect();
-    let roles = iota_protocol::peer::Roles { miner: config.roles.miner, validator: config.roles.validator };
-    let mut peer = Peer::new(
-        Arc::clone(&spec),
-        identity.clone(),
-        roles,
-        &parameters,
-        wall_micros(),
-        PaxosStorage::new(&store),
-    );
+    let mut peer = new_peer(&config, &spec, identity.clone(), &store);
     recovery::recover(&mut peer, &store, &plane).await?;
     let events = EventLog::open(&config.data_dir)
         .map_err(|error| RunError::DataDir(format!("open the event log: {error}")))?;
@@ -234,6 +224,13 @@ pub async fn join(config: JoinConfig, cancel: CancellationToken) -> Result<RunSu
     plane.shutdown().await;
     pages.shutdown().await;
     summary
+}
+
+fn new_peer(config: &JoinConfig, spec: &Arc<RunSpec>, identity: Identity, store: &Store) -> NodePeer {
+    let model = bridge::model_config(spec);
+    let parameters: Vec<usize> = (0..model.stages).map(|stage| model.parameter_count(stage)).collect();
+    let roles = iota_protocol::peer::Roles { miner: config.roles.miner, validator: config.roles.validator };
+    Peer::new(Arc::clone(spec), identity, roles, &parameters, wall_micros(), PaxosStorage::new(store))
 }
 
 /// Builds and drops an engine, so that a device that is not there is an error before anything starts.

@@ -1,0 +1,57 @@
+//! Swarms of real processes that are killed and start again in the folders they left.
+
+mod e2e_support;
+
+use std::fs;
+
+use e2e_support::{Run, Swarm, tiny};
+use iota_node::events::NodeEvent;
+use iota_protocol::spec::TrainingMode;
+
+/// Epochs of a run: enough for what happens at the tenth to be in its middle.
+const EPOCHS: u32 = 20;
+
+/// Runs to its end though `kill` happens, as `--kill-after` writes it.
+fn run_with(kill: &str) -> Run {
+    let spec = tiny(TrainingMode::Synchronous, 2, 2, EPOCHS);
+    Swarm::start(&spec, &["--kill-after", kill]).finish()
+}
+
+/// Versions of the weights that process `index` announced in its second life, initial ones left out.
+fn second_life(run: &Run, index: usize) -> Vec<u32> {
+    let mut lives = run.events[index].split(|timed| matches!(timed.event, NodeEvent::Started { .. }));
+    let versions = |timed: &_| match timed {
+        NodeEvent::WeightsReady { version, .. } if *version > 0 => Some(*version),
+        _ => None,
+    };
+    lives.nth(2).expect("it was started twice").iter().filter_map(|timed| versions(&timed.event)).collect()
+}
+
+/// Whether process `index` found the state of its stage on its disk.
+fn found_state(run: &Run, index: usize) -> bool {
+    let log =
+        fs::read_to_string(run.swarm.peer_folder(index).join("log.txt")).expect("a process writes a log");
+    log.contains("found the state of a stage")
+}
+
+#[test]
+fn a_run_goes_on_from_its_last_merge_when_all_processes_were_killed_at_once() {
+    let run = run_with("all@e10+1s");
+    run.agreed_weights();
+    run.assert_every_sample_merged();
+    for index in 0..4 {
+        let versions = second_life(&run, index);
+        assert!(found_state(&run, index), "process {index}");
+        assert!(versions.first().is_some_and(|first| *first >= 8), "process {index} went back: {versions:?}");
+    }
+}
+
+#[test]
+fn a_process_that_starts_again_at_once_keeps_its_place_and_its_weights() {
+    let run = run_with("3@e10+500ms");
+    run.agreed_weights();
+    run.assert_every_sample_merged();
+    assert_eq!(run.evictions_of(run.peer(3)), Vec::<&str>::new());
+    assert!(found_state(&run, 3) && !found_state(&run, 2));
+    assert!(second_life(&run, 3).first().is_some_and(|first| *first >= 8));
+}
