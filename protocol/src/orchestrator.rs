@@ -6,6 +6,7 @@
 
 mod balance;
 mod upgrade;
+mod waits;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -13,8 +14,9 @@ use std::time::Duration;
 
 use balance::Balance;
 use upgrade::Upgrade;
+use waits::Waits;
 
-use crate::id::{Epoch, Hash, LogIndex, PartitionIndex, PeerId, StageIndex};
+use crate::id::{Epoch, Hash, PartitionIndex, PeerId, StageIndex};
 use crate::limits::{ANNOUNCE_HEARTBEATS_MAX, PROPOSAL_REPEAT};
 use crate::merge::agreement::{AgreementMatrix, Tally, Verdict};
 use crate::peer::book::Book;
@@ -31,28 +33,18 @@ const WEIGHT_MAX: u64 = 8;
 /// Multiples of the epoch deadline after which the epoch is cut off. One later a quorum of submissions is merged, two later
 /// whatever there is. If there is nothing, another deadline later the epoch is opened again, or passed over.
 ///
-/// A stage beside which the epoch has been settled is cut off one deadline from then on, and one later merges what there is
-/// or passes the epoch over. What it lacks then will not come, and a stage that waited as long as the others wait for it would
+/// A stage beside which the epoch has been settled is cut off one deadline from then on, or as soon as for an eviction's
+/// time nothing more got done; and as much later it merges what there is or passes the epoch over. What it lacks then will not come, and a stage that waited as long as the others wait for it would
 /// never be in step with them again: where a tail has settled alone, each stage above waits for the one below.
 const CUTOFF_DEADLINES: u32 = 2;
 /// Owners of a disputed partition, if there are so many miners. Seven outvote three liars who agree.
 const DISPUTE_OWNERS: usize = 7;
 
-/// What a stage has been doing, and since when.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Doing {
-    Waiting(Epoch),
-    Training(LogIndex, u16),
-    Merging(LogIndex, u16),
-}
-
 /// The leader's mind.
 #[derive(Debug, Default)]
 pub struct Orchestrator {
     proposed: BTreeMap<Hash, Instant>,
-    doing: BTreeMap<StageIndex, (Doing, Instant)>,
-    /// Epochs, by the entry that opened them, that a stage beside has settled, and since when.
-    overtaken: BTreeMap<StageIndex, Overtaken>,
+    waits: Waits,
     manifests: BTreeMap<(StageIndex, PeerId), Arc<HashedManifest>>,
     tallies: BTreeMap<(StageIndex, Epoch, u16), Tally>,
     agreement: BTreeMap<StageIndex, AgreementMatrix>,
@@ -62,19 +54,6 @@ pub struct Orchestrator {
     listening_since: Option<Instant>,
     /// When it came to lead.
     leads_since: Instant,
-}
-
-/// An epoch that a stage beside has settled already.
-#[derive(Clone, Copy, Debug)]
-struct Overtaken {
-    /// The entry that opened it.
-    opened: LogIndex,
-    /// Since when it is overtaken.
-    since: Instant,
-    /// How far it had got.
-    done: u64,
-    /// And when.
-    progress: Instant,
 }
 
 impl Orchestrator {
@@ -109,12 +88,7 @@ impl Orchestrator {
     pub fn handle_pause(&mut self, now: Instant) {
         self.listening_since = Some(now);
         self.upgrade.handle_pause();
-        for since in self.doing.values_mut().map(|(_, since)| since) {
-            *since = now;
-        }
-        for overtaken in self.overtaken.values_mut() {
-            (overtaken.since, overtaken.progress) = (now, now);
-        }
+        self.waits.restart(now);
     }
 
     /// This candidate has just come to lead. What it proposed when it led before was decided or dropped meanwhile, and
@@ -200,33 +174,8 @@ impl Orchestrator {
 
     /// Notes when each stage began what it is doing, and forgets what is over.
     fn observe(&mut self, now: Instant, state: &RunState, book: &Book) {
-        for (index, stage) in state.spec().stages().zip(state.stages()) {
-            let doing = match &stage.phase {
-                Phase::Waiting => Doing::Waiting(stage.version),
-                Phase::Training(training) => Doing::Training(training.opened, training.attempt),
-                Phase::Merging(training, plan) => Doing::Merging(training.opened, plan.attempt),
-            };
-            let entry = self.doing.entry(index).or_insert((doing, now));
-            // No stage can do an epoch before all others are in it. Those that wait for one are not late.
-            let alone = matches!(&stage.phase, Phase::Training(training) if !in_step(state, training.epoch));
-            if entry.0 != doing || alone {
-                *entry = (doing, now);
-            }
-            let settled = |training: &&Training| state.settled_beside(index, training.epoch);
-            match stage.training().filter(settled) {
-                None => drop(self.overtaken.remove(&index)),
-                Some(training) => {
-                    let done = self.done(index, training, book);
-                    let fresh = Overtaken { opened: training.opened, since: now, done, progress: now };
-                    let known = self.overtaken.entry(index).or_insert(fresh);
-                    if known.opened != training.opened {
-                        *known = fresh;
-                    } else if known.done != done {
-                        (known.done, known.progress) = (done, now);
-                    }
-                }
-            }
-        }
+        let manifests = &self.manifests;
+        self.waits.observe(now, state, |stage, training| done(manifests, book, stage, training));
         let version = |stage: StageIndex| state.stage(stage).map(|stage| stage.version);
         self.manifests.retain(|(stage, _), submitted| {
             version(*stage).is_some_and(|version| submitted.manifest.epoch >= version)
@@ -242,14 +191,6 @@ impl Orchestrator {
         }
     }
 
-    /// A number that changes whenever a stage's epoch gets on.
-    fn done(&self, index: StageIndex, training: &Training, book: &Book) -> u64 {
-        let live = || training.deal.live();
-        let samples = live().filter_map(|peer| book.record(peer)).map(|record| u64::from(record.done));
-        let submitted = live().filter(|peer| self.manifests.contains_key(&(index, *peer))).count() as u64;
-        samples.sum::<u64>() + submitted + u64::from(training.cut_off)
-    }
-
     /// Moves a finished plan's comparisons into the agreement matrix.
     fn settle(&mut self, key: (StageIndex, Epoch, u16), state: &RunState) {
         let Some(tally) = self.tallies.remove(&key) else { return };
@@ -257,10 +198,6 @@ impl Orchestrator {
         if let Some(closed) = closed.filter(|closed| closed.plan.attempt == key.2) {
             self.agreement.entry(key.0).or_default().record(&tally.pairs(&closed.plan.owners));
         }
-    }
-
-    fn waited(&self, now: Instant, stage: StageIndex) -> Duration {
-        self.doing.get(&stage).map_or(Duration::ZERO, |(_, since)| now.since(*since))
     }
 
     /// Opens the next epoch of a waiting stage, once its miners agree on the weights to start from.
@@ -288,7 +225,7 @@ impl Orchestrator {
                 expected += 1;
             }
         }
-        let waited_enough = self.waited(now, index) >= spec.timing.ready_grace.duration();
+        let waited_enough = self.waits.waited(now, index) >= spec.timing.ready_grace.duration();
         if expected > 0 && !waited_enough {
             return None;
         }
@@ -309,12 +246,9 @@ impl Orchestrator {
         let spec = state.spec();
         let (stage, epoch) = (index, training.epoch);
         let live = training.deal.handling();
-        let (waited, deadline) = (self.waited(now, index), spec.timing.epoch_deadline.duration());
+        let (waited, deadline) = (self.waits.waited(now, index), spec.timing.epoch_deadline.duration());
         let missing = live.iter().any(|peer| !self.manifests.contains_key(&(index, *peer)));
-        let overtaken = self.overtaken.get(&index);
-        // A stage beside this one has settled the epoch. What is not on its way from there will never come.
-        let stalled = overtaken
-            .is_some_and(|overtaken| now.since(overtaken.progress) >= spec.timing.eviction.duration());
+        let stalled = self.waits.is_stalled(now, index, spec.timing.eviction.duration());
         let early = waited < deadline && !training.cut_off && !stalled;
         if missing && (early || !self.is_informed(now, state)) {
             // Somebody is still at work, as is most often so: what the others submitted is looked at when it matters.
@@ -337,7 +271,7 @@ impl Orchestrator {
             return plan(submissions).into_iter().collect();
         }
         let quorum = quorum(spec.merge.quorum, live.len());
-        let overtaken = overtaken.map_or(Duration::ZERO, |overtaken| now.since(overtaken.since));
+        let overtaken = self.waits.overtaken(now, index);
         let hopeless = overtaken >= deadline * 2 || stalled;
         let enough = waited >= deadline * (CUTOFF_DEADLINES + 1) && submissions.len() >= quorum
             || waited >= deadline * (CUTOFF_DEADLINES + 2)
@@ -396,7 +330,8 @@ impl Orchestrator {
         let (epoch, attempt) = (training.epoch, plan.attempt);
         let deadline = state.spec().timing.merge_deadline.duration();
         // A leader that has just taken over has not heard of what is not announced again yet.
-        let waited = if self.is_informed(now, state) { self.waited(now, stage) } else { Duration::ZERO };
+        let waited =
+            if self.is_informed(now, state) { self.waits.waited(now, stage) } else { Duration::ZERO };
         let empty = Tally::default();
         let tally = self.tallies.get(&(stage, epoch, attempt)).unwrap_or(&empty);
 
@@ -463,12 +398,17 @@ fn holders(state: &RunState, book: &Book, stage: StageIndex) -> impl Iterator<It
     })
 }
 
-/// Whether every stage is in `epoch` or past it.
-fn in_step(state: &RunState, epoch: Epoch) -> bool {
-    let reached = |stage: &Stage| {
-        stage.version > epoch || stage.training().is_some_and(|training| training.epoch == epoch)
-    };
-    state.stages().iter().all(reached)
+/// A number that changes whenever the epoch of `stage` gets on.
+fn done(
+    manifests: &BTreeMap<(StageIndex, PeerId), Arc<HashedManifest>>,
+    book: &Book,
+    stage: StageIndex,
+    training: &Training,
+) -> u64 {
+    let live = || training.deal.live();
+    let samples = live().filter_map(|peer| book.record(peer)).map(|record| u64::from(record.done));
+    let submitted = live().filter(|peer| manifests.contains_key(&(stage, *peer))).count() as u64;
+    samples.sum::<u64>() + submitted + u64::from(training.cut_off)
 }
 
 /// How many of `members` make a quorum of share `share`: at least one.

@@ -1,6 +1,7 @@
 use std::time::Duration;
 
 use super::*;
+use crate::id::LogIndex;
 use crate::limits::WIRE_VERSION;
 use crate::spec::{Candidate, OrchestratorSpec, RunSpec};
 use crate::wire::message::{Entry, PeerRecord};

@@ -1,0 +1,107 @@
+//! How long each stage has been at what it does, as this candidate saw it.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use crate::id::{Epoch, LogIndex, StageIndex};
+use crate::run_state::{Phase, RunState, Stage, Training};
+use crate::time::Instant;
+
+/// What a stage has been doing.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Doing {
+    Waiting(Epoch),
+    Training(LogIndex, u16),
+    Merging(LogIndex, u16),
+}
+
+/// An epoch that a stage beside has settled already.
+#[derive(Clone, Copy, Debug)]
+struct Overtaken {
+    /// The entry that opened it.
+    opened: LogIndex,
+    /// Since when it is overtaken.
+    since: Instant,
+    /// How far it had got.
+    done: u64,
+    /// And when.
+    progress: Instant,
+}
+
+/// The waits of all stages.
+#[derive(Debug, Default)]
+pub(super) struct Waits {
+    doing: BTreeMap<StageIndex, (Doing, Instant)>,
+    overtaken: BTreeMap<StageIndex, Overtaken>,
+}
+
+impl Waits {
+    /// Notes what each stage does now. `done` is a number that changes whenever a stage's epoch gets on.
+    pub(super) fn observe(
+        &mut self,
+        now: Instant,
+        state: &RunState,
+        done: impl Fn(StageIndex, &Training) -> u64,
+    ) {
+        for (index, stage) in state.spec().stages().zip(state.stages()) {
+            let doing = match &stage.phase {
+                Phase::Waiting => Doing::Waiting(stage.version),
+                Phase::Training(training) => Doing::Training(training.opened, training.attempt),
+                Phase::Merging(training, plan) => Doing::Merging(training.opened, plan.attempt),
+            };
+            let entry = self.doing.entry(index).or_insert((doing, now));
+            // No stage can do an epoch before all others are in it. Those that wait for one are not late.
+            let alone = matches!(&stage.phase, Phase::Training(training) if !in_step(state, training.epoch));
+            if entry.0 != doing || alone {
+                *entry = (doing, now);
+            }
+            let settled = |training: &&Training| state.settled_beside(index, training.epoch);
+            let Some(training) = stage.training().filter(settled) else {
+                self.overtaken.remove(&index);
+                continue;
+            };
+            let done = done(index, training);
+            let fresh = Overtaken { opened: training.opened, since: now, done, progress: now };
+            let known = self.overtaken.entry(index).or_insert(fresh);
+            if known.opened != training.opened {
+                *known = fresh;
+            } else if known.done != done {
+                (known.done, known.progress) = (done, now);
+            }
+        }
+    }
+
+    /// Starts all waits anew.
+    pub(super) fn restart(&mut self, now: Instant) {
+        for since in self.doing.values_mut().map(|(_, since)| since) {
+            *since = now;
+        }
+        for overtaken in self.overtaken.values_mut() {
+            (overtaken.since, overtaken.progress) = (now, now);
+        }
+    }
+
+    /// How long a stage has been at what it does.
+    pub(super) fn waited(&self, now: Instant, stage: StageIndex) -> Duration {
+        self.doing.get(&stage).map_or(Duration::ZERO, |(_, since)| now.since(*since))
+    }
+
+    /// For how long a stage beside this one has had its epoch settled.
+    pub(super) fn overtaken(&self, now: Instant, stage: StageIndex) -> Duration {
+        self.overtaken.get(&stage).map_or(Duration::ZERO, |overtaken| now.since(overtaken.since))
+    }
+
+    /// Whether a stage beside this one has settled its epoch, and for `patience` nothing more got done here: what is not on
+    /// its way from there will never come.
+    pub(super) fn is_stalled(&self, now: Instant, stage: StageIndex, patience: Duration) -> bool {
+        self.overtaken.get(&stage).is_some_and(|overtaken| now.since(overtaken.progress) >= patience)
+    }
+}
+
+/// Whether every stage is in `epoch` or past it.
+fn in_step(state: &RunState, epoch: Epoch) -> bool {
+    let reached = |stage: &Stage| {
+        stage.version > epoch || stage.training().is_some_and(|training| training.epoch == epoch)
+    };
+    state.stages().iter().all(reached)
+}
