@@ -458,9 +458,10 @@ impl Driver {
     }
 }
 
-/// Whether the protocol tries again by itself after this job failed: it may have been given wrong blobs.
+/// Whether the protocol tries again by itself after this job failed: it may have been given wrong blobs, or the disk may be
+/// full for now.
 fn retried(reason: &str) -> bool {
-    reason.starts_with("load the state") || reason.starts_with("take the outer step")
+    ["load the state", "take the outer step", "write the state"].iter().any(|job| reason.starts_with(job))
 }
 
 /// Pushes a tensor from the vault.
