@@ -85,10 +85,9 @@ impl FromStr for Kill {
             Some(rest) => (Victims::All, rest),
             None => peer_and_rest(text, expected).map(|(peer, rest)| (Victims::One(peer), rest))?,
         };
-        let (when, back) = match rest.split_once('+') {
-            None => (rest, None),
-            Some((when, back)) => (when, Some(back.parse::<Millis>().map_err(|error| error.to_string())?)),
-        };
+        let (when, back) = rest.split_once('+').map_or((rest, None), |(when, back)| (when, Some(back)));
+        let back = back.map(str::parse::<Millis>).transpose();
+        let back = back.map_err(|error| format!("expected {expected}, got `{text}`: {error}"))?;
         Ok(Self { victims, when: when.parse()?, back: back.map(Millis::duration) })
     }
 }

@@ -59,9 +59,10 @@ fn a_leader_that_has_just_started_gives_members_time_to_be_heard() {
 fn leaders_that_follow_upon_each_other_put_no_deadline_off() {
     let (stage, epoch) = (StageIndex(0), Epoch(0));
     let candidates = vec![Candidate { peer: MEMBER, priority: 0 }];
-    let spec = RunSpec { orchestrator: OrchestratorSpec { candidates }, ..RunSpec::default() };
+    let mut spec = RunSpec { orchestrator: OrchestratorSpec { candidates }, ..RunSpec::default() };
+    spec.pipeline.stages = 1;
     let (deadline, heartbeat) = (spec.timing.epoch_deadline.duration(), spec.timing.heartbeat.duration());
-    let mut state = RunState::new(Arc::new(spec), &[10; 3]);
+    let mut state = RunState::new(Arc::new(spec), &[10]);
     let open = Decision::OpenEpoch { stage, epoch, base: Hash::default(), members: vec![(MEMBER, 1)] };
     for (index, decision) in [Decision::Admit { peer: MEMBER, stage }, open].into_iter().enumerate() {
         let entry = Entry { proposer: MEMBER, decision };
