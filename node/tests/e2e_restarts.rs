@@ -7,13 +7,16 @@ use std::fs;
 use e2e_support::{Run, Swarm, tiny};
 use iota_node::events::NodeEvent;
 use iota_protocol::spec::TrainingMode;
+use iota_protocol::time::Millis;
 
 /// Epochs of a run: enough for what happens at the tenth to be in its middle.
 const EPOCHS: u32 = 20;
 
 /// Runs to its end though `kill` happens, as `--kill-after` writes it.
 fn run_with(kill: &str) -> Run {
-    let spec = tiny(TrainingMode::Synchronous, 2, 2, EPOCHS);
+    let mut spec = tiny(TrainingMode::Synchronous, 2, 2, EPOCHS);
+    // What a process had taken before it was killed is sent to it again after a part of this.
+    spec.timing.epoch_deadline = Millis::from_secs(16);
     Swarm::start(&spec, &["--kill-after", kill]).finish()
 }
 

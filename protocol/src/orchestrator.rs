@@ -33,10 +33,13 @@ const WEIGHT_MAX: u64 = 8;
 /// Multiples of the epoch deadline after which the epoch is cut off. One later a quorum of submissions is merged, two later
 /// whatever there is. If there is nothing, another deadline later the epoch is opened again, or passed over.
 ///
-/// A stage beside which the epoch has been settled is cut off one deadline from then on, or as soon as for an eviction's
-/// time nothing more got done; and as much later it merges what there is or passes the epoch over. What it lacks then will not come, and a stage that waited as long as the others wait for it would
+/// A stage beside which the epoch has been settled is cut off one deadline from then on, or as soon as for
+/// [`STALLED_EVICTIONS`] nothing more got done; and as much later it merges what there is or passes the epoch over. What it lacks then will not come, and a stage that waited as long as the others wait for it would
 /// never be in step with them again: where a tail has settled alone, each stage above waits for the one below.
 const CUTOFF_DEADLINES: u32 = 2;
+/// Evictions after which an overtaken stage that gets no further is cut off. One passes until a member that died is out and
+/// its samples are dealt to others; in the second they can be handled.
+const STALLED_EVICTIONS: u32 = 2;
 /// Owners of a disputed partition, if there are so many miners. Seven outvote three liars who agree.
 const DISPUTE_OWNERS: usize = 7;
 
@@ -248,7 +251,7 @@ impl Orchestrator {
         let live = training.deal.handling();
         let (waited, deadline) = (self.waits.waited(now, index), spec.timing.epoch_deadline.duration());
         let missing = live.iter().any(|peer| !self.manifests.contains_key(&(index, *peer)));
-        let stalled = self.waits.is_stalled(now, index, spec.timing.eviction.duration());
+        let stalled = self.waits.is_stalled(now, index, spec.timing.eviction.duration() * STALLED_EVICTIONS);
         let early = waited < deadline && !training.cut_off && !stalled;
         if missing && (early || !self.is_informed(now, state)) {
             // Somebody is still at work, as is most often so: what the others submitted is looked at when it matters.
@@ -406,9 +409,10 @@ fn done(
     training: &Training,
 ) -> u64 {
     let live = || training.deal.live();
+    let members = live().count() as u64;
     let samples = live().filter_map(|peer| book.record(peer)).map(|record| u64::from(record.done));
     let submitted = live().filter(|peer| manifests.contains_key(&(stage, *peer))).count() as u64;
-    samples.sum::<u64>() + submitted + u64::from(training.cut_off)
+    samples.sum::<u64>() + submitted + u64::from(training.cut_off) + (members << 32)
 }
 
 /// How many of `members` make a quorum of share `share`: at least one.
