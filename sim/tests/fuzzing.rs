@@ -46,6 +46,7 @@ fn no_seed_breaks_a_rule_while_the_swarm_is_upgraded() {
 /// - 157: what the engine was at when its epoch emptied counted in the epoch that opened again;
 /// - 539: where the tail alone had settled an epoch, each stage above waited five deadlines for the one below, one after another;
 /// - 182, and 877 of 12 nodes: each new leader began every wait anew, and leaders changed faster than a deadline;
+/// - 201 again, once weights were durable: who alone had a stage's last weights had lost its place, and was not asked for them;
 /// - 12, 75, 201 and 314: a merge whose owners had all lost it was asked of them for ever, while replicas had the result;
 /// - 954: digests of a plan from before an epoch opened again counted for the plan of the same number after it, and an honest
 ///   owner was evicted;

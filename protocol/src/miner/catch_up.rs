@@ -159,18 +159,19 @@ impl CatchUp {
             self.set(Aim::Recovered);
             return;
         }
-        let holders: Vec<PeerId> = cx
-            .state
-            .replicas(index)
-            .filter(|peer| *peer != me)
-            .filter(|peer| {
-                cx.book.weights(*peer).is_some_and(|theirs| {
+        let holds = |peer: &PeerId| {
+            *peer != me
+                && cx.book.weights(*peer).is_some_and(|theirs| {
                     theirs.stage == index
                         && theirs.version == stage.version
                         && !(wrong_base && theirs.hash == weights.hash)
                 })
-            })
-            .collect();
+        };
+        let mut holders: Vec<PeerId> = cx.state.replicas(index).filter(holds).collect();
+        if holders.is_empty() {
+            // Those who have lost their places have not lost their weights.
+            holders = cx.book.records().map(|(peer, _)| peer).filter(holds).collect();
+        }
         let closed = stage
             .closed_epoch(weights.version)
             .filter(|closed| closed.training.base == weights.hash && weights.version.next() == stage.version);
