@@ -48,13 +48,3 @@ fn a_run_goes_on_from_its_last_merge_when_all_processes_were_killed_at_once() {
         assert!(versions.first().is_some_and(|first| *first >= 8), "process {index} went back: {versions:?}");
     }
 }
-
-#[test]
-fn a_process_that_starts_again_at_once_keeps_its_place_and_its_weights() {
-    let run = run_with("3@e10+500ms");
-    run.agreed_weights();
-    run.assert_every_sample_merged();
-    assert_eq!(run.evictions_of(run.peer(3)), Vec::<&str>::new());
-    assert!(found_state(&run, 3) && !found_state(&run, 2));
-    assert!(second_life(&run, 3).first().is_some_and(|first| *first >= 8));
-}
