@@ -244,12 +244,16 @@ impl World {
         Hash(*self.trace.finalize().as_bytes())
     }
 
+    /// Whether every epoch is settled, and every member has its last weights written down.
     pub(crate) fn finished(&self) -> bool {
         let last = Epoch(self.epochs());
         self.alive().all(|i| {
             let peer = self.peer(i);
-            let caught_up =
-                peer.miner().and_then(|miner| miner.weights()).is_none_or(|weights| weights.version == last);
+            let miner = peer.miner();
+            let weights = miner.and_then(|miner| miner.weights());
+            let caught_up = weights.is_none_or(|weights| {
+                weights.version == last && miner.and_then(|miner| miner.remembered()) == Some(weights)
+            });
             peer.state().finished() && (caught_up || peer.state().stage_of(peer.id()).is_none())
         })
     }
