@@ -458,8 +458,8 @@ impl Driver {
     }
 }
 
-/// Whether the protocol tries again by itself after this job failed: it may have been given wrong blobs, or the disk may be
-/// full for now.
+/// Whether the protocol tries again by itself after this job failed: it may have been given wrong blobs, or the disk may
+/// have been full.
 fn retried(reason: &str) -> bool {
     ["load the state", "take the outer step", "write the state"].iter().any(|job| reason.starts_with(job))
 }

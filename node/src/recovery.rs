@@ -93,10 +93,7 @@ pub(crate) async fn recover(
     match peer.recover(remains) {
         Ok(()) if entries > 0 => tracing::info!(entries, "found the log"),
         Ok(()) => {}
-        Err(error) => {
-            tracing::warn!(%error, "the log in the data folder is damaged, fetching it anew");
-            store.clear_log()?;
-        }
+        Err(error) => drop_log(store, &error)?,
     }
     Ok(())
 }
@@ -114,14 +111,16 @@ fn kept_log(store: &Store) -> Result<Option<ControlUpdate>, StoreError> {
     let Some(last) = records.last() else { return Ok(None) };
     let certificate: Certificate = match decode(&last.certificate, last.certificate.len()) {
         Ok(certificate) => certificate,
-        Err(error) => {
-            tracing::warn!(%error, "the log in the data folder is damaged, fetching it anew");
-            store.clear_log()?;
-            return Ok(None);
-        }
+        Err(error) => return drop_log(store, &error).map(|()| None),
     };
     let entries = records.into_iter().map(|record| ByteBuf::from(record.entry)).collect();
     Ok(Some(ControlUpdate { first: LogIndex(0), entries, beyond: Vec::new(), certificate }))
+}
+
+/// Lets go of a log that is damaged: other peers have it.
+fn drop_log(store: &Store, error: &impl std::fmt::Display) -> Result<(), StoreError> {
+    tracing::warn!(%error, "the log in the data folder is damaged, fetching it anew");
+    store.clear_log()
 }
 
 #[cfg(test)]

@@ -22,7 +22,7 @@ pub mod view;
 use std::time::{Duration, Instant};
 
 use children::{Life, Process, stop_all, wait_until_started};
-use fault::{Victims, When};
+use fault::When;
 use plan::UpPlan;
 use screen::Screen;
 use view::SwarmView;
@@ -152,10 +152,9 @@ impl<'a> Swarm<'a> {
 
     /// Addresses of a process that runs.
     fn bootstrap(&self) -> Vec<String> {
-        let reachable = |index: &usize| {
-            self.processes.get(*index).is_some_and(Process::is_alive) && !self.addresses[*index].is_empty()
-        };
-        (0..self.addresses.len()).find(reachable).map_or(Vec::new(), |index| self.addresses[index].clone())
+        let mut known = self.processes.iter().zip(&self.addresses);
+        let reachable = known.find(|(process, addresses)| process.is_alive() && !addresses.is_empty());
+        reachable.map(|(_, addresses)| addresses.clone()).unwrap_or_default()
     }
 
     fn learn_addresses(&mut self, index: usize, event: &NodeEvent) {
@@ -167,19 +166,16 @@ impl<'a> Swarm<'a> {
     /// Starts those again whose time has come. Were all killed, the others follow the first once its address is known.
     async fn restart(&mut self, screen: &mut Screen) -> Result<(), CliError> {
         let now = Instant::now();
-        let mut due: Vec<usize> =
-            self.restarts.extract_if(.., |(_, at)| *at <= now).map(|(index, _)| index).collect();
-        while let Some(index) = due.first().copied() {
+        while let Some(next) = self.restarts.iter().position(|(_, at)| *at <= now) {
             let bootstrap = self.bootstrap();
             if bootstrap.is_empty() && self.processes.iter().any(Process::is_alive) {
                 break;
             }
-            due.remove(0);
+            let (index, _) = self.restarts.remove(next);
             let arguments = self.plan.arguments(index, &bootstrap);
             self.processes[index].restart(&arguments, self.plan.threads()).await?;
             self.tell(screen, format!("process {index} started again"));
         }
-        self.restarts.extend(due.into_iter().map(|index| (index, now)));
         Ok(())
     }
 
@@ -225,17 +221,13 @@ impl<'a> Swarm<'a> {
         let now = Instant::now();
         let mut told = Vec::new();
         for fault in self.kills.extract_if(.., |fault| due(fault.when)) {
-            let all = 0..self.processes.len();
-            let victims = match fault.victims {
-                Victims::One(peer) => peer..peer + 1,
-                Victims::All => all.clone(),
-            };
-            for index in victims.filter(|index| all.contains(index)) {
-                self.processes[index].kill();
-                self.addresses[index].clear();
+            let victims = self.processes.iter_mut().zip(&mut self.addresses).enumerate();
+            for (index, (process, addresses)) in victims.filter(|(index, _)| fault.victims.include(*index)) {
+                process.kill();
+                addresses.clear();
                 self.restarts.extend(fault.back.map(|back| (index, now + back)));
+                told.push(format!("process {index} killed"));
             }
-            told.push(format!("{} killed", fault.victims));
         }
         for fault in self.freezes.extract_if(.., |fault| due(fault.when)) {
             if let Some(process) = self.processes.get_mut(fault.peer) {
@@ -261,10 +253,9 @@ impl<'a> Swarm<'a> {
 
     /// Reports processes that should have ended by themselves.
     fn tell_stragglers(&mut self, screen: &mut Screen) {
-        for (index, _) in self.processes.iter().enumerate().filter(|(_, process)| process.is_alive()) {
-            let text = format!("process {index} did not end after the last merge and was stopped");
-            screen.tell(&text);
-            self.incidents.push(text);
+        let alive = |index: &usize| self.processes[*index].is_alive();
+        for index in (0..self.processes.len()).filter(alive).collect::<Vec<_>>() {
+            self.tell(screen, format!("process {index} did not end after the last merge and was stopped"));
         }
     }
 

@@ -12,14 +12,6 @@ use iota_protocol::time::Millis;
 /// Epochs of a run: enough for what happens at the tenth to be in its middle.
 const EPOCHS: u32 = 20;
 
-/// Runs to its end though `kill` happens, as `--kill-after` writes it.
-fn run_with(kill: &str) -> Run {
-    let mut spec = tiny(TrainingMode::Synchronous, 2, 2, EPOCHS);
-    // What a process had taken before it was killed is sent to it again after a part of this.
-    spec.timing.epoch_deadline = Millis::from_secs(16);
-    Swarm::start(&spec, &["--kill-after", kill]).finish()
-}
-
 /// Versions of the weights that process `index` announced in its second life, initial ones left out.
 fn second_life(run: &Run, index: usize) -> Vec<u32> {
     let mut lives = run.events[index].split(|timed| matches!(timed.event, NodeEvent::Started { .. }));
@@ -39,7 +31,10 @@ fn found_state(run: &Run, index: usize) -> bool {
 
 #[test]
 fn a_run_goes_on_from_its_last_merge_when_all_processes_were_killed_at_once() {
-    let run = run_with("all@e10+1s");
+    let mut spec = tiny(TrainingMode::Synchronous, 2, 2, EPOCHS);
+    // What a process had taken before it was killed is sent to it again after a part of this.
+    spec.timing.epoch_deadline = Millis::from_secs(16);
+    let run = Swarm::start(&spec, &["--kill-after", "all@e10+1s"]).finish();
     run.agreed_weights();
     run.assert_every_sample_merged();
     for index in 0..4 {

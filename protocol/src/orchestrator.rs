@@ -34,8 +34,9 @@ const WEIGHT_MAX: u64 = 8;
 /// whatever there is. If there is nothing, another deadline later the epoch is opened again, or passed over.
 ///
 /// A stage beside which the epoch has been settled is cut off one deadline from then on, or as soon as for
-/// [`STALLED_EVICTIONS`] nothing more got done; and as much later it merges what there is or passes the epoch over. What it lacks then will not come, and a stage that waited as long as the others wait for it would
-/// never be in step with them again: where a tail has settled alone, each stage above waits for the one below.
+/// [`STALLED_EVICTIONS`] nothing more got done; and as much later it merges what there is or passes the epoch over.
+/// What it lacks then will not come, and a stage that waited as long as the others wait for it would never be in step
+/// with them again: where a tail has settled alone, each stage above waits for the one below.
 const CUTOFF_DEADLINES: u32 = 2;
 /// Evictions after which an overtaken stage that gets no further is cut off. One passes until a member that died is out and
 /// its samples are dealt to others; in the second they can be handled.

@@ -7,6 +7,7 @@ use iota_protocol::{Instant, RunSpec};
 use iota_sim::checker::{Options, all, liveness};
 use iota_sim::faults::Fault;
 use iota_sim::trainer::Compute;
+use iota_sim::trainer::toy::LEARNING_RATE;
 use iota_sim::world::{Ending, Setup, World};
 
 const SECOND: Duration = Duration::from_secs(1);
@@ -61,8 +62,8 @@ fn a_run_goes_on_though_all_hosts_crash_at_once() {
 }
 
 /// An epoch that one stage had settled and another had not can not be done again by those who lost it, since the tensors
-/// they lack were in processes. With the learning rate of the toy problem, an epoch less is a loss 1 / 0.8² as large.
-const AN_EPOCH: f64 = 1.0 / 0.64 + 0.01;
+/// they lack were in processes. A step of rate η on a quadratic leaves (1 − η)² of the loss.
+const AN_EPOCH: f64 = 1.0 / ((1.0 - LEARNING_RATE) * (1.0 - LEARNING_RATE)) + 0.01;
 
 #[test]
 fn at_most_the_epoch_under_way_is_lost_when_all_hosts_crash_at_once() {

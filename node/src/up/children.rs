@@ -147,9 +147,9 @@ impl Process {
 }
 
 fn spawn(dir: &Path, arguments: &[String], threads: usize) -> Result<Child, CliError> {
-    let log = dir.join(LOG_FILE);
-    let log = File::options().create(true).append(true).open(&log);
-    let log = log.map_err(|error| CliError::file("open", dir.join(LOG_FILE), error))?;
+    let path = dir.join(LOG_FILE);
+    let log = File::options().create(true).append(true).open(&path);
+    let log = log.map_err(|error| CliError::file("open", path, error))?;
     let child =
         program(threads)?.args(arguments).stdin(Stdio::piped()).stdout(Stdio::null()).stderr(log).spawn();
     child.map_err(|error| CliError::Bug(format!("start a process: {error}")))

@@ -56,6 +56,17 @@ pub enum Victims {
     All,
 }
 
+impl Victims {
+    /// Whether the process of this index is one of them.
+    #[must_use]
+    pub const fn include(self, index: usize) -> bool {
+        match self {
+            Self::One(peer) => peer == index,
+            Self::All => true,
+        }
+    }
+}
+
 impl fmt::Display for Victims {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
