@@ -36,7 +36,7 @@ use tokio::sync::{mpsc, oneshot};
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
-use crate::blobs::DataPlane;
+use crate::blobs::{DataError, DataPlane};
 use crate::net::{self, NetEvent, NetHandle, Reply, Verdict};
 use crate::push::IncomingPush;
 use crate::store::PaxosStorage;
@@ -69,6 +69,7 @@ enum Completion {
     Response { id: u64, bytes: Option<Vec<u8>> },
     Pushed { id: u64, to: PeerId, ack: Option<PushAck> },
     Fetched { id: u64, bytes: Option<Bytes> },
+    Stored { id: u64, kept: bool },
     Checked { push: IncomingPush, header: Result<PushHeader, PushRefusal> },
     Listening(Vec<Multiaddr>),
     Done,
@@ -277,6 +278,7 @@ impl Driver {
             }
             Completion::Pushed { id, to, ack } => peer.handle_push_result(now, id, to, ack),
             Completion::Fetched { id, bytes } => peer.handle_fetched(now, id, bytes.as_deref()),
+            Completion::Stored { id, kept } => peer.handle_stored(now, id, kept),
             Completion::Checked { push, header } => {
                 let ack = match header {
                     Ok(header) => {
@@ -374,11 +376,12 @@ impl Driver {
                     }
                 });
             }
-            Action::Store { hash, bytes, tag } => {
+            Action::Store { id, blobs, tag } => {
                 let vault = vault.clone();
                 self.tasks.spawn(async move {
-                    vault.keep(hash, Bytes::from(bytes), &tag).await;
-                    Completion::Done
+                    let kept = store(&vault, blobs, &tag).await;
+                    kept.as_ref().inspect_err(|error| tracing::warn!(%error, "blobs not stored")).ok();
+                    Completion::Stored { id, kept: kept.is_ok() }
                 });
             }
             Action::Release { prefix } => {
@@ -398,6 +401,13 @@ impl Driver {
                 }
             }
             Action::Addresses { peer } => self.learn_addresses(peer),
+            Action::Disconnect { peer } => {
+                let plane = plane.clone();
+                self.tasks.spawn(async move {
+                    plane.disconnect(peer.0).await;
+                    Completion::Done
+                });
+            }
             Action::Forget { peer } => plane.forget(peer.0),
             Action::Notice(notice) => self.parts.reporter.notice(&self.parts.peer, notice),
         }
@@ -462,6 +472,14 @@ impl Driver {
 /// have been full.
 fn retried(reason: &str) -> bool {
     ["load the state", "take the outer step", "write the state"].iter().any(|job| reason.starts_with(job))
+}
+
+/// Keeps blobs; returns when they survive the process.
+async fn store(vault: &Vault, blobs: Vec<(Hash, Vec<u8>)>, tag: &str) -> Result<(), DataError> {
+    for (_, bytes) in blobs {
+        vault.publish(Bytes::from(bytes), tag).await?;
+    }
+    vault.sync().await
 }
 
 /// Pushes a tensor from the vault.

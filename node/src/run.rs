@@ -264,6 +264,7 @@ fn data_config(config: &JoinConfig, traffic: &Traffic, metrics: DataMetrics) -> 
 fn net_config(config: &JoinConfig) -> NetConfig {
     NetConfig {
         secret: config.secret,
+        process: wall_micros(),
         listen: config.listen.clone(),
         bootstrap: config.bootstrap.clone(),
         mdns: config.mdns,

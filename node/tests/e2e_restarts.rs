@@ -29,17 +29,41 @@ fn found_state(run: &Run, index: usize) -> bool {
     log.contains("found the state of a stage")
 }
 
-#[test]
-fn a_run_goes_on_from_its_last_merge_when_all_processes_were_killed_at_once() {
+/// Runs to its end though `kill` happens, as `--kill-after` writes it, and nothing is lost by it.
+fn run_with(kill: &str, epoch_deadline: Millis) -> Run {
     let mut spec = tiny(TrainingMode::Synchronous, 2, 2, EPOCHS);
-    // What a process had taken before it was killed is sent to it again after a part of this.
-    spec.timing.epoch_deadline = Millis::from_secs(16);
-    let run = Swarm::start(&spec, &["--kill-after", "all@e10+1s"]).finish();
+    spec.timing.epoch_deadline = epoch_deadline;
+    let run = Swarm::start(&spec, &["--kill-after", kill]).finish();
     run.agreed_weights();
     run.assert_every_sample_merged();
+    run
+}
+
+#[test]
+fn a_run_goes_on_from_its_last_merge_when_all_processes_were_killed_at_once() {
+    let run = run_with("all@e10+1s", Millis::from_secs(16));
     for index in 0..4 {
         let versions = second_life(&run, index);
         assert!(found_state(&run, index), "process {index}");
         assert!(versions.first().is_some_and(|first| *first >= 8), "process {index} went back: {versions:?}");
     }
+}
+
+/// Process `index` is killed in the middle of the run and starts again at once.
+fn restarted(index: usize) {
+    // Too long to be waited for: what it had taken is sent to it again when it says that it has forgotten it.
+    let run = run_with(&format!("{index}@e10+500ms"), Millis::from_secs(600));
+    assert_eq!(run.evictions_of(run.peer(index)), Vec::<&str>::new());
+    assert!((0..4).all(|other| found_state(&run, other) == (other == index)));
+    assert!(second_life(&run, index).first().is_some_and(|first| *first >= 8));
+}
+
+#[test]
+fn a_miner_that_starts_again_at_once_keeps_its_place_and_its_weights() {
+    restarted(3);
+}
+
+#[test]
+fn so_does_the_candidate_that_the_others_joined_through() {
+    restarted(0);
 }

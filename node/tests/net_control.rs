@@ -14,6 +14,7 @@ use libp2p::swarm::SwarmEvent;
 use libp2p::{StreamProtocol, SwarmBuilder};
 use net_support::{DEADLINE, Node, RPC_BYTES_MAX, TOPIC, address, config, within};
 use prometheus_client::registry::Registry;
+use tokio::sync::oneshot;
 
 /// Starts the messages that only find out whether a path is up.
 const WARM_UP: &[u8] = b"warm-up";
@@ -317,6 +318,47 @@ async fn two_peers_of_one_bootstrap_find_each_other() {
     let mut second = Node::joining(3, &seed).await;
     let (one, two) = (first.key, second.key);
     tokio::join!(first.connected_to(two), second.connected_to(one));
+}
+
+/// Starts a node that joins `other` over QUIC and stops in the middle of everything, as a killed process does, once it has
+/// heard gossip. Its connections stay open.
+fn killed(secret: u8, other: &Node) -> oneshot::Receiver<()> {
+    let (stopped, is_stopped) = oneshot::channel();
+    let config = NetConfig { bootstrap: other.addresses[1..].to_vec(), ..config(secret) };
+    std::thread::spawn(move || {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+        runtime.block_on(async {
+            let mut node = Node::start(config).await;
+            judge(&mut node, Verdict::Accept).await;
+            stopped.send(()).unwrap();
+            std::thread::park();
+        });
+    });
+    is_stopped
+}
+
+#[tokio::test]
+async fn a_peer_that_starts_again_is_heard_though_its_old_connection_seems_open() {
+    let mut node = Node::start(config(1)).await;
+    let stopped = killed(2, &node);
+    node.connected_to(net::public_key(&[2; 32])).await;
+    node.handle.publish(TOPIC, b"before".to_vec());
+    within("the first process to stop", stopped).await.unwrap();
+    let again = NetConfig { process: 2, bootstrap: node.addresses[1..].to_vec(), ..config(2) };
+    let mut again = Node::start(again).await;
+    let repeat = async {
+        let mut ticks = tokio::time::interval(Duration::from_millis(100));
+        for number in 0_u32.. {
+            ticks.tick().await;
+            node.handle.publish(TOPIC, number.to_le_bytes().into());
+        }
+    };
+    tokio::select! {
+        () = repeat => {}
+        heard = judge(&mut again, Verdict::Accept) => assert_eq!(heard.0, node.key),
+    }
+    again.handle.publish(TOPIC, b"heard".to_vec());
+    assert_eq!(judge(&mut node, Verdict::Accept).await.2, b"heard");
 }
 
 #[tokio::test]

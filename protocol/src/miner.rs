@@ -3,7 +3,7 @@
 //! The machine is level-triggered. [`Miner::pump`] compares the [`RunState`] with what is under way and
 //! emits whatever is missing: transfers, messages, and one [`Job`] at a time for the engine. Its parts:
 //! [`work`] is the epoch's samples and how each passes through, [`merging`] the partitions it owns,
-//! [`catch_up`] the way to the right weights; `follow` says what the log starts and ends, `engine` which job is next.
+//! [`catch_up`] the way to the right weights, `restore` that to the work of an earlier process; `follow` says what the log starts and ends, `engine` which job is next.
 //!
 //! **Invariant:** a sample is accumulated at most once by a miner, and handled only by the replica it is
 //! dealt to. Everything that may have to be sent again is kept by its hash until the epoch is settled.
@@ -14,6 +14,7 @@ mod follow;
 pub mod job;
 pub mod merging;
 pub mod outbox;
+mod restore;
 pub mod work;
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
@@ -36,6 +37,7 @@ use crate::wire::message::{ManifestAnnounce, MergeMessage, StateOffer, WeightsRe
 use catch_up::CatchUp;
 use engine::Pace;
 use merging::MergeWork;
+use restore::Restore;
 use work::{EpochWork, Share};
 
 /// Manifests remembered until their merge is done. One per member and attempt.
@@ -62,6 +64,9 @@ enum Purpose {
     Push(Direction, Epoch, SampleId),
     Merge(StageIndex, merging::Want),
     CatchUp(catch_up::Want),
+    Restore(restore::Want),
+    /// Of a contribution's receipts and its manifest, which has this hash.
+    Commit(Epoch, Hash),
 }
 
 /// A forwarded activation for an epoch that has not opened here yet.
@@ -89,6 +94,7 @@ pub struct Miner {
     merges: BTreeMap<StageIndex, MergeWork>,
     manifests: BTreeMap<Hash, Arc<HashedManifest>>,
     catch_up: CatchUp,
+    restore: Restore,
     /// What blobs may be kept here for, whoever put them: own work, a merge for any stage, catching up.
     kept: BTreeSet<Kept>,
     /// The state that the next process would start from.
@@ -107,6 +113,8 @@ pub struct Miner {
     /// Time from the next announcement to the one after it.
     announce_pause: Duration,
     news: bool,
+    /// Whether it has forgotten what it had taken, and not said so.
+    forgot: bool,
     /// Entries of the log whose effect on deliveries was considered.
     followed: u64,
     /// Epochs settled of all stages together, when what they left was last let go of.
@@ -130,6 +138,7 @@ impl Miner {
             merges: BTreeMap::new(),
             manifests: BTreeMap::new(),
             catch_up: CatchUp::default(),
+            restore: Restore::default(),
             kept: BTreeSet::new(),
             remembered: None,
             snapshot_asked: VecDeque::new(),
@@ -143,6 +152,7 @@ impl Miner {
             announce_due: Instant::ZERO,
             announce_pause: Duration::ZERO,
             news: false,
+            forgot: true,
             followed: 0,
             settled: 0,
         }
@@ -153,7 +163,10 @@ impl Miner {
     pub fn recover(&mut self, out: &mut Outbox, state: Option<StateOffer>, tags: BTreeSet<String>) {
         for tag in tags {
             match Kept::parse(&tag) {
-                Some(kept) => drop(self.kept.insert(kept)),
+                Some(kept) => {
+                    self.kept.insert(kept);
+                    self.restore.recover(kept);
+                }
                 None => out.release(tag),
             }
         }
@@ -221,6 +234,11 @@ impl Miner {
     /// Whether its record changed in a way others wait for. Reading it resets it.
     pub fn take_news(&mut self) -> bool {
         std::mem::take(&mut self.news)
+    }
+
+    /// Whether it has forgotten what others had pushed to it. Reading it resets it.
+    pub fn take_forgot(&mut self) -> bool {
+        std::mem::take(&mut self.forgot)
     }
 
     /// Whether it owns partitions of a merge under way.
@@ -333,8 +351,23 @@ impl Miner {
                 self.kept.insert(want.kept);
                 self.catch_up.fetched(cx.now, want, bytes.is_some());
             }
-            Some(Purpose::Push(..)) | None => {}
+            Some(Purpose::Restore(want)) => self.restored(cx, want, bytes),
+            Some(Purpose::Push(..) | Purpose::Commit(..)) | None => {}
         }
+        self.pump(cx);
+    }
+
+    /// Takes the result of a store: whether the blobs are on disk.
+    pub fn handle_stored(&mut self, cx: &mut Context<'_>, id: u64, kept: bool) {
+        if let Some(Purpose::Commit(epoch, manifest)) = self.transfers.remove(&id) {
+            self.committed(cx.now, epoch, manifest, kept);
+        }
+        self.pump(cx);
+    }
+
+    /// A peer has forgotten what it had taken: it is sent again.
+    pub fn handle_forgetful(&mut self, cx: &mut Context<'_>, peer: PeerId) {
+        self.works.values_mut().for_each(|work| work.send_again(cx.now, cx.state, peer));
         self.pump(cx);
     }
 
@@ -389,6 +422,7 @@ impl Miner {
         self.pump_merges(cx);
         self.catch_up.pump(cx, self.me, self.weights, &mut self.transfers);
         self.kept.extend(self.catch_up.fetches());
+        self.pump_restore(cx);
         self.announce(cx);
         self.start_job(cx);
     }

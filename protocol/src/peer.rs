@@ -100,6 +100,8 @@ pub struct Peer<S: Storage<LogBytes>> {
     out: Outbox,
     asked: BTreeMap<u64, Asked>,
     sequence: u64,
+    /// Number of the first record since its miner last forgot what it had taken.
+    incarnation: u64,
     now: Instant,
     record_due: Instant,
     /// Whether somebody may have entries that are missing here.
@@ -145,6 +147,7 @@ impl<S: Storage<LogBytes>> Peer<S> {
             out: Outbox::new(identity, run),
             asked: BTreeMap::new(),
             sequence,
+            incarnation: 0,
             now: Instant::ZERO,
             record_due: Instant::ZERO,
             behind: false,
@@ -343,6 +346,10 @@ impl<S: Storage<LogBytes>> Peer<S> {
         }
         if news.addresses {
             self.out.addresses(sender);
+        }
+        if news.forgot {
+            self.out.disconnect(sender);
+            self.with_miner(now, |miner, cx| miner.handle_forgetful(cx, sender));
         }
         let placed = |peer| self.state.stage_of(peer).is_some();
         if news.addresses && (self.candidate.is_some() || !placed(self.me) || placed(sender)) {
@@ -551,6 +558,12 @@ impl<S: Storage<LogBytes>> Peer<S> {
         self.pump(now);
     }
 
+    /// Takes the end of a store: whether the blobs survive the process.
+    pub fn handle_stored(&mut self, now: Instant, id: u64, kept: bool) {
+        self.with_miner(now, |miner, cx| miner.handle_stored(cx, id, kept));
+        self.pump(now);
+    }
+
     /// Takes the end of a fetch: the blob is in the store (with its bytes, if they were asked for, else
     /// empty), or could not be had.
     pub fn handle_fetched(&mut self, now: Instant, id: u64, bytes: Option<&[u8]>) {
@@ -695,10 +708,14 @@ impl<S: Storage<LogBytes>> Peer<S> {
         let heartbeat = self.spec.timing.heartbeat.duration();
         self.record_due = now + heartbeat;
         self.sequence += 1;
+        if self.miner.as_mut().is_some_and(Miner::take_forgot) {
+            self.incarnation = self.sequence;
+        }
         let share =
             self.miner.as_ref().and_then(Miner::progress).map(|(_, _, share)| share).unwrap_or_default();
         let record = PeerRecord {
             sequence: self.sequence,
+            incarnation: self.incarnation,
             miner: self.roles.miner,
             validator: self.roles.validator,
             multiaddrs: self.addresses.multiaddrs.clone(),

@@ -163,11 +163,18 @@ fn record() -> impl Strategy<Value = PeerRecord> {
     });
     let counts = (any::<u32>(), any::<u32>(), any::<u16>(), any::<u32>(), any::<u64>(), 0_u16..4);
     let text = || vec(".{0,40}", 0..4);
-    (any::<(u64, bool, bool, u64)>(), text(), text(), option::of(weights), counts).prop_map(
-        |((sequence, miner, validator, log_length), multiaddrs, data_addresses, weights, counts)| {
+    (any::<(u64, u64, bool, bool, u64)>(), text(), text(), option::of(weights), counts).prop_map(
+        |(
+            (sequence, incarnation, miner, validator, log_length),
+            multiaddrs,
+            data_addresses,
+            weights,
+            counts,
+        )| {
             let (done, assigned, credits, speed_milli, tokens, wire_version_max) = counts;
             PeerRecord {
                 sequence,
+                incarnation,
                 miner,
                 validator,
                 multiaddrs,

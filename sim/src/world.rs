@@ -190,6 +190,12 @@ pub(crate) enum Event {
         arrived: Option<Box<(Hash, Blob, String)>>,
         deliver: bool,
     },
+    Stored {
+        host: HostIndex,
+        incarnation: u32,
+        id: u64,
+        kept: bool,
+    },
     FlowEnds(FlowEnd),
     FlowExpires(u64),
     JobEnds {

@@ -20,7 +20,7 @@ use tokio::task::JoinHandle;
 
 use super::endpoint::{bind, pool_options};
 use super::fetch::{Fetch, FetchError};
-use super::limited::Limited;
+use super::limited::{Limited, Places};
 use super::served;
 use crate::metrics::DataMetrics;
 use crate::net::PeerKey;
@@ -92,6 +92,8 @@ pub struct DataPlane {
     lookup: MemoryLookup,
     store: Store,
     router: Router,
+    /// Connections that others opened.
+    places: [Places; 2],
     blob_pool: ConnectionPool,
     sender: PushSender,
     collections: watch::Receiver<u64>,
@@ -112,12 +114,12 @@ impl DataPlane {
         let (events, counting) = served::count(config.traffic.blob_out.clone());
         let (receiver, incoming) =
             PushReceiver::new(config.push, config.traffic.clone(), config.metrics.clone());
+        let blobs = Limited::new(BlobsProtocol::new(&store, Some(events)), config.metrics.clone());
+        let pushes = Limited::new(receiver, config.metrics.clone());
+        let places = [blobs.places(), pushes.places()];
         let router = Router::builder(endpoint.clone())
-            .accept(
-                iroh_blobs::ALPN,
-                Limited::new(BlobsProtocol::new(&store, Some(events)), config.metrics.clone()),
-            )
-            .accept(push::ALPN, Limited::new(receiver, config.metrics.clone()))
+            .accept(iroh_blobs::ALPN, blobs)
+            .accept(push::ALPN, pushes)
             .spawn();
         let sender = PushSender {
             pool: ConnectionPool::new(endpoint.clone(), push::ALPN, pool_options()),
@@ -130,6 +132,7 @@ impl DataPlane {
             lookup,
             store,
             router,
+            places,
             sender,
             collections,
             traffic: config.traffic,
@@ -170,6 +173,17 @@ impl DataPlane {
         let known = EndpointAddr::from_parts(id, addresses.map(TransportAddr::Ip));
         // The previous entry is of no use.
         let _previous = self.lookup.set_endpoint_info(known);
+    }
+
+    /// Closes the connections to and from a peer. Transfers on them fail at once instead of at their deadline. As long as one
+    /// of them were open, iroh would send what is meant for another address of the peer to where that one leads.
+    pub async fn disconnect(&self, peer: PeerKey) {
+        let Ok(id) = EndpointId::from_bytes(&peer) else { return };
+        self.places.iter().for_each(|places| places.close(id));
+        for pool in [&self.blob_pool, &self.sender.pool] {
+            // Fails only when the pool is shut down, and its connections with it.
+            let _ = pool.close(id).await;
+        }
     }
 
     /// Forgets where a peer is reached.

@@ -64,7 +64,7 @@ impl Behaviour {
     pub(super) fn new(config: &NetConfig, keypair: &Keypair, metrics: &NetMetrics) -> Result<Self, NetError> {
         let local = keypair.public().to_peer_id();
         let identify = identify::Config::new(protocol_version(&config.run), keypair.public())
-            .with_agent_version(format!("iota-node/{}", env!("CARGO_PKG_VERSION")))
+            .with_agent_version(format!("iota-node/{} ({:x})", env!("CARGO_PKG_VERSION"), config.process))
             .with_push_listen_addr_updates(true);
         let mdns = if config.mdns {
             let mdns = mdns::tokio::Behaviour::new(mdns::Config::default(), local)

@@ -9,6 +9,8 @@ use libp2p::Multiaddr;
 pub struct NetConfig {
     /// The secret key; the peer's name in libp2p and iroh follows from it.
     pub secret: [u8; 32],
+    /// Tells this process from others of the same peer, earlier ones above all.
+    pub process: u64,
     /// Addresses to listen on; port 0 picks a free port.
     pub listen: Vec<Multiaddr>,
     /// Addresses dialled until each has answered, and again when it is lost.

@@ -35,7 +35,11 @@ impl SwarmTask {
             SwarmEvent::ConnectionClosed { peer_id, num_established: 0, .. } => {
                 self.bootstrap.lost(peer_id, Instant::now());
                 self.loopback.remove(&peer_id);
+                self.processes.remove(&peer_id);
                 self.tell_of(peer_id, NetEvent::Disconnected);
+                if let Some(addresses) = self.redials.remove(&peer_id) {
+                    self.dial(DialOpts::peer_id(peer_id).addresses(addresses).build());
+                }
             }
             SwarmEvent::OutgoingConnectionError { connection_id, error, .. } => {
                 self.on_dial_failed(connection_id, &error)
@@ -178,9 +182,23 @@ impl SwarmTask {
             .listen_addrs
             .into_iter()
             .filter(|address| on_loopback || !is_loopback(address))
-            .take(ADDRESSES_PER_PEER_MAX);
-        for address in reachable {
+            .take(ADDRESSES_PER_PEER_MAX)
+            .collect::<Vec<_>>();
+        for address in reachable.clone() {
             self.add_address(peer, address);
+        }
+        self.notice_process(peer, info.agent_version, reachable);
+    }
+
+    /// Closes all connections to a peer of which another process runs, and dials that one. Gossipsub tells a peer what it
+    /// listens to on the first of several connections only, and the one to the process that was stays open until it
+    /// has been silent for long.
+    fn notice_process(&mut self, peer: PeerId, process: String, addresses: Vec<Multiaddr>) {
+        let known = self.processes.insert(peer, process.clone());
+        if known.is_some_and(|known| known != process) {
+            tracing::debug!(%peer, process, "another process of this peer runs");
+            self.redials.insert(peer, addresses);
+            self.disconnect(peer);
         }
     }
 }

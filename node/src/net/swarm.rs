@@ -9,7 +9,7 @@ use libp2p::metrics::Metrics as Libp2pMetrics;
 use libp2p::request_response::OutboundRequestId;
 use libp2p::swarm::SwarmEvent;
 use libp2p::swarm::dial_opts::DialOpts;
-use libp2p::{PeerId, Swarm, SwarmBuilder, noise, tcp, yamux};
+use libp2p::{Multiaddr, PeerId, Swarm, SwarmBuilder, noise, tcp, yamux};
 use prometheus_client::registry::Registry;
 use tokio::sync::{mpsc, oneshot};
 use tokio::task::JoinHandle;
@@ -85,6 +85,8 @@ pub async fn start(
         outbox: Outbox::default(),
         requests: BTreeMap::new(),
         loopback: BTreeSet::new(),
+        processes: BTreeMap::new(),
+        redials: BTreeMap::new(),
     };
     drop(commands);
     for event in early {
@@ -118,6 +120,10 @@ pub(super) struct SwarmTask {
     pub(super) requests: BTreeMap<OutboundRequestId, Answer>,
     /// Peers connected from this machine; only their loopback addresses are worth keeping.
     pub(super) loopback: BTreeSet<PeerId>,
+    /// What the process of each connected peer calls itself.
+    pub(super) processes: BTreeMap<PeerId, String>,
+    /// Where to dial peers whose connections are being closed, since another process of theirs runs.
+    pub(super) redials: BTreeMap<PeerId, Vec<Multiaddr>>,
 }
 
 #[expect(clippy::large_enum_variant, reason = "one value at a time, on the stack of one task")]

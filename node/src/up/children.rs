@@ -155,7 +155,10 @@ fn spawn(dir: &Path, arguments: &[String], threads: usize) -> Result<Child, CliE
     child.map_err(|error| CliError::Bug(format!("start a process: {error}")))
 }
 
-/// This program, in its own process group, without our options in its environment.
+/// Variables with options that hold for this program and its children alike.
+const SHARED_VARIABLES: [&str; 2] = ["IOTA_LOG_LEVEL", "IOTA_LOG_FORMAT"];
+
+/// This program, in its own process group, of our options with those in its environment that say how to log.
 ///
 /// # Errors
 /// The path of this program is not known.
@@ -165,8 +168,11 @@ pub fn program(threads: usize) -> Result<Command, CliError> {
     let mut command = Command::new(path);
     // Ctrl-C reaches the whole group of a terminal: in their own groups children stop when we say so.
     command.process_group(0).kill_on_drop(true).env("RAYON_NUM_THREADS", threads.to_string());
-    for (name, _) in std::env::vars_os().filter(|(name, _)| name.to_string_lossy().starts_with("IOTA_")) {
-        command.env_remove(name);
+    for (name, _) in std::env::vars_os() {
+        let text = name.to_string_lossy();
+        if text.starts_with("IOTA_") && !SHARED_VARIABLES.contains(&&*text) {
+            command.env_remove(name);
+        }
     }
     Ok(command)
 }

@@ -83,6 +83,7 @@ impl Stranger {
         }
         let config = NetConfig {
             secret,
+            process: 0,
             listen: vec!["/ip4/127.0.0.1/tcp/0".parse().expect("an address")],
             bootstrap: targets.iter().flat_map(|target| target.multiaddrs.iter().take(1).cloned()).collect(),
             mdns: false,

@@ -32,6 +32,7 @@ pub(crate) struct Node {
 pub(crate) fn config(secret: u8) -> NetConfig {
     NetConfig {
         secret: [secret; 32],
+        process: 1,
         listen: vec![address("/ip4/127.0.0.1/tcp/0"), address("/ip4/127.0.0.1/udp/0/quic-v1")],
         bootstrap: Vec::new(),
         mdns: false,

@@ -1,14 +1,13 @@
 //! The engine's side of a miner: which job is next, and what follows from one that is done.
 
-use std::sync::Arc;
 use std::time::Duration;
 
-use super::{Context, EpochWork, Job, JobDone, Kept, MergeWork, Miner, Notice, outbox, work};
+use super::{Context, EpochWork, Job, JobDone, Kept, MergeWork, Miner, Notice, Purpose, outbox, work};
 use crate::id::{Epoch, Hash};
 use crate::limits::RETRY_PAUSE_MAX;
 use crate::spec::TrainingMode;
 use crate::time::Instant;
-use crate::wire::gossip::HashedManifest;
+use crate::wire::encode;
 use crate::wire::message::{StateOffer, WeightsRecord};
 
 /// Weight of the newest measurement in the running mean of the speed.
@@ -69,7 +68,7 @@ impl Miner {
                 self.with_work(epoch, |work| work.finished(sample, input_gradient, loss_micro));
             }
             JobDone::Stepped { epoch } => self.with_work(epoch, EpochWork::stepped),
-            JobDone::Contributed { epoch, partitions } => self.submit(cx, epoch, partitions),
+            JobDone::Contributed { epoch, partitions } => self.commit(cx, epoch, partitions),
             JobDone::Reduced { stage, partition, merged } => {
                 if let Some(merge) = self.merges.get_mut(&stage) {
                     merge.reduced(partition, merged);
@@ -114,7 +113,11 @@ impl Miner {
             Job::Forward { epoch, .. }
             | Job::Loss { epoch, .. }
             | Job::Backward { epoch, .. }
-            | Job::InnerStep { epoch, .. } => self.dirty |= self.works.remove(epoch).is_some(),
+            | Job::InnerStep { epoch, .. } => {
+                let forgot = self.works.remove(epoch).is_some();
+                (self.dirty, self.forgot, self.news) =
+                    (self.dirty | forgot, self.forgot | forgot, self.news | forgot);
+            }
             Job::Initialise { .. } | Job::Snapshot { .. } | Job::Reset => {}
         }
     }
@@ -125,15 +128,25 @@ impl Miner {
         }
     }
 
-    /// Commits to a contribution: stores receipts and manifest, and announces them.
-    fn submit(&mut self, cx: &mut Context<'_>, epoch: Epoch, partitions: Vec<Hash>) {
+    /// Commits to a contribution: its receipts and manifest are written down, and it is announced after that.
+    fn commit(&mut self, cx: &mut Context<'_>, epoch: Epoch, partitions: Vec<Hash>) {
         let Some(work) = self.works.get_mut(&epoch) else { return };
-        let tag = outbox::tag(work.stage, epoch);
-        let manifest = work.submit(cx.state, self.me, partitions, |bytes| cx.out.store(bytes, &tag));
-        let Some(manifest) = manifest else { return };
-        let hash = cx.out.store(crate::wire::encode(&manifest), &tag);
-        self.manifests.insert(hash, Arc::new(HashedManifest { manifest, hash }));
-        (self.announce_due, self.announce_pause) = (cx.now, Duration::ZERO);
+        let Some((manifest, receipts)) = work.commit(cx.state, self.me, partitions) else { return };
+        let blobs = vec![(manifest.manifest.receipts, receipts), (manifest.hash, encode(&manifest.manifest))];
+        let id = cx.out.store(blobs, outbox::tag(work.stage, epoch));
+        self.transfers.insert(id, Purpose::Commit(epoch, manifest.hash));
+    }
+
+    /// The manifest of this hash is on disk, with its receipts, or cannot be.
+    pub(super) fn committed(&mut self, now: Instant, epoch: Epoch, hash: Hash, kept: bool) {
+        if !kept {
+            self.rests_until = now + RETRY_PAUSE_MAX;
+        }
+        let manifest = self.works.get_mut(&epoch).and_then(|work| work.committed(hash, kept));
+        if let Some(manifest) = manifest {
+            self.manifests.insert(hash, manifest);
+            (self.announce_due, self.announce_pause) = (now, Duration::ZERO);
+        }
     }
 
     /// Gives the engine its next job if it is idle: first what others wait for, gradients before

@@ -65,13 +65,13 @@ pub enum Action {
         /// What keeps it alive.
         tag: String,
     },
-    /// Keep these bytes as a blob.
+    /// Keep these as blobs, so that they survive the process; answer with `handle_stored`.
     Store {
-        /// Their hash.
-        hash: Hash,
-        /// The bytes.
-        bytes: Vec<u8>,
-        /// What keeps it alive.
+        /// Number of the store.
+        id: u64,
+        /// Each one's bytes by their hash.
+        blobs: Vec<(Hash, Vec<u8>)>,
+        /// What keeps them alive.
         tag: String,
     },
     /// Let go of all blobs whose tag starts with this.
@@ -86,6 +86,11 @@ pub enum Action {
     Compute(Job),
     /// A peer's addresses changed.
     Addresses {
+        /// The peer.
+        peer: PeerId,
+    },
+    /// Another process of a peer runs: transfers to and from the one before will not end.
+    Disconnect {
         /// The peer.
         peer: PeerId,
     },
@@ -283,11 +288,11 @@ impl Outbox {
         id
     }
 
-    /// Keeps bytes as a blob; returns its hash.
-    pub fn store(&mut self, bytes: Vec<u8>, tag: &str) -> Hash {
-        let hash = Hash::of(&bytes);
-        self.actions.push_back(Action::Store { hash, bytes, tag: tag.to_owned() });
-        hash
+    /// Keeps blobs on disk; returns the number of the store.
+    pub fn store(&mut self, blobs: Vec<(Hash, Vec<u8>)>, tag: String) -> u64 {
+        let id = self.number();
+        self.actions.push_back(Action::Store { id, blobs, tag });
+        id
     }
 
     /// Lets go of blobs by tag prefix.
@@ -318,6 +323,11 @@ impl Outbox {
     /// Tells the driver that a peer's addresses changed.
     pub fn addresses(&mut self, peer: PeerId) {
         self.actions.push_back(Action::Addresses { peer });
+    }
+
+    /// Tells the driver that transfers with a peer under way will not end.
+    pub fn disconnect(&mut self, peer: PeerId) {
+        self.actions.push_back(Action::Disconnect { peer });
     }
 
     /// Tells the driver that a peer is not heard any more.

@@ -14,6 +14,7 @@
 mod delivery;
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 use std::time::Duration;
 
 use delivery::{Debt, PATIENCE_PARTS};
@@ -25,6 +26,7 @@ use crate::run_state::{RunState, Training};
 use crate::samples::sample_set_hash;
 use crate::spec::RunSpec;
 use crate::wire::frame::{Direction, PushRefusal};
+use crate::wire::gossip::HashedManifest;
 use crate::wire::message::Manifest;
 
 /// Where a sample is.
@@ -79,7 +81,9 @@ pub struct Share {
 enum Progress {
     Working,
     Contributing,
-    Submitted(Box<Manifest>),
+    /// Being written down.
+    Committing(Arc<HashedManifest>),
+    Submitted(Arc<HashedManifest>),
 }
 
 /// One epoch's work.
@@ -119,6 +123,22 @@ impl EpochWork {
         }
     }
 
+    /// What an earlier process of `me` did: samples that its receipts do not name were lost on it.
+    pub(super) fn restored(
+        spec: &RunSpec,
+        me: PeerId,
+        training: &Training,
+        manifest: Manifest,
+        receipts: Vec<Receipt>,
+    ) -> Self {
+        let lost = training.deal.samples_of(me).into_iter().map(|sample| (sample, Passage::lost()));
+        let done = receipts.into_iter().map(|receipt| (receipt.sample, Passage::done(receipt)));
+        let mut work = Self::new(spec, manifest.stage, training);
+        work.samples = lost.chain(done).collect();
+        work.progress = Progress::Submitted(Arc::new(manifest.into()));
+        work
+    }
+
     /// Takes over the deal of an epoch under way: samples newly dealt here.
     pub(super) fn follow(&mut self, me: PeerId, training: &Training) {
         self.cut_off = training.cut_off;
@@ -153,7 +173,7 @@ impl EpochWork {
 
     pub(super) fn manifest(&self) -> Option<&Manifest> {
         match &self.progress {
-            Progress::Submitted(manifest) => Some(manifest),
+            Progress::Submitted(submitted) => Some(&submitted.manifest),
             _ => None,
         }
     }
@@ -187,7 +207,7 @@ impl EpochWork {
                 passage.step = Step::Ready;
             }
             // The sender is new on this path, or lost our answer: the gradient is owed to it.
-            Step::Done => self.owe(Direction::Backward, sample),
+            Step::Done => drop(self.owe(Direction::Backward, sample)),
             Step::Lost => return Err(PushRefusal::Stale),
             _ => {}
         }
@@ -327,19 +347,19 @@ impl EpochWork {
         u32::try_from(u64::from(self.done()) * u64::from(steps).min(dealt) / dealt).unwrap_or(steps)
     }
 
-    /// Commits to the contribution; `store` keeps the receipts as a blob. Nothing if samples were dealt here while the engine
-    /// made it: it would pass for one of them all.
-    pub(super) fn submit(
+    /// Commits to the contribution; returns the manifest and the bytes of the receipts. Nothing if samples were dealt here
+    /// while the engine made it: it would pass for one of them all.
+    pub(super) fn commit(
         &mut self,
         state: &RunState,
         me: PeerId,
         partitions: Vec<Hash>,
-        store: impl FnOnce(Vec<u8>) -> Hash,
-    ) -> Option<Manifest> {
+    ) -> Option<(Arc<HashedManifest>, Vec<u8>)> {
         if !matches!(self.progress, Progress::Contributing) {
             return None;
         }
         let receipts = self.receipts(state);
+        let encoded = encode_receipts(&receipts);
         let done: Vec<SampleId> = receipts.iter().map(|receipt| receipt.sample).collect();
         let dealt: Vec<SampleId> = self.samples.keys().copied().collect();
         let manifest = Manifest {
@@ -351,12 +371,24 @@ impl EpochWork {
             sample_set: sample_set_hash(&done),
             dealt: sample_set_hash(&dealt),
             receipt_root: merkle_root(&receipts),
-            receipts: store(encode_receipts(&receipts)),
+            receipts: Hash::of(&encoded),
             loss_micro: self.share().loss_micro,
             partitions,
         };
-        self.progress = Progress::Submitted(Box::new(manifest.clone()));
-        Some(manifest)
+        let manifest = Arc::new(HashedManifest::from(manifest));
+        self.progress = Progress::Committing(Arc::clone(&manifest));
+        Some((manifest, encoded))
+    }
+
+    /// The manifest of this hash was written down, or could not be. Returns it if it is the newest and can be announced.
+    pub(super) fn committed(&mut self, hash: Hash, kept: bool) -> Option<Arc<HashedManifest>> {
+        let Progress::Committing(manifest) = &self.progress else { return None };
+        let manifest = Arc::clone(manifest);
+        if manifest.hash != hash {
+            return None;
+        }
+        self.progress = if kept { Progress::Submitted(Arc::clone(&manifest)) } else { Progress::Working };
+        kept.then_some(manifest)
     }
 
     fn receipts(&self, state: &RunState) -> Vec<Receipt> {
@@ -391,6 +423,24 @@ impl Passage {
             loss_micro: None,
             inner_step: 0,
             taken_by: None,
+            taken_in: None,
+        }
+    }
+
+    const fn lost() -> Self {
+        Self { step: Step::Lost, ..Self::new() }
+    }
+
+    const fn done(receipt: Receipt) -> Self {
+        Self {
+            step: Step::Done,
+            input: receipt.input,
+            output: receipt.output,
+            output_gradient: receipt.output_gradient,
+            input_gradient: receipt.input_gradient,
+            loss_micro: receipt.loss_micro,
+            inner_step: receipt.inner_step,
+            taken_by: receipt.downstream,
             taken_in: None,
         }
     }

@@ -18,6 +18,8 @@ pub struct News {
     pub addresses: bool,
     /// What the orchestrator decides by: whether its peer asks for a place, and the weights it holds.
     pub standing: bool,
+    /// That its peer has forgotten what was pushed to it.
+    pub forgot: bool,
 }
 
 /// The newest record of each peer.
@@ -43,12 +45,15 @@ impl Book {
         }) {
             return Err(RejectReason::Inconsistent("addresses"));
         }
+        if record.incarnation > record.sequence {
+            return Err(RejectReason::Inconsistent("incarnation"));
+        }
         let full = self.records.len() >= BOOK_PEERS_MAX;
         match self.records.entry(peer) {
             Entry::Vacant(_) if full => Err(RejectReason::Full("peer records")),
             Entry::Vacant(vacant) => {
                 vacant.insert((record, now));
-                Ok(News { addresses: true, standing: true })
+                Ok(News { addresses: true, standing: true, forgot: false })
             }
             Entry::Occupied(mut occupied) => {
                 let (old, _) = occupied.get();
@@ -56,6 +61,7 @@ impl Book {
                     addresses: old.multiaddrs != record.multiaddrs
                         || old.data_addresses != record.data_addresses,
                     standing: old.weights != record.weights || old.miner != record.miner,
+                    forgot: old.incarnation < record.incarnation,
                 };
                 occupied.insert((record, now));
                 Ok(news)

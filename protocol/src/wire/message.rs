@@ -60,6 +60,9 @@ impl Topic {
 pub struct PeerRecord {
     /// Grows with every record of this peer, across restarts.
     pub sequence: u64,
+    /// The number of its first record since it last forgot what others had pushed to it: with its process, or when a job
+    /// of its engine failed. Whoever pushed something to it before then pushes it again.
+    pub incarnation: u64,
     /// Whether it asks for, or holds, a miner's place.
     pub miner: bool,
     /// Whether it validates.
@@ -123,6 +126,7 @@ impl PeerRecord {
     pub const fn new(sequence: u64) -> Self {
         Self {
             sequence,
+            incarnation: 0,
             miner: false,
             validator: false,
             multiaddrs: Vec::new(),

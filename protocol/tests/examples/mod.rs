@@ -44,6 +44,7 @@ pub(crate) fn hash(text: &str) -> Hash {
 pub(crate) fn record() -> PeerRecord {
     PeerRecord {
         sequence: 1_700_000_000_000_000,
+        incarnation: 1_699_999_999_000_000,
         miner: true,
         validator: false,
         multiaddrs: vec!["/ip4/192.0.2.7/udp/4001/quic-v1".to_owned()],

@@ -23,6 +23,7 @@ use rand_core::{Rng, SeedableRng};
 type VirtualPeer = Peer<MemoryStorage<LogBytes>>;
 
 const ENGINE_DELAY: Duration = Duration::from_millis(40);
+const DISK_DELAY: Duration = Duration::from_millis(5);
 const PARAMETERS: usize = 1000;
 
 pub(crate) enum Fault {
@@ -42,6 +43,7 @@ enum Event {
     PushResult { to: usize, id: u64, peer: PeerId, ack: Option<PushAck> },
     Fetched { to: usize, id: u64, hash: Option<Hash>, deliver: bool },
     JobDone(usize, JobDone),
+    Stored(usize, u64),
     Fault(Fault),
     Thaw(usize),
 }
@@ -312,7 +314,8 @@ impl World {
 
     fn target(event: &Event) -> Option<usize> {
         match event {
-            Event::Start(i) | Event::Timeout(i, _) | Event::Gossip(i, ..) | Event::JobDone(i, _) => Some(*i),
+            Event::Start(i) | Event::Timeout(i, _) | Event::Gossip(i, ..) => Some(*i),
+            Event::JobDone(i, _) | Event::Stored(i, _) => Some(*i),
             Event::Request { to, .. } | Event::Response { to, .. } | Event::Push { to, .. } => Some(*to),
             Event::PushResult { to, .. } | Event::Fetched { to, .. } => Some(*to),
             Event::Fault(_) | Event::Thaw(_) => None,
@@ -430,6 +433,7 @@ impl World {
                 self.nodes[i].peer.handle_fetched(now, id, bytes.as_deref());
             }
             Event::JobDone(_, done) => self.nodes[i].peer.handle_job_done(now, done),
+            Event::Stored(_, id) => self.nodes[i].peer.handle_stored(now, id, true),
             Event::Fault(_) | Event::Thaw(_) => {}
         }
     }
@@ -481,7 +485,12 @@ impl World {
             Action::Fetch { id, hash, providers, deliver, tag, .. } => {
                 self.fetch(i, id, hash, &providers, deliver, &tag)
             }
-            Action::Store { bytes, tag, .. } => drop(self.keep(i, bytes, &tag)),
+            Action::Store { id, blobs, tag } => {
+                for (_, bytes) in blobs {
+                    self.keep(i, bytes, &tag);
+                }
+                self.push(DISK_DELAY, Event::Stored(i, id));
+            }
             Action::Release { prefix } => {
                 self.nodes[i].tags.retain(|tag, _| !tag.starts_with(&prefix));
                 let kept: BTreeSet<Hash> = self.nodes[i].tags.values().flatten().copied().collect();
@@ -496,7 +505,7 @@ impl World {
             }
             // What a peer listens to is asked of it when something is published.
             Action::Subscribe(_) | Action::Unsubscribe(_) => {}
-            Action::Addresses { .. } | Action::Forget { .. } => {}
+            Action::Addresses { .. } | Action::Disconnect { .. } | Action::Forget { .. } => {}
             Action::Notice(notice) => self.note(i, notice),
         }
     }

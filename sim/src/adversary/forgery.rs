@@ -144,7 +144,8 @@ pub(super) fn own_record(means: &Means<'_>, action: &Action) -> Option<(Topic, P
 pub(super) fn committed(means: &Means<'_>, announce: ManifestAnnounce) -> (Emission, Vec<u8>) {
     let bytes = encode(&announce.manifest);
     let (hash, tag) = (Hash::of(&bytes), tag(announce.manifest.stage, announce.manifest.epoch));
-    let store = Emission::Act(Action::Store { hash, bytes, tag });
+    // The machine waits for no store of this number.
+    let store = Emission::Act(Action::Store { id: 0, blobs: vec![(hash, bytes)], tag });
     (store, signed(means, &MergeMessage::Manifest(announce)))
 }
 

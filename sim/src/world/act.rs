@@ -17,6 +17,8 @@ use crate::host::ALL_VERSIONS;
 use crate::network::HostIndex;
 use crate::observe::Seen;
 
+/// What a disk takes to flush.
+const DISK_FLUSH: std::time::Duration = std::time::Duration::from_millis(5);
 /// Blobs up to this size travel with the message that asks for them.
 const SMALL_BYTES: u64 = 16 * 1024;
 
@@ -115,15 +117,20 @@ impl World {
                 let limit = limit as u64;
                 self.fetch(Fetch { host, incarnation, id, hash, providers, limit, deliver, tag, deadline });
             }
-            Action::Store { hash, bytes, tag } => {
-                let blob = Blob { bytes: bytes.len() as u64, content: Some(bytes.into()) };
-                // A full disk keeps nothing; whoever fetches it learns that.
-                let _ = self.hosts[host].store.keep(hash, blob, &tag);
+            Action::Store { id, blobs, tag } => {
+                let target = &mut self.hosts[host];
+                let kept = blobs.into_iter().all(|(hash, bytes)| {
+                    let blob = Blob { bytes: bytes.len() as u64, content: Some(bytes.into()) };
+                    target.store.keep(hash, blob, &tag).is_ok()
+                });
+                let incarnation = target.incarnation;
+                self.queue.push(DISK_FLUSH, Event::Stored { host, incarnation, id, kept });
             }
             Action::Release { prefix } => self.hosts[host].store.release(&prefix),
             Action::Remember(state) => self.hosts[host].remembered = Some(state),
             Action::Compute(job) => self.compute(host, job),
-            Action::Addresses { .. } | Action::Forget { .. } => {}
+            // Flows to a host that has crashed are gone already.
+            Action::Addresses { .. } | Action::Disconnect { .. } | Action::Forget { .. } => {}
             Action::Notice(notice) => {
                 self.note(host, &notice);
                 self.show(host, Seen::Notice(&notice));

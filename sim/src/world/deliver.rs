@@ -37,6 +37,7 @@ impl World {
             | Event::Response { to: host, .. }
             | Event::PushEnds { host, .. }
             | Event::FetchEnds { host, .. }
+            | Event::Stored { host, .. }
             | Event::JobEnds { host, .. }
             | Event::Connected { host, .. } => self.for_host(host, event),
         }
@@ -83,6 +84,10 @@ impl World {
                     Some(content.map(|content| content.to_vec()).unwrap_or_default())
                 });
                 peer.handle_fetched(now, id, bytes.as_deref());
+                None
+            }
+            Event::Stored { incarnation, id, kept, .. } if incarnation == current => {
+                peer.handle_stored(now, id, kept);
                 None
             }
             Event::JobEnds { incarnation, job, .. } if incarnation == current => {

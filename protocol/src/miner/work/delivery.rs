@@ -3,16 +3,16 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-use super::{EpochWork, Step};
+use super::{EpochWork, Passage, Step};
 use crate::id::{Hash, PeerId, SampleId, StageIndex};
 use crate::limits::RETRY_PAUSE_MIN;
 use crate::miner::{Context, backed_off};
-use crate::run_state::RunState;
+use crate::run_state::{RunState, Stage};
 use crate::time::Instant;
 use crate::wire::frame::{Direction, PushAck};
 
-/// Part of an epoch's deadline that an activation may be out before it is pushed again. A receiver that lost it after it
-/// had taken it, with its process or with its place, does not ask for it; one that is only slow answers at once.
+/// Part of an epoch's deadline that an activation may be out before it is pushed again. A receiver that lost it with its
+/// process says so by its incarnation; this is for what was lost otherwise. One that is only slow answers at once.
 pub(super) const PATIENCE_PARTS: u32 = 4;
 
 /// Something owed to a neighbour: a gradient until it is taken, an activation until its gradient is back.
@@ -37,24 +37,44 @@ impl EpochWork {
     /// were taken for an epoch that starts over below. That holds for finished samples too, and for epochs that are
     /// settled here but not below.
     pub(in crate::miner) fn follow_below(&mut self, state: &RunState) {
-        let Some(below) = state.stage(StageIndex(self.stage.0 + 1)) else { return };
+        let Some(below) = self.unsettled_below(state) else { return };
         let Some(deal) = below.deal(self.epoch) else { return };
         let opened = below.epoch(self.epoch).map(|training| training.opened);
-        let moved = self.samples.iter().filter(|(sample, passage)| {
-            let sent = passage.output.is_some() && passage.step != Step::Lost && passage.taken_by.is_some();
-            sent && (passage.taken_by != deal.owner(**sample) || passage.taken_in != opened)
+        self.owe_sent(Instant::ZERO, |sample, passage| {
+            passage.taken_by != deal.owner(sample) || passage.taken_in != opened
         });
-        let moved: Vec<_> = moved.map(|(sample, _)| *sample).collect();
-        for sample in moved {
-            self.owe(Direction::Forward, sample);
+    }
+
+    /// Sends activations again that `peer` had taken and has forgotten; after a pause, in which the connection to the process
+    /// that took them is closed.
+    pub(in crate::miner) fn send_again(&mut self, now: Instant, state: &RunState, peer: PeerId) {
+        if self.unsettled_below(state).is_some() {
+            self.owe_sent(now + RETRY_PAUSE_MIN, |_, passage| passage.taken_by == Some(peer));
         }
     }
 
-    pub(super) fn owe(&mut self, direction: Direction, sample: SampleId) {
+    /// The stage below, unless it has settled this epoch and needs nothing of it any more.
+    fn unsettled_below<'a>(&self, state: &'a RunState) -> Option<&'a Stage> {
+        state.stage(StageIndex(self.stage.0 + 1)).filter(|below| below.version <= self.epoch)
+    }
+
+    /// Owes those activations once more that somebody has taken and that are `wanted` again, from `at` on.
+    fn owe_sent(&mut self, at: Instant, wanted: impl Fn(SampleId, &Passage) -> bool) {
+        let again = self.samples.iter().filter(|(sample, passage)| {
+            let sent = passage.output.is_some() && passage.step != Step::Lost && passage.taken_by.is_some();
+            sent && wanted(**sample, passage)
+        });
+        for sample in again.map(|(sample, _)| *sample).collect::<Vec<_>>() {
+            self.owe(Direction::Forward, sample).retry_at = at;
+        }
+    }
+
+    pub(super) fn owe(&mut self, direction: Direction, sample: SampleId) -> &mut Debt {
         let debt = self.debts.entry((direction, sample)).or_default();
         if debt.in_flight.is_none() {
             *debt = Debt::default();
         }
+        debt
     }
 
     /// What can be sent now, to whom: the debts whose receiver is known, in reach of credit, and not
