@@ -223,7 +223,9 @@ impl<'a> Swarm<'a> {
         for fault in self.kills.extract_if(.., |fault| due(fault.when)) {
             let victims = self.processes.iter_mut().zip(&mut self.addresses).enumerate();
             for (index, (process, addresses)) in victims.filter(|(index, _)| fault.victims.include(*index)) {
-                process.kill();
+                if !process.kill() {
+                    continue;
+                }
                 addresses.clear();
                 self.restarts.extend(fault.back.map(|back| (index, now + back)));
                 told.push(format!("process {index} killed"));

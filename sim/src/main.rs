@@ -172,6 +172,24 @@ enum SweepArg {
     Rebalance,
 }
 
+impl SweepArg {
+    /// The values that can be given for it, in words and as a test.
+    const fn values(self) -> (&'static str, fn(f64) -> bool) {
+        match self {
+            Self::ValidFraction => ("no `--values`: the law has its own", |_| false),
+            Self::Bandwidth => ("`--values` above 0, in bytes per second", |value| value > 0.0),
+            Self::Latency => ("`--values` of 0 or more, in seconds", |value| value >= 0.0),
+            Self::Window => ("whole `--values` from 1 on", |value| value >= 1.0 && value.fract() == 0.0),
+            Self::Growth => {
+                ("whole `--values` from 5 on: five stages", |value| value >= 5.0 && value.fract() == 0.0)
+            }
+            Self::FailureRate => ("`--values` of 0 or more, per miner and hour", |value| value >= 0.0),
+            Self::Redundancy => ("`--values` 1, 2 or 3", |value| [1.0, 2.0, 3.0].contains(&value)),
+            Self::Rebalance => ("`--values` above 0, in seconds", |value| value > 0.0),
+        }
+    }
+}
+
 /// Why the command could not be done.
 #[derive(Debug, thiserror::Error)]
 enum CliError {
@@ -375,9 +393,13 @@ fn sweep(arguments: &SweepArgs, seeds: &[u64]) -> Result<Sweep, CliError> {
     let values = |own: &[f64]| {
         if arguments.values.is_empty() { own.to_vec() } else { arguments.values.clone() }
     };
-    if let Some(wrong) = arguments.values.iter().find(|value| !value.is_finite() || **value < 0.0) {
-        let expected = "values that are no negative numbers".to_owned();
-        return Err(CliError::Value { command: "sweep", expected, got: wrong.to_string() });
+    let (expected, takes) = arguments.what.values();
+    if let Some(wrong) = arguments.values.iter().find(|value| !value.is_finite() || !takes(**value)) {
+        return Err(CliError::Value {
+            command: "sweep",
+            expected: expected.to_owned(),
+            got: wrong.to_string(),
+        });
     }
     let swarm = Swarm::new(arguments.stages, arguments.replicas, 4);
     Ok(match arguments.what {

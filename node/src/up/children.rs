@@ -105,12 +105,14 @@ impl Process {
         Ok(status)
     }
 
-    /// SIGKILL, as a fault: its end is no news.
-    pub fn kill(&mut self) {
-        if self.is_alive() {
+    /// SIGKILL, as a fault: its end is no news. Whether there was anything to kill.
+    pub fn kill(&mut self) -> bool {
+        let alive = self.is_alive();
+        if alive {
             self.signal(Signal::SIGKILL);
             self.life = Life::Killed;
         }
+        alive
     }
 
     /// SIGSTOP.

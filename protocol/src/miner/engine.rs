@@ -113,11 +113,7 @@ impl Miner {
             Job::Forward { epoch, .. }
             | Job::Loss { epoch, .. }
             | Job::Backward { epoch, .. }
-            | Job::InnerStep { epoch, .. } => {
-                let forgot = self.works.remove(epoch).is_some();
-                (self.dirty, self.forgot, self.news) =
-                    (self.dirty | forgot, self.forgot | forgot, self.news | forgot);
-            }
+            | Job::InnerStep { epoch, .. } => self.forget_epoch(*epoch),
             Job::Initialise { .. } | Job::Snapshot { .. } | Job::Reset => {}
         }
     }

@@ -43,6 +43,8 @@ impl Miner {
         if self.works.get(&epoch).is_some_and(|work| work.opened != training.opened) {
             self.works.remove(&epoch);
             self.dirty = true;
+        } else if self.works.get(&epoch).is_some_and(|work| work.lacks_accumulated(self.me, training)) {
+            self.forget_epoch(epoch);
         }
         let (me, spec) = (self.me, &self.spec);
         let begun = self.works.contains_key(&epoch);
@@ -66,6 +68,12 @@ impl Miner {
             // Refused only if its path changed meanwhile; whoever is on the path now sends it again.
             let _ = work.receive_activation(cx.state, me, held.from, sample, held.hash, false);
         }
+    }
+
+    /// Starts the work of an epoch over; neighbours are told that what they had sent for it is forgotten.
+    pub(super) fn forget_epoch(&mut self, epoch: Epoch) {
+        let begun = self.works.remove(&epoch).is_some();
+        (self.dirty, self.forgot, self.news) = (self.dirty | begun, self.forgot | begun, self.news | begun);
     }
 
     /// Drops work on epochs from `version` on, which this miner has no part in any more.

@@ -99,6 +99,8 @@ pub(super) struct EpochWork {
     /// Samples finished when the last inner step was taken: their gradients are spent.
     stepped_samples: u32,
     progress: Progress,
+    /// Whether an earlier process did it, whose engine is gone: it can be submitted as it is, and not added to.
+    restored: bool,
     cut_off: bool,
     last_stage: StageIndex,
     /// How long an activation that was taken may be out.
@@ -117,6 +119,7 @@ impl EpochWork {
             inner_steps: 0,
             stepped_samples: 0,
             progress: Progress::Working,
+            restored: false,
             cut_off: false,
             last_stage: StageIndex(spec.pipeline.stages - 1),
             patience: spec.timing.epoch_deadline.duration() / PATIENCE_PARTS,
@@ -136,7 +139,13 @@ impl EpochWork {
         let mut work = Self::new(spec, manifest.stage, training);
         work.samples = lost.chain(done).collect();
         work.progress = Progress::Submitted(Arc::new(manifest.into()));
+        work.restored = true;
         work
+    }
+
+    /// Whether more samples were dealt to `me` than an earlier process had: the engine has nothing to add them to.
+    pub(super) fn lacks_accumulated(&self, me: PeerId, training: &Training) -> bool {
+        self.restored && training.deal.samples_of(me).iter().any(|sample| !self.samples.contains_key(sample))
     }
 
     /// Takes over the deal of an epoch under way: samples newly dealt here.
@@ -207,7 +216,7 @@ impl EpochWork {
                 passage.step = Step::Ready;
             }
             // The sender is new on this path, or lost our answer: the gradient is owed to it.
-            Step::Done => drop(self.owe(Direction::Backward, sample)),
+            Step::Done => self.owe(Direction::Backward, sample),
             Step::Lost => return Err(PushRefusal::Stale),
             _ => {}
         }

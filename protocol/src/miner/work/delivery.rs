@@ -65,16 +65,19 @@ impl EpochWork {
             sent && wanted(**sample, passage)
         });
         for sample in again.map(|(sample, _)| *sample).collect::<Vec<_>>() {
-            self.owe(Direction::Forward, sample).retry_at = at;
+            self.owe_from(at, Direction::Forward, sample);
         }
     }
 
-    pub(super) fn owe(&mut self, direction: Direction, sample: SampleId) -> &mut Debt {
+    pub(super) fn owe(&mut self, direction: Direction, sample: SampleId) {
+        self.owe_from(Instant::ZERO, direction, sample);
+    }
+
+    fn owe_from(&mut self, at: Instant, direction: Direction, sample: SampleId) {
         let debt = self.debts.entry((direction, sample)).or_default();
         if debt.in_flight.is_none() {
-            *debt = Debt::default();
+            *debt = Debt { retry_at: at, ..Debt::default() };
         }
-        debt
     }
 
     /// What can be sent now, to whom: the debts whose receiver is known, in reach of credit, and not

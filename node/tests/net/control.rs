@@ -1,18 +1,15 @@
 //! The control plane between real nodes on loopback.
-#![expect(clippy::unwrap_used, reason = "a test that unwraps says what went wrong as well as any assertion")]
-
-mod net_support;
 
 use std::io;
 use std::time::Duration;
 
+use crate::support::{DEADLINE, Node, RPC_BYTES_MAX, TOPIC, address, config, within};
 use futures::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, StreamExt};
 use iota_node::net::{self, NetConfig, NetError, NetEvent, RequestError, Verdict};
 use iota_node::traffic::Traffic;
 use libp2p::request_response::{self, OutboundFailure, ProtocolSupport};
 use libp2p::swarm::SwarmEvent;
 use libp2p::{StreamProtocol, SwarmBuilder};
-use net_support::{DEADLINE, Node, RPC_BYTES_MAX, TOPIC, address, config, within};
 use prometheus_client::registry::Registry;
 use tokio::sync::oneshot;
 

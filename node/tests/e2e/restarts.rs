@@ -1,10 +1,8 @@
 //! Swarms of real processes that are killed and start again in the folders they left.
 
-mod e2e_support;
-
 use std::fs;
 
-use e2e_support::{Run, Swarm, tiny};
+use crate::support::{Run, Swarm, tiny};
 use iota_node::events::NodeEvent;
 use iota_protocol::spec::TrainingMode;
 use iota_protocol::time::Millis;

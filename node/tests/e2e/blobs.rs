@@ -1,13 +1,11 @@
 //! Everything that receipts, manifests and outcomes name can be fetched by its hash while its epoch is recent, by
 //! anybody, with a plain blob request; and nothing of old epochs is kept.
 
-mod e2e_support;
-
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-use e2e_support::stranger::{Stranger, Target, kept_bytes};
-use e2e_support::{STEP_DEADLINE, Swarm, tiny};
+use crate::support::stranger::{Stranger, Target, kept_bytes};
+use crate::support::{STEP_DEADLINE, Swarm, tiny};
 use iota_node::blobs::FetchError;
 use iota_protocol::limits::{GOSSIP_BYTES_MAX, PARTITION_BYTES_MAX};
 use iota_protocol::receipts::{decode_receipts, merkle_root};
@@ -16,7 +14,7 @@ use iota_protocol::wire::decode;
 use iota_protocol::wire::message::{Decision, Manifest, Submission};
 use iota_protocol::{Hash, PeerId, RunSpec, StageIndex};
 
-use e2e_support::log::decision;
+use crate::support::log::decision;
 
 /// Between two tries of a fetch.
 const AGAIN: Duration = Duration::from_millis(50);

@@ -1,5 +1,4 @@
 //! The status pages over a real socket.
-#![expect(clippy::unwrap_used, reason = "a test that unwraps says what went wrong as well as any assertion")]
 
 use std::sync::Arc;
 use std::time::Duration;

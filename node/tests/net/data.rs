@@ -1,5 +1,4 @@
 //! The data plane between real endpoints on loopback: blobs and pushes.
-#![expect(clippy::unwrap_used, reason = "a test that unwraps says what went wrong as well as any assertion")]
 
 use std::net::SocketAddr;
 use std::path::Path;

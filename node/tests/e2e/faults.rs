@@ -1,11 +1,9 @@
 //! Swarms of real processes that lose, freeze and gain members in mid-run.
 
-mod e2e_support;
-
 use std::time::{Duration, Instant};
 
-use e2e_support::log::{decision, stored_entries};
-use e2e_support::{INTERRUPTED, STEP_DEADLINE, Swarm, peer_of, processes_of, tiny, wait_for};
+use crate::support::log::{decision, stored_entries};
+use crate::support::{INTERRUPTED, STEP_DEADLINE, Swarm, peer_of, processes_of, tiny, wait_for};
 use iota_node::events::{NodeEvent, TimedEvent, unix_ms};
 use iota_protocol::spec::TrainingMode;
 use iota_protocol::wire::message::Decision;

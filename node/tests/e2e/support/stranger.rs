@@ -67,7 +67,6 @@ impl Target {
 /// The peer.
 pub(crate) struct Stranger {
     pub(crate) identity: Identity,
-    pub(crate) run: RunId,
     pub(crate) net: NetHandle,
     pub(crate) plane: DataPlane,
 }
@@ -112,7 +111,7 @@ impl Stranger {
             .await
             .expect("connections")
             .expect("a running control plane");
-        Self { identity: Identity::from_secret(secret), run, net, plane }
+        Self { identity: Identity::from_secret(secret), net, plane }
     }
 
     /// Everything `target` can prove of the log, from `from` on.

@@ -1,6 +1,5 @@
 //! Swarms of real processes on loopback for the end-to-end tests: started, watched through their event logs, hit with
 //! signals, and gone when the test is. Every wait has a deadline.
-#![allow(dead_code, reason = "each test binary uses its part of this module")]
 
 pub(crate) mod log;
 pub(crate) mod stranger;

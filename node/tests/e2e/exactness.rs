@@ -4,11 +4,9 @@
 //! pipeline returns gradients in the order in which samples come back. With one miner per stage and one sample in
 //! flight the order is the same, and so are the bits.
 
-mod e2e_support;
-
 use std::collections::BTreeMap;
 
-use e2e_support::{Run, Swarm, tiny};
+use crate::support::{Run, Swarm, tiny};
 use iota_model::data::Corpus;
 use iota_model::flat::StageLayout;
 use iota_model::outer::OuterState;

@@ -1,17 +1,15 @@
 //! A node among peers that say what no honest peer says: every message is refused for its reason and counted, and the
 //! node trains on.
 
-mod e2e_support;
-
 use std::fs;
 use std::io::Write as _;
 use std::os::unix::fs::OpenOptionsExt as _;
 use std::process::{Child, Stdio};
 use std::time::Duration;
 
+use crate::support::stranger::{Stranger, Target};
+use crate::support::{STEP_DEADLINE, program, tiny, wait_for};
 use bytes::Bytes;
-use e2e_support::stranger::{Stranger, Target};
-use e2e_support::{STEP_DEADLINE, program, tiny, wait_for};
 use iota_node::events::EventTail;
 use iota_protocol::limits::{GOSSIP_BYTES_MAX, TRANSFER_DEADLINE, WIRE_VERSION};
 use iota_protocol::log::Certificate;
