@@ -30,10 +30,6 @@ up *arguments:
 bench name:
     cargo bench --workspace --bench {{ name }}
 
-# Kills processes of a swarm 60 times for each of these seeds, e.g. `just chaos 7 8 9`.
-chaos +seeds:
-    for seed in {{ seeds }}; do CHAOS_SEED=$seed cargo nextest run --release -p iota-node --test e2e chaos; done
-
 # Plants known bugs in a copy of the sources and shows which seed of the fuzzer finds each; a quarter of an hour.
 mutants *arguments:
     sim/mutants/run {{ arguments }}

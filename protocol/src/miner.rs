@@ -3,7 +3,8 @@
 //! The machine is level-triggered. [`Miner::pump`] compares the [`RunState`] with what is under way and
 //! emits whatever is missing: transfers, messages, and one [`Job`] at a time for the engine. Its parts:
 //! [`work`] is the epoch's samples and how each passes through, [`merging`] the partitions it owns,
-//! [`catch_up`] the way to the right weights, `restore` that to the work of an earlier process; `follow` says what the log starts and ends, `engine` which job is next.
+//! [`catch_up`] the way to the right weights, `restore` that to the work of an earlier process; `follow` says what the log
+//! starts and ends, `engine` which job is next.
 //!
 //! **Invariant:** a sample is accumulated at most once by a miner, and handled only by the replica it is
 //! dealt to. Everything that may have to be sent again is kept by its hash until the epoch is settled.

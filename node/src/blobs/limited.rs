@@ -54,12 +54,9 @@ struct Open {
 impl Places {
     /// Closes the connections of a peer.
     pub(super) fn close(&self, peer: EndpointId) {
-        self.open()
-            .peers
-            .get(&peer)
-            .into_iter()
-            .flat_map(BTreeMap::values)
-            .for_each(CancellationToken::cancel);
+        let open = self.open();
+        let connections = open.peers.get(&peer).into_iter().flat_map(BTreeMap::values);
+        connections.for_each(CancellationToken::cancel);
     }
 
     /// Takes a place for a peer, if one is free.
@@ -127,8 +124,8 @@ mod tests {
     use super::*;
 
     #[test]
-    fn places_are_held_per_peer_and_in_total_and_come_back() {
-        let held = Places::default();
+    fn places_are_limited_per_peer_and_in_total_and_come_back() {
+        let all = Places::default();
         let peer = |number: u32| {
             let mut secret = [0; 32];
             secret[..4].copy_from_slice(&number.to_le_bytes());
@@ -137,15 +134,15 @@ mod tests {
         let mut places = Vec::new();
         for number in 0..256 {
             for _ in 0..CONNECTIONS_PER_PEER_MAX {
-                places.push(held.enter(peer(number)).unwrap());
+                places.push(all.enter(peer(number)).unwrap());
             }
-            assert!(held.enter(peer(number)).is_none());
+            assert!(all.enter(peer(number)).is_none());
         }
         assert_eq!(places.len(), CONNECTIONS_MAX);
-        assert!(held.enter(peer(999)).is_none());
+        assert!(all.enter(peer(999)).is_none());
         drop(places.pop());
-        places.push(held.enter(peer(999)).unwrap());
+        places.push(all.enter(peer(999)).unwrap());
         drop(places);
-        assert!(held.open().peers.is_empty());
+        assert!(all.open().peers.is_empty());
     }
 }

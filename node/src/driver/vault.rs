@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use iota_protocol::{Hash, PeerId};
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, oneshot};
 use tokio::task::JoinSet;
 
 use super::cache::Cache;
@@ -21,7 +21,16 @@ const WRITES_AT_ONCE: usize = 16;
 pub(crate) struct Vault {
     cache: Cache,
     plane: DataPlane,
-    writes: mpsc::Sender<(Bytes, String)>,
+    writes: mpsc::Sender<Write>,
+}
+
+/// What the task behind a vault is told.
+#[derive(Debug)]
+pub(crate) enum Write {
+    /// Keep these bytes under this tag.
+    Blob(Bytes, String),
+    /// Say when all before is in the store.
+    Barrier(oneshot::Sender<()>),
 }
 
 impl Vault {
@@ -41,14 +50,14 @@ impl Vault {
     pub(crate) async fn keep(&self, hash: Hash, bytes: Bytes, tag: &str) {
         self.cache.insert(hash, bytes.clone());
         // Fails only when the node shuts down.
-        let _ = self.writes.send((bytes, full_tag(tag, hash))).await;
+        let _ = self.writes.send(Write::Blob(bytes, full_tag(tag, hash))).await;
     }
 
     /// [`keep`](Self::keep) from the engine's thread.
     pub(crate) fn keep_blocking(&self, bytes: Bytes, tag: &str) -> Hash {
         let hash = Hash::of(&bytes);
         self.cache.insert(hash, bytes.clone());
-        let _ = self.writes.blocking_send((bytes, full_tag(tag, hash)));
+        let _ = self.writes.blocking_send(Write::Blob(bytes, full_tag(tag, hash)));
         hash
     }
 
@@ -84,8 +93,12 @@ impl Vault {
         Ok(bytes)
     }
 
-    /// Returns when everything published so far survives the process.
+    /// Returns when everything kept or published so far survives the process.
     pub(crate) async fn sync(&self) -> Result<(), DataError> {
+        let (written, is_written) = oneshot::channel();
+        // Both fail only when the node shuts down.
+        let _ = self.writes.send(Write::Barrier(written)).await;
+        let _ = is_written.await;
         self.plane.sync().await
     }
 }
@@ -101,18 +114,27 @@ fn full_tag(tag: &str, hash: Hash) -> String {
     format!("{tag}{hash}")
 }
 
-async fn write_behind(plane: DataPlane, mut queue: mpsc::Receiver<(Bytes, String)>) {
+async fn write_behind(plane: DataPlane, mut queue: mpsc::Receiver<Write>) {
     let mut writes = JoinSet::new();
-    while let Some((bytes, tag)) = queue.recv().await {
-        if writes.len() >= WRITES_AT_ONCE {
-            writes.join_next().await;
-        }
-        let plane = plane.clone();
-        writes.spawn(async move {
-            if let Err(error) = plane.add(bytes, &tag).await {
-                tracing::warn!(%error, "blob not stored");
+    while let Some(write) = queue.recv().await {
+        match write {
+            Write::Blob(bytes, tag) => {
+                if writes.len() >= WRITES_AT_ONCE {
+                    writes.join_next().await;
+                }
+                let plane = plane.clone();
+                writes.spawn(async move {
+                    if let Err(error) = plane.add(bytes, &tag).await {
+                        tracing::warn!(%error, "blob not stored");
+                    }
+                });
             }
-        });
+            Write::Barrier(written) => {
+                while writes.join_next().await.is_some() {}
+                // Whoever asked may have given up.
+                let _ = written.send(());
+            }
+        }
     }
     while writes.join_next().await.is_some() {}
 }

@@ -1,7 +1,6 @@
 //! Swarms of real processes, from `iota-node up` to the last byte: one binary, since linking one takes a minute.
 
 mod blobs;
-mod chaos;
 mod exactness;
 mod faults;
 mod hostile;

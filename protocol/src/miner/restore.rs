@@ -11,8 +11,8 @@ use crate::id::{Epoch, Hash, PeerId, StageIndex};
 use crate::limits::{BLOB_EPOCHS_KEPT, GOSSIP_BYTES_MAX, RECEIPTS_BYTES_MAX};
 use crate::receipts::{decode_receipts, merkle_root};
 use crate::run_state::{RunState, Training};
-use crate::wire::decode;
 use crate::wire::message::Manifest;
+use crate::wire::{decode, encode};
 
 /// A blob that is being read.
 #[derive(Clone, Copy, Debug)]
@@ -88,7 +88,8 @@ impl Miner {
             Step::Receipts(manifest) => {
                 let receipts =
                     decode_receipts(bytes).ok().filter(|all| merkle_root(all) == manifest.receipt_root);
-                let planned = submission(cx.state, self.me, stage, epoch);
+                let planned = submission(cx.state, self.me, stage, epoch)
+                    .filter(|(_, planned)| *planned == Hash::of(&encode(&*manifest)));
                 if let (Some(receipts), Some((training, _))) = (receipts, planned) {
                     let mut work = EpochWork::restored(&self.spec, self.me, training, *manifest, receipts);
                     work.follow_below(cx.state);
