@@ -6,7 +6,7 @@
 //! | consensus state of a candidate | `node.redb` | before anything is said that rests on it |
 //! | certified log | `node.redb` | as it comes |
 //! | which state of a stage is kept | `node.redb` | when its blobs are on disk |
-//! | blobs and their tags | `blobs/` | states and contributions before they are announced; activations soon |
+//! | blobs and their tags | `blobs/` | states, contributions and what receipts name before they are announced |
 //!
 //! `node.redb` and the blob store's tables are transactional, so a process may end at any instant. What comes out damaged
 //! all the same, after a power failure or on a bad disk, is noticed by its hash, and had from other peers again.
