@@ -33,13 +33,13 @@ fn spec(stages: u16, miners: u16) -> RunSpec {
 /// Runs the swarm and the control; returns the run.
 fn compare(spec: &RunSpec) -> Run {
     let run = Swarm::start(spec, &[]).finish();
+    run.assert_every_sample_merged();
     let control =
         control::train(&run.spec, None, Device::Cpu, |_, _| {}).expect("the control trains").trained;
     let (swarm, control) = (run.loss_nats(), control.loss_nats);
     let difference = ((swarm - control) / control).abs();
     assert!(difference <= TOLERANCE, "swarm {swarm}, control {control}, relative difference {difference:e}");
     assert!(control < 5.5, "it learned something: {control}");
-    run.assert_every_sample_merged();
     run
 }
 
