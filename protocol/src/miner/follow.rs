@@ -72,8 +72,9 @@ impl Miner {
 
     /// Starts the work of an epoch over; neighbours are told that what they had sent for it is forgotten.
     pub(super) fn forget_epoch(&mut self, epoch: Epoch) {
-        let begun = self.works.remove(&epoch).is_some();
-        (self.dirty, self.forgot, self.news) = (self.dirty | begun, self.forgot | begun, self.news | begun);
+        if self.works.remove(&epoch).is_some() {
+            (self.dirty, self.forgot, self.news) = (true, true, true);
+        }
     }
 
     /// Drops work on epochs from `version` on, which this miner has no part in any more.

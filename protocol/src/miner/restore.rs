@@ -25,8 +25,6 @@ enum Step {
     Unplanned,
     /// The manifest is being read.
     Manifest,
-    /// The manifest is here.
-    Found(Box<Manifest>),
     /// The receipts are being read.
     Receipts(Box<Manifest>),
 }
@@ -58,31 +56,26 @@ impl Miner {
             *stage == place && !submitted && is_owed(cx.state, *stage, *epoch)
         });
         for ((stage, epoch), step) in &mut self.restore.epochs {
-            let (hash, limit) = match step {
-                Step::Unplanned => match submission(cx.state, me, *stage, *epoch) {
-                    Some((_, manifest)) => (manifest, GOSSIP_BYTES_MAX),
-                    None => continue,
-                },
-                Step::Found(manifest) => (manifest.receipts, RECEIPTS_BYTES_MAX),
-                Step::Manifest | Step::Receipts(_) => continue,
-            };
-            *step = match std::mem::replace(step, Step::Manifest) {
-                Step::Found(manifest) => Step::Receipts(manifest),
-                _ => Step::Manifest,
-            };
-            let id = cx.out.fetch(hash, Vec::new(), limit, true, outbox::tag(*stage, *epoch));
-            self.transfers.insert(id, Purpose::Restore(Want(*stage, *epoch)));
+            let planned =
+                submission(cx.state, me, *stage, *epoch).filter(|_| matches!(step, Step::Unplanned));
+            if let Some((_, manifest)) = planned {
+                *step = Step::Manifest;
+                let id = read(cx, *stage, *epoch, manifest, GOSSIP_BYTES_MAX);
+                self.transfers.insert(id, Purpose::Restore(Want(*stage, *epoch)));
+            }
         }
     }
 
     /// Takes what was read. What is not there, or is not what the plan names, is done without.
-    pub(super) fn restored(&mut self, cx: &Context<'_>, want: Want, bytes: Option<&[u8]>) {
+    pub(super) fn restored(&mut self, cx: &mut Context<'_>, want: Want, bytes: Option<&[u8]>) {
         let Want(stage, epoch) = want;
         let (Some(step), Some(bytes)) = (self.restore.epochs.remove(&(stage, epoch)), bytes) else { return };
         match step {
             Step::Manifest => {
                 if let Ok(manifest) = decode::<Manifest>(bytes, GOSSIP_BYTES_MAX) {
-                    self.restore.epochs.insert((stage, epoch), Step::Found(Box::new(manifest)));
+                    let id = read(cx, stage, epoch, manifest.receipts, RECEIPTS_BYTES_MAX);
+                    self.transfers.insert(id, Purpose::Restore(want));
+                    self.restore.epochs.insert((stage, epoch), Step::Receipts(Box::new(manifest)));
                 }
             }
             Step::Receipts(manifest) => {
@@ -97,9 +90,14 @@ impl Miner {
                     self.dirty |= self.works.insert(epoch, work).is_some();
                 }
             }
-            Step::Unplanned | Step::Found(_) => {}
+            Step::Unplanned => {}
         }
     }
+}
+
+/// Has a blob of this epoch read from the own disk; returns the number of the transfer.
+fn read(cx: &mut Context<'_>, stage: StageIndex, epoch: Epoch, hash: Hash, limit: usize) -> u64 {
+    cx.out.fetch(hash, Vec::new(), limit, true, outbox::tag(stage, epoch))
 }
 
 /// Whether somebody may be owed something of this epoch: its own stage a merge, or a neighbour its tensors.
