@@ -70,6 +70,7 @@ enum Completion {
     Pushed { id: u64, to: PeerId, ack: Option<PushAck> },
     Fetched { id: u64, bytes: Option<Bytes> },
     Stored { id: u64, kept: bool },
+    Mirrored { id: u64, there: bool },
     Checked { push: IncomingPush, header: Result<PushHeader, PushRefusal> },
     Listening(Vec<Multiaddr>),
     Done,
@@ -279,6 +280,7 @@ impl Driver {
             Completion::Pushed { id, to, ack } => peer.handle_push_result(now, id, to, ack),
             Completion::Fetched { id, bytes } => peer.handle_fetched(now, id, bytes.as_deref()),
             Completion::Stored { id, kept } => peer.handle_stored(now, id, kept),
+            Completion::Mirrored { id, there } => peer.handle_mirrored(now, id, there),
             Completion::Checked { push, header } => {
                 let ack = match header {
                     Ok(header) => {
@@ -394,6 +396,10 @@ impl Driver {
                 });
             }
             Action::Remember(state) => self.parts.reporter.remember(&state),
+            Action::Mirror { id, .. } => {
+                self.tasks.spawn(async move { Completion::Mirrored { id, there: false } });
+            }
+            Action::MirrorBlobs { .. } | Action::Checkpoint(_) => {}
             Action::Compute(job) => {
                 if let Some((orders, _)) = &self.parts.engine {
                     // Fails only when the engine's thread is gone, which its receiver reports.

@@ -97,6 +97,11 @@ pub enum NodeEvent {
         /// Samples that went into it.
         samples: u32,
     },
+    /// The state of every stage at this version is in the mirror.
+    Checkpointed {
+        /// The version.
+        epoch: u32,
+    },
     /// This node holds new weights.
     WeightsReady {
         /// Its stage.

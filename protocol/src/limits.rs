@@ -73,6 +73,14 @@ pub const HELD_ACTIVATIONS_MAX: usize = 256;
 /// Closed epochs of a stage whose plan and outcome stay in [`RunState`](crate::run_state::RunState),
 /// so that a peer one merge behind catches up without a transfer of the whole state.
 pub const CLOSED_EPOCHS_KEPT: usize = 2;
+/// Epochs between two checkpoints, at most. The outcome of each merge since the last one is remembered, so that a stage
+/// nobody holds any more can be had from there.
+pub const CHECKPOINT_EPOCHS_MAX: u32 = 32;
+/// Outcomes of merges that a stage remembers, even if its checkpoints are late.
+pub const OUTCOMES_KEPT_MAX: usize = 2 * CHECKPOINT_EPOCHS_MAX as usize;
+/// Longest wait of a finished run for its last checkpoint, as long as somebody says that its mirror takes it: an upload of
+/// 100 GiB at 2.5 Gbit/s takes 6 minutes.
+pub const LAST_CHECKPOINT_WAIT: Duration = Duration::from_secs(600);
 /// Closed epochs whose blobs stay fetchable. Two, so that a validator of the epoch just settled still finds its inputs.
 pub const BLOB_EPOCHS_KEPT: u32 = 2;
 
@@ -87,6 +95,11 @@ pub const HEAD_REPEAT: Duration = Duration::from_secs(1);
 pub const RETRY_PAUSE_MIN: Duration = Duration::from_millis(50);
 /// Longest pause between two tries of the same push or fetch.
 pub const RETRY_PAUSE_MAX: Duration = Duration::from_secs(2);
+/// Pause before a state is tried again that the mirror did not take, doubled up to [`MIRROR_PAUSE_MAX`]. The driver has
+/// tried several times by then.
+pub const MIRROR_PAUSE_MIN: Duration = Duration::from_secs(2);
+/// Longest pause between two tries of a state that the mirror does not take.
+pub const MIRROR_PAUSE_MAX: Duration = Duration::from_secs(60);
 /// Deadline of one push or fetch; the driver reports failure after it.
 pub const TRANSFER_DEADLINE: Duration = Duration::from_secs(10);
 /// Pause of a leader between two looks at what should be decided. A look costs in proportion to the swarm, and so many

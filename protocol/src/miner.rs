@@ -14,6 +14,7 @@ mod engine;
 mod follow;
 pub mod job;
 pub mod merging;
+mod mirror;
 pub mod outbox;
 mod restore;
 pub mod work;
@@ -26,18 +27,21 @@ pub use job::{Job, JobDone};
 pub use outbox::{Action, Kept, Notice, Outbox};
 
 use crate::id::{Epoch, Hash, PeerId, SampleId, StageIndex};
-use crate::limits::{ANNOUNCE_HEARTBEATS_MAX, HELD_ACTIVATIONS_MAX, TRANSFER_DEADLINE};
+use crate::limits::{
+    ANNOUNCE_HEARTBEATS_MAX, HELD_ACTIVATIONS_MAX, RETRY_PAUSE_MAX, RETRY_PAUSE_MIN, TRANSFER_DEADLINE,
+};
 use crate::peer::book::Book;
 use crate::run_state::RunState;
 use crate::spec::{Bottleneck, RunSpec};
 use crate::time::Instant;
 use crate::wire::frame::{Direction, PushAck, PushHeader, PushRefusal};
 use crate::wire::gossip::HashedManifest;
-use crate::wire::message::{ManifestAnnounce, MergeMessage, StateOffer, WeightsRecord};
+use crate::wire::message::{ManifestAnnounce, MergeMessage, MirrorRecord, StateOffer, WeightsRecord};
 
 use catch_up::CatchUp;
 use engine::Pace;
 use merging::MergeWork;
+use mirror::Mirroring;
 use restore::Restore;
 use work::{EpochWork, Share};
 
@@ -66,6 +70,8 @@ enum Purpose {
     Merge(StageIndex, merging::Want),
     CatchUp(catch_up::Want),
     Restore(restore::Want),
+    /// Of the state that a checkpoint needs.
+    Mirror,
     /// Of a contribution's receipts and its manifest, which has this hash.
     Commit(Epoch, Hash),
 }
@@ -96,6 +102,7 @@ pub struct Miner {
     manifests: BTreeMap<Hash, Arc<HashedManifest>>,
     catch_up: CatchUp,
     restore: Restore,
+    mirroring: Mirroring,
     /// What blobs may be kept here for, whoever put them: own work, a merge for any stage, catching up.
     kept: BTreeSet<Kept>,
     /// The state that the next process would start from.
@@ -140,6 +147,7 @@ impl Miner {
             manifests: BTreeMap::new(),
             catch_up: CatchUp::default(),
             restore: Restore::default(),
+            mirroring: Mirroring::default(),
             kept: BTreeSet::new(),
             remembered: None,
             snapshot_asked: VecDeque::new(),
@@ -193,6 +201,12 @@ impl Miner {
     #[must_use]
     pub const fn weights(&self) -> Option<WeightsRecord> {
         self.weights
+    }
+
+    /// What it has seen in the mirror, if the run has one and it ever tried.
+    #[must_use]
+    pub const fn mirror(&self) -> Option<MirrorRecord> {
+        self.mirroring.record()
     }
 
     /// Tokens of samples finished here, counted at the tail.
@@ -296,19 +310,24 @@ impl Miner {
         if header.shape != self.wire_shape() || header.dtype != self.spec.pipeline.activation_dtype {
             return Err(PushRefusal::Shape);
         }
-        let weights =
-            self.weights.filter(|weights| weights.stage == header.stage).ok_or(PushRefusal::WrongStage)?;
+        if self.weights.is_none_or(|weights| weights.stage != header.stage) {
+            return Err(PushRefusal::WrongStage);
+        }
+        if self.is_restoring(cx.state, header.stage, header.epoch) {
+            // Which samples it did is being read. Whatever is answered before that may turn out wrong.
+            return Err(PushRefusal::Early);
+        }
+        // The log's version, not that of the weights held: a process that has started again holds old ones for a moment.
+        let version = cx.state.stage(header.stage).map_or(Epoch(0), |stage| stage.version);
         let full = self.credits() == 0;
         let Some(work) = self.works.get_mut(&header.epoch) else {
             return match header.direction {
-                _ if header.epoch < weights.version => Err(PushRefusal::Stale),
+                _ if header.epoch < version => Err(PushRefusal::Stale),
                 Direction::Backward => Err(PushRefusal::WrongPath),
                 // Room to wait is for the stage above, which can be ahead by no more than the epoch being merged here.
                 Direction::Forward if !is_above(cx.state, from, header.stage) => Err(PushRefusal::WrongPath),
                 Direction::Forward
-                    if full
-                        || self.held.len() >= HELD_ACTIVATIONS_MAX
-                        || cx.state.stage(header.stage).is_none_or(|s| header.epoch > s.version.next()) =>
+                    if full || self.held.len() >= HELD_ACTIVATIONS_MAX || header.epoch > version.next() =>
                 {
                     Err(PushRefusal::Early)
                 }
@@ -350,10 +369,10 @@ impl Miner {
             Some(Purpose::CatchUp(want)) => {
                 // It may have arrived after everything of its kind was let go of.
                 self.kept.insert(want.kept);
-                self.catch_up.fetched(cx.now, want, bytes.is_some());
+                self.catch_up.fetched(cx.now, want, bytes);
             }
             Some(Purpose::Restore(want)) => self.restored(cx, want, bytes),
-            Some(Purpose::Push(..) | Purpose::Commit(..)) | None => {}
+            Some(Purpose::Push(..) | Purpose::Commit(..) | Purpose::Mirror) | None => {}
         }
         self.pump(cx);
     }
@@ -374,7 +393,7 @@ impl Miner {
 
     /// Takes the answer to a request for a stage's state.
     pub fn handle_state_offer(&mut self, cx: &mut Context<'_>, offer: Option<StateOffer>) {
-        self.catch_up.answered(cx.now, offer);
+        self.catch_up.answered(cx, self.me, offer);
         self.pump(cx);
     }
 
@@ -422,8 +441,9 @@ impl Miner {
         self.pump_deliveries(cx);
         self.pump_merges(cx);
         self.catch_up.pump(cx, self.me, self.weights, &mut self.transfers);
-        self.kept.extend(self.catch_up.fetches());
+        self.kept.extend(self.catch_up.needs());
         self.pump_restore(cx);
+        self.pump_mirror(cx);
         self.announce(cx);
         self.start_job(cx);
     }
@@ -507,7 +527,8 @@ impl Miner {
     pub fn deadline(&self) -> Option<Instant> {
         let works = self.works.values().filter_map(EpochWork::deadline);
         let merges = self.merges.values().filter_map(MergeWork::deadline);
-        works.chain(merges).chain(self.catch_up.deadline()).chain([self.announce_due, self.rests_until]).min()
+        let others = self.catch_up.deadline().into_iter().chain(self.mirroring.deadline());
+        works.chain(merges).chain(others).chain([self.announce_due, self.rests_until]).min()
     }
 }
 
@@ -518,5 +539,10 @@ fn is_above(state: &RunState, peer: PeerId, stage: StageIndex) -> bool {
 
 /// Doubles a pause, between the protocol's least and most.
 fn backed_off(pause: Duration) -> Duration {
-    (pause * 2).clamp(crate::limits::RETRY_PAUSE_MIN, crate::limits::RETRY_PAUSE_MAX)
+    doubled(pause, RETRY_PAUSE_MIN, RETRY_PAUSE_MAX)
+}
+
+/// Doubles a pause, between `least` and `most`.
+fn doubled(pause: Duration, least: Duration, most: Duration) -> Duration {
+    (pause * 2).clamp(least, most)
 }

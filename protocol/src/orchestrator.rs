@@ -5,6 +5,7 @@
 //! leader takes over in mid-epoch without being told anything. A proposal that turns out void is harmless.
 
 mod balance;
+mod checkpoints;
 mod upgrade;
 mod waits;
 
@@ -13,6 +14,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use balance::Balance;
+use checkpoints::Checkpoints;
 use upgrade::Upgrade;
 use waits::Waits;
 
@@ -53,6 +55,7 @@ pub struct Orchestrator {
     tallies: BTreeMap<(StageIndex, Epoch, u16), Tally>,
     agreement: BTreeMap<StageIndex, AgreementMatrix>,
     balance: Balance,
+    checkpoints: Checkpoints,
     upgrade: Upgrade,
     /// Since when this candidate could have heard of anybody: its start, or its return from a pause.
     listening_since: Option<Instant>,
@@ -144,6 +147,7 @@ impl Orchestrator {
         let mut wanted = balance::departures(now, listening_since, state, book);
         wanted.extend(self.balance.admissions(now, state, book));
         wanted.extend(self.upgrade.decision(now, listening_since, state, book));
+        wanted.extend(self.checkpoints.decision(state));
         let begun = balance::begun(state);
         for (index, stage) in state.spec().stages().zip(state.stages()) {
             match &stage.phase {
@@ -158,7 +162,7 @@ impl Orchestrator {
                 }
             }
         }
-        if state.stages().iter().all(|stage| stage.version.0 >= state.spec().training.epochs) {
+        if checkpoints::is_trained(state) && !self.checkpoints.is_awaited(now, state, book) {
             wanted.push(Decision::Finish);
         }
         let mut room = room;
@@ -180,6 +184,7 @@ impl Orchestrator {
     fn observe(&mut self, now: Instant, state: &RunState, book: &Book) {
         let manifests = &self.manifests;
         self.waits.observe(now, state, |stage, training| done(manifests, book, stage, training));
+        self.checkpoints.observe(now, state, book);
         let version = |stage: StageIndex| state.stage(stage).map(|stage| stage.version);
         self.manifests.retain(|(stage, _), submitted| {
             version(*stage).is_some_and(|version| submitted.manifest.epoch >= version)

@@ -444,6 +444,11 @@ impl<S: Storage<LogBytes>> Peer<S> {
                 if let (StateEvent::EpochOpened(stage, ..), Some(candidate)) = (&event, &mut self.candidate) {
                     candidate.orchestrator_mut().handle_opened(*stage);
                 }
+                if let (StateEvent::Checkpointed(_), Some(_), Some(checkpoint)) =
+                    (&event, &self.candidate, self.state.checkpoint())
+                {
+                    self.out.checkpoint(checkpoint.clone());
+                }
                 self.out.notice(Notice::State(event));
             }
             self.follow_version();
@@ -561,6 +566,12 @@ impl<S: Storage<LogBytes>> Peer<S> {
     /// Takes the end of a store: whether the blobs survive the process.
     pub fn handle_stored(&mut self, now: Instant, id: u64, kept: bool) {
         self.with_miner(now, |miner, cx| miner.handle_stored(cx, id, kept));
+        self.pump(now);
+    }
+
+    /// Takes the end of [`Action::Mirror`]: whether all of the state is in the mirror.
+    pub fn handle_mirrored(&mut self, now: Instant, id: u64, there: bool) {
+        self.with_miner(now, |miner, cx| miner.handle_mirrored(cx, id, there));
         self.pump(now);
     }
 
@@ -727,6 +738,7 @@ impl<S: Storage<LogBytes>> Peer<S> {
             credits: self.miner.as_ref().map_or(0, Miner::credits),
             speed_milli: self.miner.as_ref().map_or(0, Miner::speed_milli),
             tokens: self.miner.as_ref().map_or(0, Miner::tokens),
+            mirror: self.miner.as_ref().and_then(Miner::mirror),
             wire_version_max: self.versions.newest(),
         };
         self.out.publish(scope::record_topic(self.me, &self.state), &record);

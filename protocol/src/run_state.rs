@@ -28,7 +28,7 @@ use crate::samples::{Deal, epoch_samples};
 use crate::spec::RunSpec;
 use crate::wire::message::{Decision, Entry, EvictReason, Submission};
 
-pub use stage::{Closed, Phase, Plan, Stage, Training};
+pub use stage::{Closed, Outcome, Phase, Plan, Stage, Training};
 
 /// Something that a decision changed, for the driver to report.
 #[derive(Clone, Debug, PartialEq)]
@@ -55,22 +55,37 @@ pub enum StateEvent {
     Aborted(StageIndex, Epoch, Vec<PeerId>),
     /// A merge closed over this many samples, with their mean loss in nats if the stage is the tail.
     Merged(StageIndex, Epoch, u64, Option<f64>),
+    /// The state of every stage at this version is in the mirror.
+    Checkpointed(Epoch),
     /// The run goes on in this wire version.
     Upgraded(u16),
     /// The run is over.
     Finished,
 }
 
+/// The states of all stages at one version, in the mirror.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Checkpoint {
+    /// The version.
+    pub epoch: Epoch,
+    /// For each stage the hash of its state offer, under which the mirror has it.
+    pub stages: Vec<Hash>,
+    /// Entries of the log up to and with the one that decided it, and the chain hash after that; nothing if the run
+    /// started from it.
+    pub decided: Option<(u64, Hash)>,
+}
+
 /// The state of a run.
 #[derive(Clone, Debug)]
 pub struct RunState {
     spec: Arc<RunSpec>,
-    run: RunId,
+    lineage: RunId,
     applied: u64,
     wire_version: u16,
     members: BTreeMap<PeerId, StageIndex>,
     evicted: BTreeMap<PeerId, EvictReason>,
     stages: Vec<Stage>,
+    checkpoint: Option<Checkpoint>,
     finished: bool,
 }
 
@@ -82,20 +97,27 @@ impl RunState {
     #[must_use]
     pub fn new(spec: Arc<RunSpec>, parameters: &[usize]) -> Self {
         assert_eq!(parameters.len(), usize::from(spec.pipeline.stages), "one parameter count per stage");
+        let start = &spec.start;
         let stage = |&count: &usize| Stage {
-            version: Epoch(0),
+            version: Epoch(start.epoch),
             phase: Phase::Waiting,
             closed: VecDeque::new(),
+            outcomes: VecDeque::new(),
             partitions: spec.partitions(count),
             attempt: 0,
         };
         Self {
-            run: spec.run_id(),
+            lineage: spec.lineage(),
             applied: 0,
             wire_version: WIRE_VERSION_FIRST,
             members: BTreeMap::new(),
             evicted: BTreeMap::new(),
             stages: parameters.iter().map(stage).collect(),
+            checkpoint: start.checkpoint.map(|_| Checkpoint {
+                epoch: Epoch(start.epoch),
+                stages: start.stages.clone(),
+                decided: None,
+            }),
             finished: false,
             spec,
         }
@@ -131,10 +153,22 @@ impl RunState {
         &self.stages
     }
 
+    /// The stages, for tests that start in the middle.
+    #[cfg(test)]
+    pub(crate) fn stages_mut(&mut self) -> &mut [Stage] {
+        &mut self.stages
+    }
+
     /// One stage.
     #[must_use]
     pub fn stage(&self, stage: StageIndex) -> Option<&Stage> {
         self.stages.get(stage.as_usize())
+    }
+
+    /// The newest checkpoint, if there is one.
+    #[must_use]
+    pub const fn checkpoint(&self) -> Option<&Checkpoint> {
+        self.checkpoint.as_ref()
     }
 
     /// All miners with their stages.
@@ -197,6 +231,7 @@ impl RunState {
             Decision::MergeOutcome { stage, epoch, attempt, partitions } => {
                 self.close(*stage, *epoch, *attempt, partitions)
             }
+            Decision::Checkpoint { epoch, stages } => self.checkpointed(index, chain, *epoch, stages),
             Decision::Upgrade { version } => self.upgrade(*version),
             Decision::Finish => {
                 let done = self.stages.iter().all(|stage| stage.version.0 >= self.spec.training.epochs);
@@ -209,6 +244,26 @@ impl RunState {
                 Some(vec![StateEvent::Finished])
             }
         }
+    }
+
+    fn checkpointed(
+        &mut self,
+        index: LogIndex,
+        chain: Hash,
+        epoch: Epoch,
+        stages: &[Hash],
+    ) -> Option<Vec<StateEvent>> {
+        let newer = self.checkpoint.as_ref().is_none_or(|checkpoint| epoch > checkpoint.epoch);
+        let reached = self.stages.iter().all(|stage| stage.version >= epoch);
+        if !newer || !reached || !self.spec.is_checkpoint(epoch) || stages.len() != self.stages.len() {
+            return None;
+        }
+        self.checkpoint =
+            Some(Checkpoint { epoch, stages: stages.to_vec(), decided: Some((index.0 + 1, chain)) });
+        for stage in &mut self.stages {
+            stage.outcomes.retain(|outcome| outcome.epoch >= epoch);
+        }
+        Some(vec![StateEvent::Checkpointed(epoch)])
     }
 
     /// One version at a time, so that whoever speaks two can follow.
@@ -273,14 +328,14 @@ impl RunState {
     ) -> Option<Vec<StateEvent>> {
         let ascending = members.windows(2).all(|pair| matches!(pair, [a, b] if a.0 < b.0));
         let ours = members.iter().all(|(peer, _)| self.members.get(peer) == Some(&index));
-        let (run, count, epochs) =
-            (self.run, self.spec.training.samples_per_epoch, self.spec.training.epochs);
+        let (lineage, count, epochs) =
+            (self.lineage, self.spec.training.samples_per_epoch, self.spec.training.epochs);
         let stage = self.stages.get_mut(index.as_usize())?;
         let waiting = matches!(stage.phase, Phase::Waiting) && epoch == stage.version && epoch.0 < epochs;
         if members.is_empty() || !ascending || !ours || !waiting {
             return None;
         }
-        let deal = Deal::new(run, index, epoch, epoch_samples(epoch, count), members);
+        let deal = Deal::new(lineage, index, epoch, epoch_samples(epoch, count), members);
         let attempt = stage.attempt;
         stage.phase = Phase::Training(Training { epoch, base, opened, deal, attempt, cut_off: false });
         Some(vec![StateEvent::EpochOpened(index, epoch, members.len())])
@@ -321,7 +376,9 @@ impl RunState {
         let beside = self.settled_beside(index, epoch);
         let training = self.training_mut(index, epoch).filter(|training| training.cut_off && beside)?.clone();
         let plan = Plan { attempt: training.attempt, submitters: Vec::new(), owners: Vec::new() };
-        self.stages.get_mut(index.as_usize())?.settle(Closed { training, plan, partitions: Vec::new() });
+        let remembers = self.spec.mirror.is_set();
+        let closed = Closed { training, plan, partitions: Vec::new() };
+        self.stages.get_mut(index.as_usize())?.settle(closed, remembers);
         Some(vec![StateEvent::Skipped(index, epoch)])
     }
 
@@ -412,6 +469,7 @@ impl RunState {
         attempt: u16,
         partitions: &[Hash],
     ) -> Option<Vec<StateEvent>> {
+        let remembers = self.spec.mirror.is_set();
         let (stage, training, plan) = self.plan_mut(index, epoch, attempt)?;
         if partitions.len() != stage.partitions {
             return None;
@@ -420,7 +478,7 @@ impl RunState {
         let loss_micro: Option<i64> =
             plan.submitters.iter().map(|s| s.loss_micro).try_fold(0_i64, |sum, loss| sum.checked_add(loss?));
         let loss = loss_micro.map(|sum| merge::mean_nats(sum, samples));
-        stage.settle(Closed { training, plan, partitions: partitions.to_vec() });
+        stage.settle(Closed { training, plan, partitions: partitions.to_vec() }, remembers);
         Some(vec![StateEvent::Merged(index, epoch, samples, loss)])
     }
 }

@@ -8,7 +8,7 @@ mod validate;
 
 use serde::{Deserialize, Serialize};
 
-use crate::id::{Hash, PeerId, RunId};
+use crate::id::{Epoch, Hash, PeerId, RunId};
 use crate::limits;
 use crate::time::{ByteCount, Millis};
 use crate::wire;
@@ -70,6 +70,10 @@ section! {
         orchestrator: OrchestratorSpec = OrchestratorSpec::default(),
         /// How long to wait for what.
         timing: TimingSpec = TimingSpec::default(),
+        /// Where copies are kept outside the swarm.
+        mirror: MirrorSpec = MirrorSpec::default(),
+        /// The checkpoint it goes on from.
+        start: StartSpec = StartSpec::default(),
     }
 }
 
@@ -325,6 +329,42 @@ section! {
     }
 }
 
+section! {
+    /// The mirror: an object store that holds checkpoints and merged partitions, from which a run can be resumed.
+    MirrorSpec {
+        /// `s3://bucket/prefix` or `file:///folder`; empty for none. Default none.
+        url: String = String::new(),
+        /// Epochs from one checkpoint to the next; the last epoch has one in any case. Default 4.
+        checkpoint_epochs: u32 = 4,
+        /// Newest checkpoints that are kept. Default 3.
+        keep: u32 = 3,
+        /// Of the older ones every so many is kept for good; 0 for none. Default 0.
+        keep_every: u32 = 0,
+    }
+}
+
+section! {
+    /// Where a resumed run starts; `iota-node resume` writes it. A run that is not resumed has none of it.
+    StartSpec {
+        /// Epoch that is opened first. Default 0.
+        epoch: u32 = 0,
+        /// The run that this one goes on from, or the first in a line of them: samples are dealt as it would deal them.
+        run: Option<RunId> = None,
+        /// BLAKE3 of the checkpoint's manifest.
+        checkpoint: Option<Hash> = None,
+        /// BLAKE3 of the encoding of each stage's [`StateOffer`](crate::wire::message::StateOffer), head first.
+        stages: Vec<Hash> = Vec::new(),
+    }
+}
+
+impl MirrorSpec {
+    /// Whether there is a mirror.
+    #[must_use]
+    pub const fn is_set(&self) -> bool {
+        !self.url.is_empty()
+    }
+}
+
 impl RunSpec {
     /// Reads a spec from TOML and validates it.
     ///
@@ -353,6 +393,12 @@ impl RunSpec {
         RunId(Hash::of(&wire::encode(self)).0)
     }
 
+    /// The first of the runs that this one goes on from, or itself.
+    #[must_use]
+    pub fn lineage(&self) -> RunId {
+        self.start.run.unwrap_or_else(|| self.run_id())
+    }
+
     /// The candidate's position in the spec, if `peer` is one.
     #[must_use]
     pub fn candidate_index(&self, peer: PeerId) -> Option<usize> {
@@ -363,6 +409,14 @@ impl RunSpec {
     #[must_use]
     pub fn certificate_quorum(&self) -> usize {
         self.orchestrator.candidates.len() / 2 + 1
+    }
+
+    /// Whether the state of each stage at this version goes to the mirror: there is one, and a checkpoint is due.
+    #[must_use]
+    pub fn is_checkpoint(&self, version: Epoch) -> bool {
+        let due =
+            version.0.is_multiple_of(self.mirror.checkpoint_epochs) || version.0 == self.training.epochs;
+        self.mirror.is_set() && version.0 > self.start.epoch && due
     }
 
     /// The stages, head first.
@@ -428,5 +482,9 @@ mod tests {
         refused(|s| s.timing.eviction = Millis(2000), "timing.eviction");
         refused(|s| s.training.learning_rate = f64::NAN, "training.learning_rate");
         refused(|s| s.data.source = DataSource::File, "data.hash");
+        refused(|s| s.mirror.url = "ftp://host/folder".to_owned(), "mirror.url");
+        refused(|s| s.mirror.checkpoint_epochs = 0, "mirror.checkpoint_epochs");
+        refused(|s| s.start.epoch = 3, "start.checkpoint");
+        refused(|s| s.start.stages = vec![Hash::default()], "start.stages");
     }
 }

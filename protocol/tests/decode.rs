@@ -18,7 +18,7 @@ use iota_protocol::wire::envelope::signed_bytes;
 use iota_protocol::wire::frame::{Direction, PushAck, PushHeader, PushRefusal, check_payload};
 use iota_protocol::wire::message::{
     ContributionFault, Decision, DigestReport, Entry, EvictReason, FaultKind, Manifest, ManifestAnnounce,
-    MergeMessage, PeerRecord, Request, Response, StateOffer, Submission, Topic, WeightsRecord,
+    MergeMessage, MirrorRecord, PeerRecord, Request, Response, StateOffer, Submission, Topic, WeightsRecord,
 };
 use iota_protocol::wire::{DecodeError, Payload, decode, encode, seal};
 use iota_protocol::{Epoch, Hash, Instant, LogIndex, PartitionIndex, PeerId, RunSpec, SampleId, StageIndex};
@@ -163,12 +163,17 @@ fn record() -> impl Strategy<Value = PeerRecord> {
     });
     let counts = (any::<u32>(), any::<u32>(), any::<u16>(), any::<u32>(), any::<u64>(), 0_u16..4);
     let text = || vec(".{0,40}", 0..4);
-    (any::<(u64, u64, bool, bool, u64)>(), text(), text(), option::of(weights), counts).prop_map(
+    let mirror =
+        (any::<u16>(), any::<u32>(), hash(), any::<bool>()).prop_map(|(stage, version, state, failing)| {
+            MirrorRecord { stage: StageIndex(stage), version: Epoch(version), state, failing }
+        });
+    let held = (option::of(weights), option::of(mirror));
+    (any::<(u64, u64, bool, bool, u64)>(), text(), text(), held, counts).prop_map(
         |(
             (sequence, incarnation, miner, validator, log_length),
             multiaddrs,
             data_addresses,
-            weights,
+            (weights, mirror),
             counts,
         )| {
             let (done, assigned, credits, speed_milli, tokens, wire_version_max) = counts;
@@ -186,6 +191,7 @@ fn record() -> impl Strategy<Value = PeerRecord> {
                 credits,
                 speed_milli,
                 tokens,
+                mirror,
                 wire_version_max,
             }
         },

@@ -19,7 +19,9 @@ use iota_protocol::merge::{owners, partition_range};
 use iota_protocol::receipts::{decode_receipts, encode_receipts, merkle_root};
 use iota_protocol::samples::{Deal, epoch_samples};
 use iota_protocol::wire::frame::{PushAck, PushHeader, PushRefusal};
-use iota_protocol::wire::message::{Entry, Manifest, MergeMessage, PeerRecord, Request, Response};
+use iota_protocol::wire::message::{
+    Entry, Manifest, MergeMessage, MirrorRecord, PeerRecord, Request, Response,
+};
 use iota_protocol::wire::{Payload, decode, encode, open, seal};
 use iota_protocol::{Epoch, PeerId, RunSpec, StageIndex};
 use serde::Serialize;
@@ -93,6 +95,14 @@ fn gossip_and_its_envelopes() {
     );
     let newer = PeerRecord { wire_version_max: 2, ..examples::record() };
     check::<PeerRecord>("record-newer", "The same PeerRecord of a program that speaks version 2", &newer);
+    let (stage, version, state) = (StageIndex(1), Epoch(2), examples::hash("state 1"));
+    let mirror = Some(MirrorRecord { stage, version, state, failing: false });
+    let mirrored = PeerRecord { mirror, ..examples::record() };
+    check::<PeerRecord>(
+        "record-mirror",
+        "The same PeerRecord of a miner that has seen a state in the mirror",
+        &mirrored,
+    );
     check::<Manifest>("manifest", "Manifest, as a blob", &examples::manifest());
     check::<MergeMessage>("merge-manifest", "MergeMessage with manifest.hex", &examples::merge_manifest());
     check::<MergeMessage>("merge-digest", "MergeMessage with a digest report", &examples::merge_digest());

@@ -327,7 +327,7 @@ impl Network {
 
 /// How long `bytes` occupy a link.
 #[expect(clippy::cast_precision_loss, reason = "a size below 2^53")]
-fn wire_time(bytes: u64, bytes_per_second: f64) -> Duration {
+pub(crate) fn wire_time(bytes: u64, bytes_per_second: f64) -> Duration {
     Duration::from_secs_f64(bytes as f64 / bytes_per_second)
 }
 

@@ -188,6 +188,7 @@ fn decided(event: &StateEvent) -> Change {
             let loss = loss.map(|loss| format!(", loss {loss:.6}")).unwrap_or_default();
             (Some(stage), Some(epoch), "merged", format!("{samples} samples{loss}"))
         }
+        StateEvent::Checkpointed(epoch) => (None, Some(epoch), "checkpointed", String::new()),
         StateEvent::Upgraded(version) => (None, None, "upgraded", format!("to wire version {version}")),
         StateEvent::Finished => (None, None, "finished", String::new()),
     };

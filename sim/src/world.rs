@@ -12,6 +12,7 @@ mod act;
 mod deliver;
 mod disturb;
 mod merge_failure;
+mod mirror;
 mod spare;
 
 use std::collections::BTreeMap;
@@ -196,6 +197,12 @@ pub(crate) enum Event {
         id: u64,
         kept: bool,
     },
+    Mirrored {
+        host: HostIndex,
+        incarnation: u32,
+        id: u64,
+        there: bool,
+    },
     FlowEnds(FlowEnd),
     FlowExpires(u64),
     JobEnds {
@@ -228,6 +235,7 @@ pub struct World {
     hosts: Vec<Host>,
     indices: BTreeMap<PeerId, HostIndex>,
     cargo: BTreeMap<u64, Cargo>,
+    mirror: BTreeMap<iota_protocol::Hash, Blob>,
     schedule: Vec<Scheduled>,
     merge_failures: Vec<MergeFailure>,
     spares_last_copies: bool,
@@ -262,6 +270,7 @@ impl World {
             hosts: Vec::new(),
             indices: BTreeMap::new(),
             cargo: BTreeMap::new(),
+            mirror: BTreeMap::new(),
             schedule: setup.schedule,
             merge_failures: setup.merge_failures,
             spares_last_copies: setup.spares_last_copies,

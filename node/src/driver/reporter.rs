@@ -224,6 +224,10 @@ impl Reporter {
                     samples,
                 });
             }
+            StateEvent::Checkpointed(epoch) => {
+                tracing::info!(epoch = epoch.0, "checkpoint complete");
+                self.event(NodeEvent::Checkpointed { epoch: epoch.0 });
+            }
             StateEvent::Upgraded(version) => tracing::info!(version, "wire version upgraded"),
             StateEvent::Finished => tracing::info!("run finished"),
         }

@@ -1,5 +1,8 @@
-//! The way to the right weights: the state that an earlier process left, the merge just closed, or the whole state from a
-//! replica.
+//! The way to the right weights: the state that an earlier process left, the merge just closed, the whole state from the
+//! replicas, or, where nobody has it any more, the newest checkpoint in the mirror and the merges since.
+//!
+//! All replicas hold the same state in the same parts, so a state that one of them offers is fetched from several at once:
+//! each part is asked of another first. A blob without providers is one that only the mirror has.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
@@ -8,13 +11,19 @@ use super::job::Job;
 use super::outbox::Kept;
 use super::{Context, Purpose, backed_off};
 use crate::id::{Epoch, Hash, PeerId, StageIndex};
-use crate::limits::{PARTITION_BYTES_MAX, TRANSFER_DEADLINE};
-use crate::run_state::{Closed, Stage};
+use crate::limits::{GOSSIP_BYTES_MAX, PARTITION_BYTES_MAX, TRANSFER_DEADLINE};
+use crate::peer::book::Book;
+use crate::run_state::{Checkpoint, Closed, RunState, Stage};
 use crate::time::Instant;
+use crate::wire::decode;
 use crate::wire::message::{StateOffer, WeightsRecord};
 
 /// Blobs fetched at once.
 const FETCHES_AT_ONCE: usize = 16;
+/// Replicas that one state is fetched from at once. Each serves a few at a time, and a few fill a downlink.
+const PROVIDERS_MAX: usize = 8;
+/// Heartbeats in which nobody is heard of who holds a stage's weights, before the mirror is asked.
+const ALONE_HEARTBEATS: u32 = 3;
 /// Most parts of a state. With the largest partition that is 256 GiB.
 const STATE_PARTS_MAX: usize = 4096;
 
@@ -36,7 +45,9 @@ enum Aim {
     Outcome(StageIndex, Epoch, Transfer),
     /// An answer of a replica.
     Asking(StageIndex, Epoch, Instant),
-    /// The parts of the state it offered.
+    /// The offer of a state that the mirror has.
+    Mirrored(StageIndex, Epoch, Transfer),
+    /// The parts of the state that was offered.
     State(StateOffer, Transfer),
     /// The state on this peer's own disk.
     Recovered,
@@ -63,6 +74,7 @@ struct Transfer {
 pub(super) struct CatchUp {
     aim: Aim,
     aims: u64,
+    kept: Option<Kept>,
     /// Whom to ask next, so that a replica that does not answer is not asked for ever.
     turn: usize,
     provider: Option<PeerId>,
@@ -70,6 +82,10 @@ pub(super) struct CatchUp {
     pause: Duration,
     /// Whether a replica's state is tried before the outcome of a merge. Changes with each aim that was not reached.
     state_first: bool,
+    /// Aims that were not reached since the engine last took weights.
+    failures: usize,
+    /// Since when nobody was heard of who holds what is looked for.
+    alone_since: Option<Instant>,
     /// What an earlier process left, until it was tried or something newer is here.
     recovered: Option<StateOffer>,
 }
@@ -108,6 +124,13 @@ impl CatchUp {
 
     fn set(&mut self, aim: Aim) {
         self.aims += 1;
+        self.kept = match &aim {
+            Aim::Outcome(stage, epoch, _) => Some(Kept::Epoch(*stage, *epoch)),
+            Aim::Mirrored(stage, version, _) => Some(Kept::State(*stage, *version)),
+            Aim::State(offer, _) => Some(Kept::State(offer.stage, offer.version)),
+            Aim::Engine => self.kept,
+            Aim::None | Aim::Asking(..) | Aim::Recovered => None,
+        };
         self.aim = aim;
     }
 
@@ -131,9 +154,13 @@ impl CatchUp {
     fn drop_outdated(&mut self, index: StageIndex, stage: &Stage) {
         let current = match &self.aim {
             Aim::None | Aim::Recovered | Aim::Engine => true,
-            Aim::Outcome(stage_index, epoch, _) => *stage_index == index && epoch.next() == stage.version,
+            Aim::Outcome(stage_index, epoch, _) => *stage_index == index && *epoch < stage.version,
             Aim::Asking(stage_index, version, _) => *stage_index == index && *version == stage.version,
-            Aim::State(offer, _) => offer.stage == index && offer.version == stage.version,
+            Aim::Mirrored(stage_index, version, _) => *stage_index == index && *version <= stage.version,
+            Aim::State(offer, _) => {
+                let newest = offer.version == stage.version || stage.leads_on(offer.version, offer.weights);
+                offer.stage == index && newest
+            }
         };
         if !current {
             self.set(Aim::None);
@@ -154,11 +181,6 @@ impl CatchUp {
         if weights.version == stage.version && !wrong_base {
             return;
         }
-        // One that is of no use now may be once more of the log is here.
-        if self.recovered.as_ref().is_some_and(|state| is_useful(state, index, stage)) {
-            self.set(Aim::Recovered);
-            return;
-        }
         let holds = |peer: &PeerId| {
             *peer != me
                 && cx.book.weights(*peer).is_some_and(|theirs| {
@@ -167,10 +189,12 @@ impl CatchUp {
                         && !(wrong_base && theirs.hash == weights.hash)
                 })
         };
-        let mut holders: Vec<PeerId> = cx.state.replicas(index).filter(holds).collect();
-        if holders.is_empty() {
-            // Those who have lost their places have not lost their weights.
-            holders = cx.book.records().map(|(peer, _)| peer).filter(holds).collect();
+        let holders = holders(cx.state, cx.book, index, holds);
+        let alone = self.is_alone(cx, &holders);
+        // One that is of no use now may be once more of the log is here.
+        if self.recovered.as_ref().is_some_and(|state| is_useful(state, index, stage, alone)) {
+            self.set(Aim::Recovered);
+            return;
         }
         let closed = stage
             .closed_epoch(weights.version)
@@ -178,6 +202,9 @@ impl CatchUp {
         // The owners of the outcome may all have lost it. Then those who have applied it offer the whole state.
         if let Some(closed) = closed.filter(|_| !self.state_first || holders.is_empty()) {
             self.set(Aim::Outcome(index, weights.version, outcome_transfer(closed, me)));
+            return;
+        }
+        if alone && self.choose_mirror(cx.state, index, stage, weights) {
             return;
         }
         // Those who lack it begin with different replicas, so that not all of them ask the same one first.
@@ -194,11 +221,43 @@ impl CatchUp {
         }
     }
 
+    /// Whether nobody serves the newest state: all who hold it were asked in vain, or for a while nobody was heard of who
+    /// does.
+    fn is_alone(&mut self, cx: &Context<'_>, holders: &[PeerId]) -> bool {
+        if !holders.is_empty() {
+            self.alone_since = None;
+            return self.failures >= holders.len();
+        }
+        let since = *self.alone_since.get_or_insert(cx.now);
+        cx.now.since(since) >= cx.state.spec().timing.heartbeat.duration() * ALONE_HEARTBEATS
+    }
+
+    /// Goes on from a checkpoint: by the next merge, if the weights held lead to the newest, else by its state. Returns
+    /// whether there is a way.
+    fn choose_mirror(
+        &mut self,
+        state: &RunState,
+        index: StageIndex,
+        stage: &Stage,
+        weights: WeightsRecord,
+    ) -> bool {
+        if let Some(outcome) = stage.outcome(weights.version, weights.hash) {
+            let transfer = Transfer::new(outcome.partitions.clone(), Vec::new());
+            self.set(Aim::Outcome(index, outcome.epoch, transfer));
+            return true;
+        }
+        let Some(Checkpoint { epoch, stages, .. }) = state.checkpoint() else { return false };
+        let leads = *epoch == stage.version || stage.outcomes.iter().any(|outcome| outcome.epoch == *epoch);
+        let Some(offer) = stages.get(index.as_usize()).filter(|_| leads) else { return false };
+        self.set(Aim::Mirrored(index, *epoch, Transfer::new(vec![*offer], Vec::new())));
+        true
+    }
+
     fn fetch(&mut self, cx: &mut Context<'_>, transfers: &mut BTreeMap<u64, Purpose>) {
         let aim_number = self.aims;
-        let (transfer, kept) = match &mut self.aim {
-            Aim::Outcome(stage, epoch, transfer) => (transfer, Kept::Epoch(*stage, *epoch)),
-            Aim::State(offer, transfer) => (transfer, Kept::State(offer.stage, offer.version)),
+        let (transfer, limit, deliver) = match &mut self.aim {
+            Aim::Outcome(_, _, transfer) | Aim::State(_, transfer) => (transfer, PARTITION_BYTES_MAX, false),
+            Aim::Mirrored(_, _, transfer) => (transfer, GOSSIP_BYTES_MAX, true),
             Aim::Asking(_, _, until) => {
                 if cx.now >= *until {
                     self.fail(cx.now);
@@ -207,11 +266,12 @@ impl CatchUp {
             }
             Aim::None | Aim::Recovered | Aim::Engine => return,
         };
+        let Some(kept) = self.kept else { return };
         while transfer.in_flight.len() < FETCHES_AT_ONCE && !transfer.failed {
             let Some((index, hash)) = transfer.start_next() else { break };
             let providers =
                 transfer.providers.get(index).or(transfer.providers.first()).cloned().unwrap_or_default();
-            let id = cx.out.fetch(hash, providers, PARTITION_BYTES_MAX, false, kept.to_string());
+            let id = cx.out.fetch(hash, providers, limit, deliver, kept.to_string());
             transfer.in_flight.insert(index);
             transfers.insert(id, Purpose::CatchUp(Want { aim: aim_number, index, kept }));
         }
@@ -220,30 +280,30 @@ impl CatchUp {
         }
     }
 
-    /// What it is fetching blobs for.
-    pub(super) const fn fetches(&self) -> Option<Kept> {
-        match &self.aim {
-            Aim::Outcome(stage, epoch, _) => Some(Kept::Epoch(*stage, *epoch)),
-            Aim::State(offer, _) => Some(Kept::State(offer.stage, offer.version)),
-            _ => None,
-        }
+    /// What the blobs are kept for that it fetches, or that the engine reads.
+    pub(super) const fn needs(&self) -> Option<Kept> {
+        self.kept
     }
 
     fn fail(&mut self, now: Instant) {
         self.state_first = !self.state_first;
+        self.failures += 1;
         self.pause = backed_off(self.pause);
         self.retry_at = now + self.pause;
         self.set(Aim::None);
     }
 
-    /// A fetch has ended.
-    pub(super) fn fetched(&mut self, _now: Instant, want: Want, arrived: bool) {
+    /// A fetch has ended, with these bytes if they were asked for.
+    pub(super) fn fetched(&mut self, now: Instant, want: Want, bytes: Option<&[u8]>) {
         if want.aim != self.aims {
             return;
         }
-        if let Aim::Outcome(_, _, transfer) | Aim::State(_, transfer) = &mut self.aim {
+        if let Aim::Mirrored(stage, version, _) = self.aim {
+            let offer = bytes.and_then(|bytes| decode::<StateOffer>(bytes, GOSSIP_BYTES_MAX).ok());
+            self.offered(now, stage, version, offer, |_| Vec::new());
+        } else if let Aim::Outcome(_, _, transfer) | Aim::State(_, transfer) = &mut self.aim {
             transfer.in_flight.remove(&want.index);
-            if arrived {
+            if bytes.is_some() {
                 transfer.have.insert(want.index);
             } else {
                 transfer.failed = true;
@@ -251,23 +311,43 @@ impl CatchUp {
         }
     }
 
-    /// A replica has answered.
-    pub(super) fn answered(&mut self, now: Instant, offer: Option<StateOffer>) {
+    /// A replica has answered. Others that hold the same weights serve the same parts.
+    pub(super) fn answered(&mut self, cx: &Context<'_>, me: PeerId, offer: Option<StateOffer>) {
         let Aim::Asking(stage, version, _) = self.aim else { return };
+        let first = self.provider;
+        self.offered(cx.now, stage, version, offer, |offer| {
+            let same = |peer: &PeerId| {
+                *peer != me && Some(*peer) != first && cx.book.weights(*peer) == Some(offer.record())
+            };
+            let others = holders(cx.state, cx.book, stage, same);
+            first.into_iter().chain(others).take(PROVIDERS_MAX).collect()
+        });
+    }
+
+    /// A state was offered, or not.
+    fn offered(
+        &mut self,
+        now: Instant,
+        stage: StageIndex,
+        version: Epoch,
+        offer: Option<StateOffer>,
+        providers: impl FnOnce(&StateOffer) -> Vec<PeerId>,
+    ) {
         let usable = offer.filter(|offer| {
             offer.stage == stage
                 && offer.version == version
                 && !offer.parts.is_empty()
                 && offer.parts.len() <= STATE_PARTS_MAX
         });
-        match usable {
-            Some(offer) => {
-                let providers = vec![self.provider.into_iter().collect()];
-                let transfer = Transfer::new(offer.parts.clone(), providers);
-                self.set(Aim::State(offer, transfer));
-            }
-            None => self.fail(now),
-        }
+        let Some(offer) = usable else { return self.fail(now) };
+        let mut providers = providers(&offer);
+        let in_turn = offer.parts.iter().map(|_| {
+            let these = providers.clone();
+            providers.rotate_left(1.min(these.len()));
+            these
+        });
+        let transfer = Transfer::new(offer.parts.clone(), in_turn.collect());
+        self.set(Aim::State(offer, transfer));
     }
 
     /// The job that the fetched blobs allow.
@@ -297,6 +377,7 @@ impl CatchUp {
         }
         self.pause = Duration::ZERO;
         self.state_first = false;
+        (self.failures, self.alone_since) = (0, None);
         self.retry_at = Instant::ZERO;
         self.set(Aim::None);
     }
@@ -316,14 +397,28 @@ impl CatchUp {
     }
 }
 
-/// Whether a state is the newest of its stage, or the one that the last merge started from.
-fn is_useful(state: &StateOffer, index: StageIndex, stage: &Stage) -> bool {
+/// Those among a stage's replicas who hold what is asked for, or if there are none, among all peers: those who have lost
+/// their places have not lost their weights.
+fn holders(
+    state: &RunState,
+    book: &Book,
+    stage: StageIndex,
+    holds: impl Fn(&PeerId) -> bool + Copy,
+) -> Vec<PeerId> {
+    let holders: Vec<PeerId> = state.replicas(stage).filter(holds).collect();
+    if holders.is_empty() { book.records().map(|(peer, _)| peer).filter(holds).collect() } else { holders }
+}
+
+/// Whether a state is the newest of its stage, or the one that the last merge started from, or, if nobody else has any, one
+/// that merges in the mirror lead on from.
+fn is_useful(state: &StateOffer, index: StageIndex, stage: &Stage, alone: bool) -> bool {
     let merged = || {
         let closed = stage.closed_epoch(state.version).map(|closed| closed.training.base);
         closed == Some(state.weights) && state.version.next() == stage.version
     };
     let current = stage.training().is_none_or(|training| training.base == state.weights);
-    state.stage == index && (state.version == stage.version && current || merged())
+    let leads = || alone && stage.leads_on(state.version, state.weights);
+    state.stage == index && (state.version == stage.version && current || merged() || leads())
 }
 
 /// The merged partitions of a closed epoch, each from its owners. Replicas start at different partitions and with

@@ -95,6 +95,7 @@ impl Miner {
         self.kept.insert(Kept::State(offer.stage, offer.version));
         self.remembered = Some(offer.record());
         cx.out.remember(offer.clone());
+        self.mirror_state(&offer);
         self.offer = Some(offer);
     }
 

@@ -105,11 +105,16 @@ impl Miner {
     fn release_settled(&mut self, cx: &mut Context<'_>) {
         let version = |stage| cx.state.stage(stage).map_or(Epoch(0), |stage| stage.version);
         let remembered = self.remembered.map(|state| (state.stage, state.version));
+        let mirroring = &self.mirroring;
         let settled = |kept: &Kept| match *kept {
             Kept::Epoch(stage, epoch) => epoch.0.saturating_add(BLOB_EPOCHS_KEPT) < version(stage).0,
-            Kept::State(stage, epoch) => epoch < version(stage) && remembered != Some((stage, epoch)),
+            Kept::State(stage, epoch) => {
+                let needed = remembered == Some((stage, epoch)) || mirroring.needs(stage, epoch);
+                epoch < version(stage) && !needed
+            }
         };
-        for kept in self.kept.extract_if(.., settled) {
+        let read = self.catch_up.needs();
+        for kept in self.kept.extract_if(.., |kept| settled(kept) && read != Some(*kept)) {
             cx.out.release(kept.to_string());
         }
     }
@@ -130,7 +135,11 @@ impl Miner {
                         merge.follow(cx.now, plan);
                     }
                 }
-                None => drop(self.merges.remove(&index)),
+                None => {
+                    if let Some(merge) = self.merges.remove(&index) {
+                        self.mirror_partitions(cx, index, merge.epoch);
+                    }
+                }
             }
         }
     }

@@ -6,7 +6,7 @@ use std::fmt;
 use super::job::Job;
 use crate::id::{Epoch, Hash, Identity, PeerId, RunId, StageIndex};
 use crate::limits::WIRE_VERSION_FIRST;
-use crate::run_state::StateEvent;
+use crate::run_state::{Checkpoint, StateEvent};
 use crate::wire::frame::PushHeader;
 use crate::wire::message::{MergeMessage, Request, Response, StateOffer, Topic};
 use crate::wire::{Outdated, Payload, encode, seal_in};
@@ -82,6 +82,26 @@ pub enum Action {
     /// Write down that the blobs of this state are here, instead of the one written down before, so that it survives the
     /// process: the next one is told by [`Peer::recover`](crate::peer::Peer::recover). Done before any action after it.
     Remember(StateOffer),
+    /// Bring this state to the mirror: its parts, beginning with number `first`, and after all of them the encoding of the
+    /// offer itself, leaving out what is there. Answer with `handle_mirrored`.
+    Mirror {
+        /// Number of the upload.
+        id: u64,
+        /// The state.
+        state: StateOffer,
+        /// The part to begin with.
+        first: usize,
+    },
+    /// Bring these blobs to the mirror if it has room and time; nobody waits for it.
+    MirrorBlobs {
+        /// The blobs, which are here.
+        blobs: Vec<Hash>,
+        /// What they are kept for.
+        kept: Kept,
+    },
+    /// A checkpoint was decided, and this peer is a candidate: see that the mirror has all of it, write its manifest and move
+    /// the pointer to it. All candidates do the same, so that one that dies leaves nothing undone.
+    Checkpoint(Checkpoint),
     /// Give the engine a job; answer with `handle_job_done`.
     Compute(Job),
     /// A peer's addresses changed.
@@ -295,6 +315,23 @@ impl Outbox {
         id
     }
 
+    /// Brings a state to the mirror; returns the number of the upload.
+    pub fn mirror(&mut self, state: StateOffer, first: usize) -> u64 {
+        let id = self.number();
+        self.actions.push_back(Action::Mirror { id, state, first });
+        id
+    }
+
+    /// Brings blobs to the mirror.
+    pub fn mirror_blobs(&mut self, blobs: Vec<Hash>, kept: Kept) {
+        self.actions.push_back(Action::MirrorBlobs { blobs, kept });
+    }
+
+    /// Has the manifest of a checkpoint written.
+    pub fn checkpoint(&mut self, checkpoint: Checkpoint) {
+        self.actions.push_back(Action::Checkpoint(checkpoint));
+    }
+
     /// Lets go of blobs by tag prefix.
     pub fn release(&mut self, prefix: String) {
         self.actions.push_back(Action::Release { prefix });
@@ -337,7 +374,8 @@ impl Outbox {
 
     /// Tells people nothing of what was decided until now: an earlier process has.
     pub fn forget_history(&mut self) {
-        self.actions.retain(|action| !matches!(action, Action::Notice(Notice::State(_))));
+        self.actions
+            .retain(|action| !matches!(action, Action::Notice(Notice::State(_)) | Action::Checkpoint(_)));
     }
 
     /// Tells people.

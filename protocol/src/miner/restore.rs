@@ -45,6 +45,12 @@ impl Restore {
 }
 
 impl Miner {
+    /// Whether what an earlier process did in this epoch is being read.
+    pub(super) fn is_restoring(&self, state: &RunState, stage: StageIndex, epoch: Epoch) -> bool {
+        self.restore.epochs.contains_key(&(stage, epoch))
+            && submission(state, self.me, stage, epoch).is_some()
+    }
+
     /// Reads what is to be read next.
     pub(super) fn pump_restore(&mut self, cx: &mut Context<'_>) {
         let Some(place) = self.engine.filter(|engine| cx.state.stage_of(self.me) == Some(*engine)) else {
@@ -86,6 +92,7 @@ impl Miner {
                 if let (Some(receipts), Some((training, _))) = (receipts, planned) {
                     let mut work = EpochWork::restored(&self.spec, self.me, training, *manifest, receipts);
                     work.follow_below(cx.state);
+                    work.return_again(cx.state);
                     // What was begun anew meanwhile is not needed.
                     self.dirty |= self.works.insert(epoch, work).is_some();
                 }

@@ -227,7 +227,8 @@ pub(super) fn departures(
 
 /// Whether the run has begun: some stage trains, or has.
 pub(super) fn begun(state: &RunState) -> bool {
-    state.stages().iter().any(|stage| stage.version > Epoch(0) || !matches!(stage.phase, Phase::Waiting))
+    let start = Epoch(state.spec().start.epoch);
+    state.stages().iter().any(|stage| stage.version > start || !matches!(stage.phase, Phase::Waiting))
 }
 
 #[cfg(test)]

@@ -3,7 +3,7 @@
 use std::collections::VecDeque;
 
 use crate::id::{Epoch, Hash, LogIndex, PeerId};
-use crate::limits::CLOSED_EPOCHS_KEPT;
+use crate::limits::{CLOSED_EPOCHS_KEPT, OUTCOMES_KEPT_MAX};
 use crate::samples::Deal;
 use crate::wire::message::Submission;
 
@@ -46,6 +46,17 @@ pub struct Closed {
     pub partitions: Vec<Hash>,
 }
 
+/// What leads from one version of a stage's weights to the next.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Outcome {
+    /// The epoch, which is also the version that it starts from.
+    pub epoch: Epoch,
+    /// Hash of those weights.
+    pub base: Hash,
+    /// The merged partitions; none if the epoch was passed over.
+    pub partitions: Vec<Hash>,
+}
+
 /// What a stage is doing.
 #[derive(Clone, Debug)]
 pub enum Phase {
@@ -66,6 +77,8 @@ pub struct Stage {
     pub phase: Phase,
     /// The newest merges done, oldest first.
     pub closed: VecDeque<Closed>,
+    /// With a mirror: the merges done since the newest checkpoint, oldest first, to get from its state to the newest.
+    pub outcomes: VecDeque<Outcome>,
     /// Partitions of its flat vector.
     pub partitions: usize,
     /// Number of the first merge plan when the epoch opens. An epoch that opens again counts on, so that nothing said of
@@ -111,15 +124,34 @@ impl Stage {
         self.phase = Phase::Waiting;
     }
 
-    /// Goes on to the next version.
-    pub(super) fn settle(&mut self, closed: Closed) {
+    /// Goes on to the next version. `remembers` says whether the outcome is kept until the next checkpoint.
+    pub(super) fn settle(&mut self, closed: Closed, remembers: bool) {
         self.version = closed.training.epoch.next();
+        if remembers {
+            let (epoch, base) = (closed.training.epoch, closed.training.base);
+            self.outcomes.push_back(Outcome { epoch, base, partitions: closed.partitions.clone() });
+            while self.outcomes.len() > OUTCOMES_KEPT_MAX {
+                self.outcomes.pop_front();
+            }
+        }
         self.phase = Phase::Waiting;
         self.attempt = 0;
         self.closed.push_back(closed);
         while self.closed.len() > CLOSED_EPOCHS_KEPT {
             self.closed.pop_front();
         }
+    }
+
+    /// The outcome of `epoch`, if it is remembered and starts from the weights that hash to `base`.
+    #[must_use]
+    pub fn outcome(&self, epoch: Epoch, base: Hash) -> Option<&Outcome> {
+        self.outcomes.iter().find(|outcome| outcome.epoch == epoch && outcome.base == base)
+    }
+
+    /// Whether the newest version can be had from the one that hashes to `base`.
+    #[must_use]
+    pub fn leads_on(&self, version: Epoch, base: Hash) -> bool {
+        version < self.version && self.outcome(version, base).is_some()
     }
 
     /// The merge that closed `epoch`, if it is still remembered.

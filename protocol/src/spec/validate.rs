@@ -13,6 +13,7 @@ impl RunSpec {
         self.validate_model()?;
         self.validate_pipeline()?;
         self.validate_training()?;
+        self.validate_mirror()?;
         self.validate_candidates()
     }
 
@@ -183,6 +184,40 @@ impl RunSpec {
             "0 or more, below 1",
             m.outer_momentum,
         )
+    }
+
+    fn validate_mirror(&self) -> Result<(), SpecError> {
+        let (m, s) = (&self.mirror, &self.start);
+        let known = ["s3://", "file:///"].iter().any(|scheme| m.url.starts_with(scheme));
+        require(
+            m.url.is_empty() || known,
+            "mirror.url",
+            "s3://bucket/prefix, file:///folder, or nothing",
+            &m.url,
+        )?;
+        require(
+            (1..=limits::CHECKPOINT_EPOCHS_MAX).contains(&m.checkpoint_epochs),
+            "mirror.checkpoint_epochs",
+            format!("1 to {}", limits::CHECKPOINT_EPOCHS_MAX),
+            m.checkpoint_epochs,
+        )?;
+        require(m.keep >= 1, "mirror.keep", "at least 1", m.keep)?;
+        let resumed = s.epoch > 0;
+        require(
+            s.epoch < self.training.epochs,
+            "start.epoch",
+            format!("less than training.epochs ({})", self.training.epochs),
+            s.epoch,
+        )?;
+        require(
+            s.checkpoint.is_some() == resumed && s.run.is_some() == resumed,
+            "start.checkpoint",
+            "a checkpoint and its run exactly if start.epoch is above 0",
+            s.epoch,
+        )?;
+        require(!resumed || m.is_set(), "mirror.url", "the mirror that has the checkpoint", "nothing")?;
+        let stages = if resumed { usize::from(self.pipeline.stages) } else { 0 };
+        require(s.stages.len() == stages, "start.stages", format!("{stages} hashes"), s.stages.len())
     }
 
     fn validate_candidates(&self) -> Result<(), SpecError> {

@@ -85,6 +85,9 @@ pub struct PeerRecord {
     pub speed_milli: u32,
     /// Tokens it has finished since it started, counted at the head and tail once each.
     pub tokens: u64,
+    /// What of its stage it has seen in the mirror, if the run has one and it ever tried. Left out otherwise.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub mirror: Option<MirrorRecord>,
     /// The newest wire version that its program speaks. Left out where it is the first, so that it can be told from the
     /// start and in every version; any other field that a version adds waits until that version is decided.
     #[serde(default = "first_version", skip_serializing_if = "is_first_version")]
@@ -110,6 +113,20 @@ pub struct WeightsRecord {
     pub version: Epoch,
     /// Their hash, over little-endian f32 in flat order.
     pub hash: Hash,
+}
+
+/// What a miner has seen in the mirror.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct MirrorRecord {
+    /// The stage.
+    pub stage: StageIndex,
+    /// The version of the newest state all parts of which are there; that of a run's start if there was none yet.
+    pub version: Epoch,
+    /// Hash of that state's [`StateOffer`].
+    pub state: Hash,
+    /// Whether the mirror did not take the newest.
+    pub failing: bool,
 }
 
 impl StateOffer {
@@ -138,6 +155,7 @@ impl PeerRecord {
             credits: 0,
             speed_milli: 0,
             tokens: 0,
+            mirror: None,
             wire_version_max: first_version(),
         }
     }
@@ -435,6 +453,14 @@ pub enum Decision {
         /// The merged partitions, in order.
         partitions: Vec<Hash>,
     },
+    /// The states of all stages at one version are in the mirror. Void unless every stage has reached it, and it is newer
+    /// than the last.
+    Checkpoint {
+        /// The version.
+        epoch: Epoch,
+        /// For each stage the hash of its [`StateOffer`]'s encoding.
+        stages: Vec<Hash>,
+    },
     /// The run goes on in the next version of the wire format. Peers that do not speak it stop here.
     Upgrade {
         /// The version.
@@ -467,6 +493,7 @@ impl Decision {
             | Self::MergeReassign { .. }
             | Self::MergeAbort { .. }
             | Self::MergeOutcome { .. }
+            | Self::Checkpoint { .. }
             | Self::Upgrade { .. }
             | Self::Finish => WIRE_VERSION_FIRST,
             #[cfg(test)]

@@ -56,6 +56,7 @@ pub(crate) fn record() -> PeerRecord {
         credits: 32,
         speed_milli: 1500,
         tokens: 65_536,
+        mirror: None,
         wire_version_max: 1,
     }
 }
@@ -156,6 +157,7 @@ pub(crate) fn decisions() -> Vec<(&'static str, Decision)> {
                 partitions: vec![hash("merged 0"), hash("merged 1")],
             },
         ),
+        ("checkpoint", Decision::Checkpoint { epoch, stages: vec![hash("state 0"), hash("state 1")] }),
         ("upgrade", Decision::Upgrade { version: 2 }),
         ("finish", Decision::Finish),
     ]

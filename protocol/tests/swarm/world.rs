@@ -14,6 +14,7 @@ use iota_protocol::peer::{Peer, Roles};
 use iota_protocol::run_state::StateEvent;
 use iota_protocol::spec::{Candidate, RunSpec, TrainingMode};
 use iota_protocol::time::Millis;
+use iota_protocol::wire::encode;
 use iota_protocol::wire::frame::{PushAck, PushHeader};
 use iota_protocol::wire::message::{StateOffer, Topic};
 use iota_protocol::{Epoch, Hash, Identity, Instant, PeerId, StageIndex};
@@ -44,6 +45,7 @@ enum Event {
     Fetched { to: usize, id: u64, hash: Option<Hash>, deliver: bool },
     JobDone(usize, JobDone),
     Stored(usize, u64),
+    Mirrored(usize, u64, bool),
     Fault(Fault),
     Thaw(usize),
 }
@@ -104,6 +106,13 @@ pub(crate) struct World {
     trace: blake3::Hasher,
     leader_killed: Option<Instant>,
     election: Duration,
+    /// What is in the mirror.
+    mirror: BTreeMap<Hash, Vec<u8>>,
+    /// Whether it takes nothing and gives nothing.
+    mirror_down: bool,
+    /// Uploads that found their blob there.
+    present: usize,
+    checkpoints: BTreeSet<Epoch>,
 }
 
 fn identity(i: usize) -> Identity {
@@ -122,6 +131,18 @@ impl World {
         mode: TrainingMode,
         epochs: u32,
     ) -> Self {
+        Self::with(seed, stages, replicas, mode, epochs, |_| {})
+    }
+
+    /// A world whose spec is changed before it starts.
+    pub(crate) fn with(
+        seed: u64,
+        stages: u16,
+        replicas: u16,
+        mode: TrainingMode,
+        epochs: u32,
+        change: impl FnOnce(&mut RunSpec),
+    ) -> Self {
         let mut spec = RunSpec { seed, ..RunSpec::default() };
         spec.pipeline.stages = stages;
         spec.pipeline.start_replicas = replicas;
@@ -135,6 +156,7 @@ impl World {
         let count = usize::from(stages * replicas);
         spec.orchestrator.candidates =
             (0..count.min(3)).map(|i| Candidate { peer: identity(i).peer(), priority: 0 }).collect();
+        change(&mut spec);
         spec.validate().expect("a valid spec");
         let mut world = Self {
             spec: Arc::new(spec),
@@ -151,6 +173,10 @@ impl World {
             trace: blake3::Hasher::new(),
             leader_killed: None,
             election: Duration::ZERO,
+            mirror: BTreeMap::new(),
+            mirror_down: false,
+            present: 0,
+            checkpoints: BTreeSet::new(),
         };
         for _ in 0..count {
             world.add_node();
@@ -186,6 +212,42 @@ impl World {
         });
         let delay = Duration::from_millis(self.draw(200));
         self.push(delay, Event::Start(i));
+    }
+
+    /// The world of a run that goes on from the newest checkpoint of this one, which has only its mirror left.
+    pub(crate) fn resumed(self) -> Self {
+        let checkpoint = self.best().state().checkpoint().expect("a checkpoint was decided").clone();
+        let (stages, replicas) = (self.spec.pipeline.stages, self.spec.pipeline.start_replicas);
+        let (mode, epochs) = (self.spec.training.mode, self.spec.training.epochs);
+        let run = self.spec.lineage();
+        let world = Self::with(self.spec.seed, stages, replicas, mode, epochs, |spec| {
+            spec.mirror = self.spec.mirror.clone();
+            spec.start.epoch = checkpoint.epoch.0;
+            spec.start.run = Some(run);
+            spec.start.checkpoint = Some(Hash::of(b"manifest"));
+            spec.start.stages = checkpoint.stages;
+        });
+        Self { mirror: self.mirror, ..world }
+    }
+
+    /// The peer that knows most of the log.
+    pub(crate) fn best(&self) -> &VirtualPeer {
+        let peers = self.nodes.iter().map(|node| &node.peer);
+        peers.max_by_key(|peer| peer.state().applied()).expect("a world has peers")
+    }
+
+    pub(crate) fn mirror_fails(&mut self, down: bool) {
+        self.mirror_down = down;
+    }
+
+    /// Blobs in the mirror, and how often one was brought that was there.
+    pub(crate) fn mirrored(&self) -> (usize, usize) {
+        (self.mirror.len(), self.present)
+    }
+
+    /// Versions of which some candidate was told to write the manifest.
+    pub(crate) const fn checkpoints(&self) -> &BTreeSet<Epoch> {
+        &self.checkpoints
     }
 
     pub(crate) fn lose(&mut self, fraction: f64) {
@@ -315,7 +377,7 @@ impl World {
     fn target(event: &Event) -> Option<usize> {
         match event {
             Event::Start(i) | Event::Timeout(i, _) | Event::Gossip(i, ..) => Some(*i),
-            Event::JobDone(i, _) | Event::Stored(i, _) => Some(*i),
+            Event::JobDone(i, _) | Event::Stored(i, _) | Event::Mirrored(i, ..) => Some(*i),
             Event::Request { to, .. } | Event::Response { to, .. } | Event::Push { to, .. } => Some(*to),
             Event::PushResult { to, .. } | Event::Fetched { to, .. } => Some(*to),
             Event::Fault(_) | Event::Thaw(_) => None,
@@ -434,6 +496,7 @@ impl World {
             }
             Event::JobDone(_, done) => self.nodes[i].peer.handle_job_done(now, done),
             Event::Stored(_, id) => self.nodes[i].peer.handle_stored(now, id, true),
+            Event::Mirrored(_, id, there) => self.nodes[i].peer.handle_mirrored(now, id, there),
             Event::Fault(_) | Event::Thaw(_) => {}
         }
     }
@@ -498,6 +561,19 @@ impl World {
             }
             // No process of this world starts again.
             Action::Remember(_) => {}
+            Action::Mirror { id, state, first } => {
+                let mut parts = state.parts.clone();
+                parts.rotate_left(first);
+                let there = self.mirror(i, &parts);
+                if there {
+                    let offer = encode(&state);
+                    self.mirror.insert(Hash::of(&offer), offer);
+                }
+                let delay = self.latency() * 4;
+                self.push(delay, Event::Mirrored(i, id, there));
+            }
+            Action::MirrorBlobs { blobs, .. } => drop(self.mirror(i, &blobs)),
+            Action::Checkpoint(checkpoint) => drop(self.checkpoints.insert(checkpoint.epoch)),
             Action::Compute(job) => {
                 let done = self.compute(i, &job);
                 let delay = ENGINE_DELAY + Duration::from_micros(self.draw(20_000));
@@ -508,6 +584,15 @@ impl World {
             Action::Addresses { .. } | Action::Disconnect { .. } | Action::Forget { .. } => {}
             Action::Notice(notice) => self.note(i, notice),
         }
+    }
+
+    /// Copies blobs of a node into the mirror; returns whether it took them.
+    fn mirror(&mut self, i: usize, blobs: &[Hash]) -> bool {
+        for hash in blobs.iter().filter(|_| !self.mirror_down) {
+            let blob = self.nodes[i].blobs.get(hash).expect("what goes to the mirror is here").clone();
+            self.present += usize::from(self.mirror.insert(*hash, blob).is_some());
+        }
+        !self.mirror_down
     }
 
     fn note(&mut self, i: usize, notice: Notice) {
@@ -530,6 +615,11 @@ impl World {
         let remote = providers.iter().map(|peer| self.ids[peer]).find(|&j| have(&self.nodes[j]));
         let source = local.or_else(|| if self.lost() { None } else { remote });
         let delay = self.latency() * 2;
+        let mirrored = self.mirror.get(&hash).filter(|_| source.is_none() && !self.mirror_down).cloned();
+        if let Some(bytes) = mirrored {
+            self.keep(i, bytes, tag);
+            return self.push(delay, Event::Fetched { to: i, id, hash: Some(hash), deliver });
+        }
         if let Some(j) = source {
             let bytes = self.nodes[j].blobs[&hash].clone();
             self.keep(i, bytes, tag);

@@ -233,6 +233,7 @@ impl Recorder {
             StateEvent::Skipped(..)
             | StateEvent::CutOff(..)
             | StateEvent::Reassigned(..)
+            | StateEvent::Checkpointed(_)
             | StateEvent::Upgraded(_)
             | StateEvent::Finished => {}
         }

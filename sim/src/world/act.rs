@@ -128,6 +128,10 @@ impl World {
             }
             Action::Release { prefix } => self.hosts[host].store.release(&prefix),
             Action::Remember(state) => self.hosts[host].remembered = Some(state),
+            Action::Mirror { id, state, .. } => self.mirror_state(host, id, &state),
+            Action::MirrorBlobs { blobs, .. } => drop(self.mirror(host, &blobs)),
+            // The manifest is for people and for other runs.
+            Action::Checkpoint(_) => {}
             Action::Compute(job) => self.compute(host, job),
             // Flows to a host that has crashed are gone already.
             Action::Addresses { .. } | Action::Disconnect { .. } | Action::Forget { .. } => {}
@@ -186,7 +190,7 @@ impl World {
 
     fn fetch(&mut self, fetch: Fetch) {
         match self.hosts[fetch.host].store.get(&fetch.hash).cloned() {
-            Some(blob) => self.fetch_ends(&fetch, Some(blob)),
+            Some(blob) => self.fetch_ends(&fetch, Some(blob), std::time::Duration::ZERO),
             None => self.fetch_tries(&Rc::new(fetch), 0),
         }
     }

@@ -9,6 +9,7 @@ use iota_protocol::wire::frame::PushAck;
 use iota_protocol::wire::message::Topic;
 
 use super::{Broadcast, Cargo, Event, Fetch, Push, World};
+use crate::blobs::Blob;
 use crate::network::{FlowEnd, HostIndex};
 use crate::observe::Seen;
 
@@ -38,6 +39,7 @@ impl World {
             | Event::PushEnds { host, .. }
             | Event::FetchEnds { host, .. }
             | Event::Stored { host, .. }
+            | Event::Mirrored { host, .. }
             | Event::JobEnds { host, .. }
             | Event::Connected { host, .. } => self.for_host(host, event),
         }
@@ -88,6 +90,10 @@ impl World {
             }
             Event::Stored { incarnation, id, kept, .. } if incarnation == current => {
                 peer.handle_stored(now, id, kept);
+                None
+            }
+            Event::Mirrored { incarnation, id, there, .. } if incarnation == current => {
+                peer.handle_mirrored(now, id, there);
                 None
             }
             Event::JobEnds { incarnation, job, .. } if incarnation == current => {
@@ -248,7 +254,7 @@ impl World {
         }
         let provider = fetch.providers.get(next).and_then(|peer| self.index_of(*peer));
         if next >= fetch.providers.len() || self.now() >= fetch.deadline {
-            return self.fetch_ends(fetch, None);
+            return self.fetch_mirror(fetch);
         }
         let Some(source) = provider.filter(|&source| source != fetch.host) else {
             return self.fetch_tries(fetch, next + 1);
@@ -267,10 +273,11 @@ impl World {
         }
     }
 
-    pub(super) fn fetch_ends(&mut self, fetch: &Fetch, blob: Option<crate::blobs::Blob>) {
+    /// Tells a host, after `delay`, what became of its fetch.
+    pub(super) fn fetch_ends(&mut self, fetch: &Fetch, blob: Option<Blob>, delay: Duration) {
         let arrived = blob.map(|blob| Box::new((fetch.hash, blob, fetch.tag.clone())));
         let Fetch { host, incarnation, id, deliver, .. } = *fetch;
-        self.queue.push(Duration::ZERO, Event::FetchEnds { host, incarnation, id, arrived, deliver });
+        self.queue.push(delay, Event::FetchEnds { host, incarnation, id, arrived, deliver });
     }
 
     fn flow_ends(&mut self, end: FlowEnd) {

@@ -53,6 +53,18 @@ impl EpochWork {
         }
     }
 
+    /// Owes the stage above every gradient, unless it has settled this epoch: which of them it has is not known.
+    pub(in crate::miner) fn return_again(&mut self, state: &RunState) {
+        let above = self.stage.0.checked_sub(1).and_then(|above| state.stage(StageIndex(above)));
+        if above.is_none_or(|above| above.version > self.epoch) {
+            return;
+        }
+        let finished = self.samples.iter().filter(|(_, passage)| passage.input_gradient.is_some());
+        for sample in finished.map(|(sample, _)| *sample).collect::<Vec<_>>() {
+            self.owe(Direction::Backward, sample);
+        }
+    }
+
     /// The stage below, unless it has settled this epoch and needs nothing of it any more.
     fn unsettled_below<'a>(&self, state: &'a RunState) -> Option<&'a Stage> {
         state.stage(StageIndex(self.stage.0 + 1)).filter(|below| below.version <= self.epoch)
