@@ -2,6 +2,7 @@
 //!
 //! stdout carries data only; logs and progress go to stderr. [`crate::config`] says where option values come from.
 
+mod checkpoint;
 mod config;
 mod control;
 mod eval;
@@ -10,6 +11,7 @@ mod init;
 mod join;
 mod keys;
 mod log;
+mod resume;
 mod spec;
 mod up;
 
@@ -46,6 +48,10 @@ enum Verb {
     Join(join::JoinOptions),
     /// Write a run spec and the keys of its orchestrator candidates
     Init(init::InitOptions),
+    /// Write the spec of a run that goes on from a checkpoint in a mirror
+    Resume(resume::ResumeOptions),
+    /// Look at the checkpoints in a mirror
+    Checkpoint(checkpoint::CheckpointOptions),
     /// Sample text from a checkpoint
     Generate(generate::GenerateOptions),
     /// Measure the loss of a checkpoint on a text
@@ -87,6 +93,8 @@ fn run(args: &[OsString]) -> Result<(), CliError> {
         Verb::Up(options) => up::run(&options, matches),
         Verb::Join(options) => join::run(options),
         Verb::Init(options) => init::run(&options, matches),
+        Verb::Resume(options) => resume::run(&options),
+        Verb::Checkpoint(options) => checkpoint::run(&options),
         Verb::Generate(options) => generate::run(&options),
         Verb::Eval(options) => eval::run(&options),
         Verb::Config(options) => config::run(&options, matches, cli.config.as_deref()),

@@ -16,10 +16,12 @@
 
 mod cache;
 pub(crate) mod engine_thread;
+mod mirror;
 mod reporter;
 pub(crate) mod vault;
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -30,17 +32,19 @@ use iota_protocol::peer::{Addresses, Peer};
 use iota_protocol::wire::frame::{PushAck, PushHeader, PushRefusal, check_payload};
 use iota_protocol::wire::message::Topic;
 use iota_protocol::wire::{Outdated, encode};
-use iota_protocol::{Epoch, Hash, Instant, PeerId, RunId};
+use iota_protocol::{Epoch, Hash, Instant, PeerId, RunId, RunSpec};
 use libp2p::Multiaddr;
 use tokio::sync::{mpsc, oneshot};
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
 use crate::blobs::{DataError, DataPlane};
+use crate::mirror::Mirror;
 use crate::net::{self, NetEvent, NetHandle, Reply, Verdict};
 use crate::push::IncomingPush;
 use crate::store::PaxosStorage;
 use engine_thread::Order;
+use mirror::Keeping;
 pub(crate) use reporter::Reporter;
 use vault::Vault;
 
@@ -48,18 +52,21 @@ use vault::Vault;
 const CHECK_INLINE_BYTES: usize = 256 * 1024;
 /// Connections below which a node dials peers it hears of: gossipsub's mesh with room for losses.
 const CONNECTIONS_WANTED: i64 = 12;
+/// How long a candidate stays to write down the last checkpoint of a finished run: two tries of a mirror that is down.
+const LAST_CHECKPOINT_KEPT: Duration = Duration::from_secs(120);
 /// Between two looks at progress, for the event log, metrics and `/health`.
 const REPORT_EVERY: Duration = Duration::from_millis(500);
 
 /// What the owner loop is given.
 pub(crate) struct Parts {
     pub(crate) peer: NodePeer,
-    pub(crate) run: RunId,
+    pub(crate) spec: Arc<RunSpec>,
     pub(crate) net: NetHandle,
     pub(crate) net_events: mpsc::Receiver<NetEvent>,
     pub(crate) plane: DataPlane,
     pub(crate) pushes: mpsc::Receiver<IncomingPush>,
     pub(crate) vault: Vault,
+    pub(crate) mirror: Option<Mirror>,
     pub(crate) engine: Option<(mpsc::UnboundedSender<Order>, mpsc::UnboundedReceiver<JobDone>)>,
     pub(crate) reporter: Reporter,
 }
@@ -71,6 +78,7 @@ enum Completion {
     Fetched { id: u64, bytes: Option<Bytes> },
     Stored { id: u64, kept: bool },
     Mirrored { id: u64, there: bool },
+    CheckpointKept(bool),
     Checked { push: IncomingPush, header: Result<PushHeader, PushRefusal> },
     Listening(Vec<Multiaddr>),
     Done,
@@ -116,6 +124,8 @@ pub(crate) struct Driver {
     bootstrap_until: Option<tokio::time::Instant>,
     finished_at: Option<Instant>,
     cancelled: bool,
+    run: RunId,
+    keeping: Keeping,
 }
 
 impl Driver {
@@ -125,6 +135,8 @@ impl Driver {
         let mut report = tokio::time::interval(REPORT_EVERY);
         report.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         Self {
+            run: parts.spec.run_id(),
+            keeping: Keeping::default(),
             parts,
             tasks: JoinSet::new(),
             tickets: BTreeMap::new(),
@@ -253,7 +265,7 @@ impl Driver {
 
     /// Checks a pushed frame against its header before the peer hears of it.
     fn check_push(&mut self, push: IncomingPush) {
-        let run = self.parts.run;
+        let run = self.run;
         let check = move |push: IncomingPush| {
             let header = PushHeader::parse(run, &push.header)
                 .and_then(|header| check_payload(&header, &push.payload, Hash(push.hash)).map(|()| header));
@@ -306,6 +318,7 @@ impl Driver {
                 }
                 let _ = push.reply.send(ack.to_bytes());
             }
+            Completion::CheckpointKept(done) => self.keeping.ended(done),
             Completion::Listening(listen) => self.tell_addresses(now, &listen),
             Completion::Done => {}
         }
@@ -331,7 +344,11 @@ impl Driver {
                 let trained = record.weights.is_some_and(|weights| weights.version >= last);
                 trained && record.log_length >= state.applied()
             });
-        let lingered = now.since(since) >= state.spec().timing.linger.duration();
+        let finished = now.since(since);
+        if self.parts.mirror.is_some() && !self.keeping.is_idle() && finished < LAST_CHECKPOINT_KEPT {
+            return None;
+        }
+        let lingered = finished >= state.spec().timing.linger.duration();
         (lingered || (served && !behind)).then_some(Ended::Finished)
     }
 
@@ -339,6 +356,13 @@ impl Driver {
     fn act(&mut self) {
         while let Some(action) = self.parts.peer.poll_action() {
             self.carry_out(action);
+        }
+        let mirror = self.parts.mirror.clone();
+        if let Some((mirror, checkpoint)) = mirror.and_then(|mirror| Some((mirror, self.keeping.next()?))) {
+            let spec = Arc::clone(&self.parts.spec);
+            self.tasks.spawn(async move {
+                Completion::CheckpointKept(mirror::keep_checkpoint(mirror, spec, checkpoint).await)
+            });
         }
     }
 
@@ -367,11 +391,10 @@ impl Driver {
                     Completion::Pushed { id, to, ack }
                 });
             }
-            Action::Fetch { id, hash, providers, limit, deliver, tag } => {
-                let vault = vault.clone();
+            Action::Fetch { id, hash, providers, limit, mirrored, deliver, tag } => {
+                let (vault, mirror) = (vault.clone(), self.parts.mirror.clone().filter(|_| mirrored));
                 self.tasks.spawn(async move {
-                    let fetched = vault.fetch(hash, limit, &providers, &tag, TRANSFER_DEADLINE).await;
-                    let bytes = fetched.inspect_err(|error| tracing::debug!(%error, "blob not fetched")).ok();
+                    let bytes = mirror::fetch(mirror.as_ref(), &vault, hash, limit, &providers, &tag).await;
                     Completion::Fetched {
                         id,
                         bytes: bytes.map(|bytes| if deliver { bytes } else { Bytes::new() }),
@@ -396,10 +419,26 @@ impl Driver {
                 });
             }
             Action::Remember(state) => self.parts.reporter.remember(&state),
-            Action::Mirror { id, .. } => {
-                self.tasks.spawn(async move { Completion::Mirrored { id, there: false } });
+            Action::Mirror { id, state, first } => {
+                let (vault, mirror) = (vault.clone(), self.parts.mirror.clone());
+                self.tasks.spawn(async move {
+                    let there = match mirror {
+                        Some(mirror) => mirror::bring_state(&mirror, &vault, &state, first).await,
+                        None => false,
+                    };
+                    Completion::Mirrored { id, there }
+                });
             }
-            Action::MirrorBlobs { .. } | Action::Checkpoint(_) => {}
+            Action::MirrorBlobs { blobs, .. } => {
+                let (vault, mirror) = (vault.clone(), self.parts.mirror.clone());
+                self.tasks.spawn(async move {
+                    if let Some(mirror) = mirror {
+                        mirror::bring_blobs(&mirror, &vault, &blobs).await;
+                    }
+                    Completion::Done
+                });
+            }
+            Action::Checkpoint(checkpoint) => self.keeping.take(checkpoint),
             Action::Compute(job) => {
                 if let Some((orders, _)) = &self.parts.engine {
                     // Fails only when the engine's thread is gone, which its receiver reports.

@@ -49,6 +49,8 @@ exit_codes! {
     ReplicasDisagree = 9, "replicas of one stage ended with different weights";
     /// The run has gone on to a wire version that this program does not speak.
     Outdated = 10, "the run uses a wire version that this program does not speak";
+    /// A mirror cannot be used, or a checkpoint in it.
+    Mirror = 11, "a mirror cannot be used, or a checkpoint is not in it or damaged";
     /// Stopped by SIGINT or SIGTERM.
     Interrupted = 130, "stopped by SIGINT or SIGTERM";
 }
@@ -159,6 +161,14 @@ pub enum CliError {
     /// The run has gone on to a wire version that this program does not speak.
     #[error("take part in the run: {0}")]
     Outdated(Outdated),
+    /// A mirror cannot be used, or a checkpoint in it.
+    #[error("use the mirror {url}: {reason}")]
+    Mirror {
+        /// Where it is.
+        url: String,
+        /// Expected and got, or what the store said.
+        reason: String,
+    },
     /// Stopped from outside.
     #[error("finish: stopped by {signal}")]
     Interrupted {
@@ -191,6 +201,7 @@ impl CliError {
             Self::RunFailed { .. } => ExitCode::RunFailed,
             Self::ReplicasDisagree { .. } => ExitCode::ReplicasDisagree,
             Self::Outdated(_) => ExitCode::Outdated,
+            Self::Mirror { .. } => ExitCode::Mirror,
             Self::Interrupted { .. } => ExitCode::Interrupted,
             Self::Bug(_) => ExitCode::Bug,
         }
@@ -225,6 +236,10 @@ impl CliError {
             Self::Outdated(outdated) => format!(
                 "install a release that speaks wire version {} and run the same command again; the key and the folder stay as they are",
                 outdated.decided
+            ),
+            Self::Mirror { url, .. } => format!(
+                "`iota-node checkpoint list --from {url}` lists what is there; AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY, \
+                 AWS_REGION and AWS_ENDPOINT_URL say how a bucket is reached"
             ),
             Self::Interrupted { .. } => "run the same command again to start over".to_owned(),
             Self::Bug(_) => "this is a bug; please report it with the command and the log".to_owned(),
@@ -275,7 +290,7 @@ mod tests {
 
     #[test]
     fn the_table_of_exit_codes_names_each() {
-        assert_eq!(EXIT_CODES_HELP.lines().count(), 13);
+        assert_eq!(EXIT_CODES_HELP.lines().count(), 14);
         assert!(EXIT_CODES_HELP.contains("\n  130\tstopped"));
     }
 }

@@ -4,6 +4,8 @@
 pub mod blobs;
 /// From the run spec to the types of the model crate.
 pub use iota_worker::bridge;
+/// Checkpoints in a mirror.
+pub mod checkpoints;
 /// The corpus of a run.
 pub mod corpus;
 /// What the binary says when something goes wrong, and its exit codes.
@@ -16,6 +18,8 @@ pub mod http;
 pub mod identity;
 /// What a node counts.
 pub mod metrics;
+/// Copies of blobs and checkpoints outside the swarm.
+pub mod mirror;
 /// Small messages between peers, over libp2p.
 pub mod net;
 /// Activations pushed to a chosen peer.

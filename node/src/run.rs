@@ -5,6 +5,7 @@
 //! so nothing that is still needed is gone.
 
 use std::net::SocketAddr;
+use std::num::NonZeroU64;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
@@ -24,12 +25,14 @@ use tokio_util::sync::CancellationToken;
 
 use crate::blobs::{DataConfig, DataError, DataPlane, Storage};
 use crate::bridge;
+use crate::checkpoints::open;
 use crate::driver::engine_thread::{self, EngineSetup};
 use crate::driver::vault::Vault;
 use crate::driver::{Driver, Ended, NodePeer, Parts, Reporter, wall_micros};
 use crate::events::{EventLog, NodeEvent};
 use crate::http::{Exposure, HttpError, StatusServer};
 use crate::metrics::{DataMetrics, NodeMetrics};
+use crate::mirror::{Mirror, MirrorMetrics};
 use crate::net::{self, NetConfig, NetError};
 use crate::push::PushLimits;
 use crate::recovery::{self, RecoveryError};
@@ -77,6 +80,8 @@ pub struct JoinConfig {
     pub mdns: bool,
     /// Where status pages are served.
     pub http: SocketAddr,
+    /// Bytes per second that uploads to the mirror may take; as fast as they go without one.
+    pub mirror_upload_rate: Option<NonZeroU64>,
     /// The corpus, if this node reads it.
     pub corpus: Option<Arc<Corpus>>,
 }
@@ -121,6 +126,9 @@ pub enum RunError {
     /// The data plane did not start.
     #[error(transparent)]
     Data(#[from] DataError),
+    /// The mirror that the spec names cannot be used with what the environment says.
+    #[error("{0}")]
+    Mirror(String),
     /// The engine stopped.
     #[error("the engine stopped: failed to {0}")]
     Engine(String),
@@ -170,6 +178,7 @@ pub async fn join(config: JoinConfig, cancel: CancellationToken) -> Result<RunSu
     let (plane, pushes) =
         DataPlane::start(data_config(&config, &traffic, DataMetrics::register(&mut registry))).await?;
     let (net, net_events, net_task) = net::start(net_config(&config), &mut registry, traffic.clone()).await?;
+    let mirror = open_mirror(&config, &mut registry)?;
     let (health, watched) = tokio::sync::watch::channel(serde_json::Value::Null);
     let pages = StatusServer::start(config.http, Exposure::Loopback, watched, Arc::new(registry)).await?;
 
@@ -195,11 +204,10 @@ pub async fn join(config: JoinConfig, cancel: CancellationToken) -> Result<RunSu
     recovery::recover(&mut peer, &store, &plane).await?;
     let events = EventLog::open(&config.data_dir)
         .map_err(|error| RunError::DataDir(format!("open the event log: {error}")))?;
-    let mut reporter = Reporter::new(events, metrics, traffic, health, store);
+    let mut reporter = Reporter::new(events, metrics, traffic, health, store, mirror.clone());
     reporter.event(started(&identity, &net, &plane, &pages).await);
 
-    let run = config.spec.run_id();
-    let parts = Parts { peer, run, net, net_events, plane, pushes, vault, engine, reporter };
+    let parts = Parts { peer, spec, mirror, net, net_events, plane, pushes, vault, engine, reporter };
     let bootstrap_within = (!config.bootstrap.is_empty()).then_some(config.bootstrap_timeout);
     let mut driver = Driver::new(parts, bootstrap_within);
     let ended = driver.run(cancel).await;
@@ -224,6 +232,17 @@ pub async fn join(config: JoinConfig, cancel: CancellationToken) -> Result<RunSu
     plane.shutdown().await;
     pages.shutdown().await;
     summary
+}
+
+/// The run's mirror. Whether it answers shows later, and stops nobody.
+fn open_mirror(config: &JoinConfig, registry: &mut Registry) -> Result<Option<Mirror>, RunError> {
+    if !config.spec.mirror.is_set() {
+        return Ok(None);
+    }
+    let metrics = MirrorMetrics::register(registry);
+    open(&config.spec.mirror.url, config.mirror_upload_rate, metrics)
+        .map(Some)
+        .map_err(|error| RunError::Mirror(error.to_string()))
 }
 
 fn new_peer(config: &JoinConfig, spec: &Arc<RunSpec>, identity: Identity, store: &Store) -> NodePeer {

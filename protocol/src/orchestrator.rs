@@ -43,6 +43,8 @@ const CUTOFF_DEADLINES: u32 = 2;
 /// Evictions after which an overtaken stage that gets no further is cut off. One passes until a member that died is out and
 /// its samples are dealt to others; in the second they can be handled.
 const STALLED_EVICTIONS: u32 = 2;
+/// Evictions for which a stage without miners waits for one that asks for a place, before another stage gives one.
+const RESCUE_EVICTIONS: u32 = 1;
 /// Owners of a disputed partition, if there are so many miners. Seven outvote three liars who agree.
 const DISPUTE_OWNERS: usize = 7;
 
@@ -161,6 +163,11 @@ impl Orchestrator {
                     wanted.extend(self.merging(now, state, index, training, plan))
                 }
             }
+        }
+        if begun {
+            let patience = state.spec().timing.eviction.duration() * RESCUE_EVICTIONS;
+            let waits = &self.waits;
+            wanted.extend(self.balance.rescue(now, state, |stage| waits.waited(now, stage) >= patience));
         }
         if checkpoints::is_trained(state) && !self.checkpoints.is_awaited(now, state, book) {
             wanted.push(Decision::Finish);

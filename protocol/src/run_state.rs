@@ -21,7 +21,7 @@ mod stage;
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
 
-use crate::id::{Epoch, Hash, LogIndex, PartitionIndex, PeerId, RunId, StageIndex};
+use crate::id::{Epoch, Hash, LogIndex, PartitionIndex, PeerId, StageIndex};
 use crate::limits::{REPLICAS_MAX, WIRE_VERSION_FIRST};
 use crate::merge;
 use crate::samples::{Deal, epoch_samples};
@@ -79,7 +79,7 @@ pub struct Checkpoint {
 #[derive(Clone, Debug)]
 pub struct RunState {
     spec: Arc<RunSpec>,
-    lineage: RunId,
+    lineage: Hash,
     applied: u64,
     wire_version: u16,
     members: BTreeMap<PeerId, StageIndex>,

@@ -1,7 +1,7 @@
 //! Which replica of which stage handles which sample: every peer computes the same answer from the log.
 //!
 //! When an epoch of a stage opens, its samples are dealt to the members in proportion to their measured
-//! speed: quotas by largest remainder, order by a ChaCha8 shuffle keyed by (run, stage, epoch). The deal is
+//! speed: quotas by largest remainder, order by a ChaCha8 shuffle keyed by (lineage of the run, stage, epoch). The deal is
 //! therefore random and independent from stage to stage, as SWARM's stochastic wiring and CLASP's
 //! attribution want it (Ryabinin et al. 2023; IOTA primer), and exactly balanced, as a synchronous
 //! epoch wants it. When a member is released, its samples alone are dealt again, to the others.
@@ -14,7 +14,7 @@ use std::collections::BTreeMap;
 use rand_chacha::ChaCha8Rng;
 use rand_core::{Rng, SeedableRng};
 
-use crate::id::{Epoch, Hash, PeerId, RunId, SampleId, StageIndex};
+use crate::id::{Epoch, Hash, PeerId, SampleId, StageIndex};
 
 /// The deal of one stage's epoch.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -76,17 +76,18 @@ fn quotas(count: usize, weights: &[u64]) -> Vec<usize> {
 }
 
 impl Deal {
-    /// Deals the samples of an epoch to `members` (peer, weight), which must not be empty and in [`PeerId`] order.
+    /// Deals the samples of an epoch to `members` (peer, weight), which must not be empty and in [`PeerId`] order. `lineage`
+    /// is that of the [spec](crate::RunSpec::lineage).
     #[must_use]
     pub fn new(
-        run: RunId,
+        lineage: Hash,
         stage: StageIndex,
         epoch: Epoch,
         samples: std::ops::Range<u64>,
         members: &[(PeerId, u32)],
     ) -> Self {
         let seed =
-            Hash::of_parts(&[b"iota/v1/deal\0", &run.0, &stage.0.to_le_bytes(), &epoch.0.to_le_bytes()]);
+            Hash::of_parts(&[b"iota/v1/deal\0", &lineage.0, &stage.0.to_le_bytes(), &epoch.0.to_le_bytes()]);
         let count = usize::try_from(samples.end.saturating_sub(samples.start)).unwrap_or(0);
         let mut deal = Self {
             seed,
@@ -223,7 +224,7 @@ mod tests {
             .into_iter()
             .zip(weights.iter().copied())
             .collect();
-        Deal::new(RunId([1; 32]), StageIndex(0), Epoch(2), 100..100 + count, &members)
+        Deal::new(Hash([1; 32]), StageIndex(0), Epoch(2), 100..100 + count, &members)
     }
 
     #[test]
@@ -250,7 +251,7 @@ mod tests {
     #[test]
     fn stages_are_dealt_independently() {
         let members: Vec<_> = peers(2).into_iter().map(|peer| (peer, 1)).collect();
-        let of = |stage| Deal::new(RunId([1; 32]), StageIndex(stage), Epoch(0), 0..1000, &members);
+        let of = |stage| Deal::new(Hash([1; 32]), StageIndex(stage), Epoch(0), 0..1000, &members);
         let (a, b) = (of(0), of(1));
         let same = (0..1000).filter(|&i| a.owner(SampleId(i)) == b.owner(SampleId(i))).count();
         assert!((400..600).contains(&same), "{same} of 1000 samples have the same replica in both stages");

@@ -348,8 +348,8 @@ section! {
     StartSpec {
         /// Epoch that is opened first. Default 0.
         epoch: u32 = 0,
-        /// The run that this one goes on from, or the first in a line of them: samples are dealt as it would deal them.
-        run: Option<RunId> = None,
+        /// [Lineage](RunSpec::lineage) of the run that it goes on from: samples are dealt as that one would deal them.
+        lineage: Option<Hash> = None,
         /// BLAKE3 of the checkpoint's manifest.
         checkpoint: Option<Hash> = None,
         /// BLAKE3 of the encoding of each stage's [`StateOffer`](crate::wire::message::StateOffer), head first.
@@ -393,10 +393,12 @@ impl RunSpec {
         RunId(Hash::of(&wire::encode(self)).0)
     }
 
-    /// The first of the runs that this one goes on from, or itself.
+    /// What the deals of samples are keyed by: the BLAKE3 hash of the spec as it would be without a mirror, or of that of the
+    /// first run if this one goes on from another. So a run deals alike wherever its copies lie, and is resumed as it was.
     #[must_use]
-    pub fn lineage(&self) -> RunId {
-        self.start.run.unwrap_or_else(|| self.run_id())
+    pub fn lineage(&self) -> Hash {
+        let own = || Hash::of(&wire::encode(&Self { mirror: MirrorSpec::default(), ..self.clone() }));
+        self.start.lineage.unwrap_or_else(own)
     }
 
     /// The candidate's position in the spec, if `peer` is one.

@@ -73,6 +73,11 @@ fn check_sealed<T: Payload + PartialEq + Debug>(name: &str, what: &str, sender: 
 fn a_run_spec_and_its_run_id() {
     check::<RunSpec>("spec", "CBOR of spec.toml", &spec());
     check_bytes("run-id", "BLAKE3 of spec.hex", &run().0);
+    check_bytes(
+        "lineage",
+        "BLAKE3 of spec.hex with the default mirror, which is the one it has",
+        &spec().lineage().0,
+    );
 }
 
 #[test]
@@ -170,8 +175,8 @@ fn number(of: PeerId) -> u8 {
 fn a_deal_and_what_a_release_makes_of_it() {
     let members = examples::members(&[(5, 8), (6, 5), (7, 3)]);
     let samples = epoch_samples(Epoch(2), spec().training.samples_per_epoch);
-    let mut deal = Deal::new(run(), StageIndex(1), Epoch(2), samples.clone(), &members);
-    let mut text = "# Stage 1, epoch 2, run of run-id.hex, members of entry-open-epoch.hex.\n".to_owned();
+    let mut deal = Deal::new(spec().lineage(), StageIndex(1), Epoch(2), samples.clone(), &members);
+    let mut text = "# Stage 1, epoch 2, lineage.hex, members of entry-open-epoch.hex.\n".to_owned();
     let row = |deal: &Deal| -> String {
         samples
             .clone()

@@ -4,7 +4,8 @@
 //!      faults until T, safety checked          all is mended at T, liveness checked
 //! ├─────────────────────────────────────────┼──────────────────────────────────────▶ finished
 //! ```
-//! A case is `--seed N --nodes M`, and `--without 3,7,9` for faults left out: drawing again and leaving out replays it.
+//! A case is `--seed N --nodes M`, and `--without 3,7,9` for faults left out: drawing again and leaving out replays it. With
+//! `--mirror` the run has one, and faults may take the last copy of a stage's weights that the swarm has.
 
 mod draw;
 
@@ -36,6 +37,8 @@ pub struct Case {
     pub seed: u64,
     /// Hosts.
     pub nodes: usize,
+    /// Whether it has a mirror.
+    pub mirrored: bool,
     /// Numbers of the faults that are left out.
     pub without: BTreeSet<usize>,
     /// The run, without faults.
@@ -48,7 +51,7 @@ pub struct Case {
 
 /// Why a case could not be read.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("expected `--seed N --nodes M [--without 3,7,9]`, got `{0}`")]
+#[error("expected `--seed N --nodes M [--without 3,7,9] [--mirror]`, got `{0}`")]
 pub struct CaseError(String);
 
 /// What became of a case.
@@ -122,6 +125,15 @@ pub fn run_traced(case: &Case, trace: &Trace) -> Report {
 }
 
 impl Case {
+    /// The same case with a mirror, to which checkpoints go every one to three epochs.
+    #[must_use]
+    pub fn mirrored(mut self) -> Self {
+        self.mirrored = true;
+        "file:///mirror".clone_into(&mut self.setup.spec.mirror.url);
+        self.setup.spec.mirror.checkpoint_epochs = 1 + u32::try_from(self.seed % 3).unwrap_or(0);
+        self
+    }
+
     /// Numbers of the faults that are not left out.
     #[must_use]
     pub fn fault_numbers(&self) -> Vec<usize> {
@@ -166,7 +178,7 @@ impl fmt::Display for Case {
             let numbers: Vec<String> = self.without.iter().map(ToString::to_string).collect();
             write!(f, " --without {}", numbers.join(","))?;
         }
-        Ok(())
+        if self.mirrored { f.write_str(" --mirror") } else { Ok(()) }
     }
 }
 
@@ -175,6 +187,10 @@ impl FromStr for Case {
 
     fn from_str(text: &str) -> Result<Self, CaseError> {
         let wrong = || CaseError(text.to_owned());
+        let (text, mirrored) = match text.strip_suffix("--mirror") {
+            Some(rest) => (rest, true),
+            None => (text, false),
+        };
         let words: Vec<&str> = text.split_whitespace().collect();
         let (mut seed, mut nodes, mut without) = (None, None, BTreeSet::new());
         let (pairs, rest) = words.as_chunks::<2>();
@@ -191,7 +207,8 @@ impl FromStr for Case {
         }
         match (seed, nodes) {
             (Some(seed), Some(nodes)) if rest.is_empty() && nodes >= NODES_MIN => {
-                Ok(Self { without, ..draw(seed, nodes) })
+                let case = Self { without, ..draw(seed, nodes) };
+                Ok(if mirrored { case.mirrored() } else { case })
             }
             _ => Err(wrong()),
         }

@@ -100,6 +100,9 @@ struct FuzzArgs {
     /// Hosts of each run
     #[arg(long, value_name = "N", default_value_t = 12)]
     nodes: usize,
+    /// Give each run a mirror, and let faults take the last copies of weights
+    #[arg(long)]
+    mirror: bool,
 }
 
 #[derive(Args)]
@@ -113,6 +116,9 @@ struct CaseArgs {
     /// Numbers of faults to leave out
     #[arg(long, value_name = "N,N,…", value_delimiter = ',')]
     without: Vec<usize>,
+    /// Give the run a mirror
+    #[arg(long)]
+    mirror: bool,
     /// Write the trace to this file: time, host, stage, epoch, what, details, separated by tabs
     #[arg(long, value_name = "FILE")]
     trace: Option<PathBuf>,
@@ -315,7 +321,7 @@ fn run_fuzz(arguments: &FuzzArgs) -> Result<bool, CliError> {
     check_nodes("fuzz", arguments.nodes)?;
     let (mut failed, mut events) = (0_u64, 0_u64);
     for seed in arguments.from..arguments.from.saturating_add(arguments.seeds) {
-        let case = fuzz::draw(seed, arguments.nodes);
+        let case = drawn(seed, arguments.nodes, arguments.mirror);
         let report = fuzz::run(&case);
         events += report.events;
         if let Some(violation) = report.failure() {
@@ -342,10 +348,15 @@ fn check_nodes(command: &'static str, nodes: usize) -> Result<(), CliError> {
     Err(CliError::Value { command, expected, got: nodes.to_string() })
 }
 
+fn drawn(seed: u64, nodes: usize, mirror: bool) -> Case {
+    let case = fuzz::draw(seed, nodes);
+    if mirror { case.mirrored() } else { case }
+}
+
 /// The case that the arguments name.
 fn case(command: &'static str, arguments: &CaseArgs) -> Result<Case, CliError> {
     check_nodes(command, arguments.nodes)?;
-    let mut case = fuzz::draw(arguments.seed, arguments.nodes);
+    let mut case = drawn(arguments.seed, arguments.nodes, arguments.mirror);
     case.without = arguments.without.iter().copied().collect();
     Ok(case)
 }

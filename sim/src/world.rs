@@ -133,6 +133,7 @@ pub(crate) struct Fetch {
     hash: Hash,
     providers: Vec<PeerId>,
     limit: u64,
+    mirrored: bool,
     deliver: bool,
     tag: String,
     deadline: Instant,

@@ -39,6 +39,11 @@ fn no_seed_breaks_a_rule_while_the_swarm_is_upgraded() {
     none_fails((300..).map(|seed| fuzz::draw(seed, NODES)).filter(upgraded).take(30));
 }
 
+#[test]
+fn no_seed_breaks_a_rule_while_hosts_take_the_last_weights_of_a_stage_along() {
+    none_fails((0..60).map(|seed| fuzz::draw(seed, NODES).mirrored()));
+}
+
 /// Seeds that failed once. What they had found:
 ///
 /// - 51 and 56 of 40 nodes: a leader alone proposed everybody's eviction until no range of the log could be proven;
@@ -77,6 +82,8 @@ fn a_case_is_replayed_from_its_text() {
     assert_eq!((first.trace, first.events, first.time), (second.trace, second.events, second.time));
     let other = fuzz::run(&fuzz::draw(4, 9));
     assert_ne!(first.trace, other.trace);
+    let mirrored: Case = "--seed 3 --nodes 9 --mirror".parse().expect("a case");
+    assert_eq!(mirrored.to_string(), "--seed 3 --nodes 9 --mirror");
     assert!("--seed 3 --without".parse::<Case>().is_err());
     assert!("--seed 3 --nodes 1".parse::<Case>().is_err());
 }

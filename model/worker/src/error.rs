@@ -22,12 +22,8 @@ pub(crate) enum WorkError {
     Missing(Hash),
     #[error("blob {expected} is damaged: its bytes hash to {got}")]
     Damaged { expected: Hash, got: Hash },
-    #[error("state has {got} bytes, expected weights and outer state in f32 and a step count")]
-    Truncated { got: usize },
-    #[error("state holds {got} numbers, expected at least {expected}")]
-    Short { got: usize, expected: usize },
-    #[error("weights have hash {got}, expected {expected}")]
-    Weights { got: Hash, expected: Hash },
+    #[error(transparent)]
+    State(#[from] StateError),
     #[error("loss of sample {sample} is {loss}: training diverged")]
     Diverged { sample: SampleId, loss: f32 },
     #[error(transparent)]
@@ -42,4 +38,34 @@ pub(crate) enum WorkError {
     Outer(#[from] OuterError),
     #[error(transparent)]
     Keep(#[from] KeepError),
+}
+
+/// Says why bytes are no state of a stage.
+#[derive(Debug, thiserror::Error)]
+pub enum StateError {
+    /// They are no numbers and a count.
+    #[error("state has {got} bytes, expected weights and outer state in f32 and a step count")]
+    Truncated {
+        /// How many there are.
+        got: usize,
+    },
+    /// They are fewer numbers than the stage has weights.
+    #[error("state holds {got} numbers, expected at least {expected}")]
+    Short {
+        /// How many there are.
+        got: usize,
+        /// Parameters of the stage.
+        expected: usize,
+    },
+    /// They are other weights.
+    #[error("weights have hash {got}, expected {expected}")]
+    Weights {
+        /// Hash of those that are there.
+        got: Hash,
+        /// Hash of those that were asked for.
+        expected: Hash,
+    },
+    /// The rest is no state of the run's outer optimizer.
+    #[error(transparent)]
+    Outer(#[from] OuterError),
 }

@@ -18,4 +18,6 @@ pub mod blobs;
 pub mod worker;
 
 pub use blobs::{Blobs, KeepError};
+pub use error::StateError;
+pub use stage::read_state;
 pub use worker::Worker;

@@ -10,7 +10,7 @@ use iota_protocol::spec::TrainingMode;
 use iota_protocol::{Epoch, Hash, RunSpec, StageIndex};
 
 use crate::bridge;
-use crate::error::WorkError;
+use crate::error::{StateError, WorkError};
 
 /// A stage: its engine trains on from `base`, which only a merge changes.
 pub(crate) struct HeldStage {
@@ -68,24 +68,14 @@ impl HeldStage {
     }
 
     /// Takes what [`state`](Self::state) of another miner wrote, if its weights are the ones the log names.
-    pub(crate) fn load(&mut self, state: &[u8], version: Epoch, weights: Hash) -> Result<(), WorkError> {
-        let truncated = WorkError::Truncated { got: state.len() };
-        let Some((numbers, steps)) =
-            state.split_last_chunk::<8>().filter(|(numbers, _)| numbers.len().is_multiple_of(4))
-        else {
-            return Err(truncated);
-        };
-        let numbers: Vec<f32> = bytemuck::pod_collect_to_vec(numbers);
-        let count = self.base.len();
-        let Some((base, outer)) = numbers.split_at_checked(count) else {
-            return Err(WorkError::Short { got: numbers.len(), expected: count });
-        };
-        let got = Hash(weights_hash(base));
-        if got != weights {
-            return Err(WorkError::Weights { got, expected: weights });
-        }
-        self.outer = OuterState::from_flat(&self.outer_config, count, outer, u64::from_le_bytes(*steps))?;
-        self.base = base.to_vec();
+    pub(crate) fn load(
+        &mut self,
+        spec: &RunSpec,
+        state: &[u8],
+        version: Epoch,
+        weights: Hash,
+    ) -> Result<(), WorkError> {
+        (self.base, self.outer) = read_state(spec, self.index, state, weights)?;
         self.version = version;
         self.reset()
     }
@@ -120,4 +110,35 @@ impl HeldStage {
         self.version = epoch.next();
         self.reset()
     }
+}
+
+/// Reads the state of a stage as miners write it: its weights, which have to hash to `weights`, and the outer optimizer's
+/// state.
+///
+/// # Errors
+/// [`StateError`] if it is none of this stage.
+pub fn read_state(
+    spec: &RunSpec,
+    stage: StageIndex,
+    state: &[u8],
+    weights: Hash,
+) -> Result<(Vec<f32>, OuterState), StateError> {
+    let truncated = StateError::Truncated { got: state.len() };
+    let Some((numbers, steps)) =
+        state.split_last_chunk::<8>().filter(|(numbers, _)| numbers.len().is_multiple_of(4))
+    else {
+        return Err(truncated);
+    };
+    let numbers: Vec<f32> = bytemuck::pod_collect_to_vec(numbers);
+    let count = bridge::model_config(spec).parameter_count(stage.as_usize());
+    let Some((base, outer)) = numbers.split_at_checked(count) else {
+        return Err(StateError::Short { got: numbers.len(), expected: count });
+    };
+    let got = Hash(weights_hash(base));
+    if got != weights {
+        return Err(StateError::Weights { got, expected: weights });
+    }
+    let config = bridge::outer_config(spec, stage.as_usize());
+    let outer = OuterState::from_flat(&config, count, outer, u64::from_le_bytes(*steps))?;
+    Ok((base.to_vec(), outer))
 }

@@ -157,9 +157,10 @@ impl Worker {
             }
             state.extend_from_slice(&bytes);
         }
+        let spec = Arc::clone(&self.spec);
         let stage = self.held()?;
         debug_assert_eq!(stage.index, index, "the protocol asks for the stage it holds");
-        stage.load(&state, version, weights)?;
+        stage.load(&spec, &state, version, weights)?;
         Ok(stage.done())
     }
 

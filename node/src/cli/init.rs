@@ -2,11 +2,11 @@
 
 use std::fs;
 use std::io::Write;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use clap::{ArgMatches, Args};
 use iota_protocol::spec::Candidate;
-use iota_protocol::{Identity, PeerId};
+use iota_protocol::{Identity, PeerId, RunSpec};
 
 use super::keys::read_or_create_key;
 use super::spec::SpecOptions;
@@ -40,38 +40,58 @@ pub(super) fn run(options: &InitOptions, matches: &ArgMatches) -> Result<(), Cli
     if let Some(name) = &options.name {
         resolved.spec.name.clone_from(name);
     }
-    let path = options.dir.join("run.toml");
-    if path.exists() {
-        let expected = "a folder without a run.toml".to_owned();
-        return Err(CliError::Option {
-            option: "--dir".to_owned(),
-            expected,
-            got: path.display().to_string(),
-        });
-    }
-    let keys: Vec<PathBuf> = (0..options.candidates)
-        .map(|index| options.dir.join(format!("keys/candidate-{index}.key")))
-        .collect();
-    let peers = keys.iter().map(|path| Ok(Identity::from_secret(read_or_create_key(path)?).peer()));
-    let peers = peers.collect::<Result<Vec<PeerId>, CliError>>()?;
-    // The first candidate is preferred, so that it is clear who leads when all are well.
-    let priorities = (0..options.candidates).rev();
-    resolved.spec.orchestrator.candidates =
-        peers.iter().zip(priorities).map(|(&peer, priority)| Candidate { peer, priority }).collect();
-    let spec = resolved.validated()?;
+    let folder = RunFolder::new(&options.dir, options.candidates)?;
+    resolved.spec.orchestrator.candidates = folder.candidates();
+    folder.write(resolved.validated()?)
+}
 
-    let mut out = std::io::stdout().lock();
-    fs::write(&path, format!("{HEADER}{}", annotated(spec, |_| None)))
-        .map_err(|error| CliError::file("write", &path, error))?;
-    for (key, peer) in keys.iter().zip(&peers) {
-        let _ = writeln!(out, "key  {}  {peer}", key.display());
+/// The folder of a run to be, with the keys of its candidates.
+pub(super) struct RunFolder {
+    dir: PathBuf,
+    /// Key files and whose they are.
+    keys: Vec<(PathBuf, PeerId)>,
+}
+
+impl RunFolder {
+    /// Makes the keys of `candidates`, in a folder that has no run yet.
+    pub(super) fn new(dir: &Path, candidates: u32) -> Result<Self, CliError> {
+        let path = dir.join("run.toml");
+        if path.exists() {
+            let expected = "a folder without a run.toml".to_owned();
+            let got = path.display().to_string();
+            return Err(CliError::Option { option: "--dir".to_owned(), expected, got });
+        }
+        let key = |index: u32| {
+            let path = dir.join(format!("keys/candidate-{index}.key"));
+            let peer = Identity::from_secret(read_or_create_key(&path)?).peer();
+            Ok((path, peer))
+        };
+        let keys = (0..candidates).map(key).collect::<Result<_, CliError>>()?;
+        Ok(Self { dir: dir.to_owned(), keys })
     }
-    let _ = writeln!(out, "spec {}  {}", path.display(), spec.run_id());
-    let _ = writeln!(
-        std::io::stderr().lock(),
-        "next: iota-node join --spec {} --key {}",
-        path.display(),
-        options.dir.join("keys/candidate-0.key").display()
-    );
-    Ok(())
+
+    /// The candidates. The first is preferred, so that it is clear who leads when all are well.
+    pub(super) fn candidates(&self) -> Vec<Candidate> {
+        let priorities = (0..u32::try_from(self.keys.len()).unwrap_or(u32::MAX)).rev();
+        self.keys.iter().zip(priorities).map(|(&(_, peer), priority)| Candidate { peer, priority }).collect()
+    }
+
+    /// Writes the spec, and tells what was made.
+    pub(super) fn write(&self, spec: &RunSpec) -> Result<(), CliError> {
+        let path = self.dir.join("run.toml");
+        let mut out = std::io::stdout().lock();
+        fs::write(&path, format!("{HEADER}{}", annotated(spec, |_| None)))
+            .map_err(|error| CliError::file("write", &path, error))?;
+        for (key, peer) in &self.keys {
+            let _ = writeln!(out, "key  {}  {peer}", key.display());
+        }
+        let _ = writeln!(out, "spec {}  {}", path.display(), spec.run_id());
+        let _ = writeln!(
+            std::io::stderr().lock(),
+            "next: iota-node join --spec {} --key {}",
+            path.display(),
+            self.dir.join("keys/candidate-0.key").display()
+        );
+        Ok(())
+    }
 }

@@ -3,6 +3,7 @@
 use std::fs;
 use std::io::Read;
 use std::net::SocketAddr;
+use std::num::NonZeroU64;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
@@ -11,7 +12,7 @@ use clap::Args;
 use iota_model::Device;
 use iota_model::data::Corpus;
 use iota_protocol::spec::DataSource;
-use iota_protocol::time::Millis;
+use iota_protocol::time::{ByteCount, Millis};
 use iota_protocol::{Identity, RunSpec};
 use libp2p::Multiaddr;
 use libp2p::multiaddr::Protocol;
@@ -64,6 +65,9 @@ pub(super) struct JoinOptions {
     /// Corpus, if the spec says `file`
     #[arg(long, value_name = "FILE")]
     data: Option<PathBuf>,
+    /// Bytes per second that uploads to the mirror may take, such as `10MiB` [default: as fast as they go]
+    #[arg(long, value_name = "BYTES")]
+    mirror_upload_rate: Option<ByteCount>,
     /// Miners in this process, each with its own identity
     #[arg(long, default_value_t = 1, value_name = "N")]
     num_miners: u16,
@@ -91,13 +95,13 @@ pub(super) fn run(options: JoinOptions) -> Result<(), CliError> {
         .enable_all()
         .build()
         .map_err(|error| CliError::Bug(format!("start the async runtime: {error}")))?;
-    let result = runtime.block_on(run_all(configs, &options));
+    let result = runtime.block_on(run_all(configs, &options, &spec.mirror.url));
     runtime.shutdown_timeout(GOODBYE);
     result
 }
 
 /// Runs every miner of this process until it ends, one fails, or a signal comes.
-async fn run_all(configs: Vec<JoinConfig>, options: &JoinOptions) -> Result<(), CliError> {
+async fn run_all(configs: Vec<JoinConfig>, options: &JoinOptions, mirror: &str) -> Result<(), CliError> {
     let cancel = CancellationToken::new();
     if options.exit_on_stdin_close {
         exit_with_parent(cancel.clone());
@@ -123,7 +127,7 @@ async fn run_all(configs: Vec<JoinConfig>, options: &JoinOptions) -> Result<(), 
             Some(Ok(Ok(_summary))) => {}
             Some(Ok(Err(error))) => {
                 cancel.cancel();
-                outcome = outcome.and(Err(explain(error, &options.data_dir)));
+                outcome = outcome.and(Err(explain(error, &options.data_dir, mirror)));
             }
             Some(Err(panic)) => {
                 cancel.cancel();
@@ -183,6 +187,7 @@ impl JoinOptions {
             bootstrap_timeout: self.bootstrap_timeout.duration(),
             mdns: self.mdns,
             http: shifted(self.http, index),
+            mirror_upload_rate: self.mirror_upload_rate.and_then(|rate| NonZeroU64::new(rate.0)),
             corpus,
         })
     }
@@ -217,7 +222,7 @@ fn any_port(address: &Multiaddr, index: u16) -> Multiaddr {
 }
 
 /// Says why a node ended, in the words of the command line.
-fn explain(error: RunError, data_dir: &Path) -> CliError {
+fn explain(error: RunError, data_dir: &Path, mirror: &str) -> CliError {
     let in_use = |address| CliError::Listen { address, reason: "the address is in use".to_owned() };
     match error {
         RunError::PortInUse { addr } => in_use(addr),
@@ -235,6 +240,7 @@ fn explain(error: RunError, data_dir: &Path) -> CliError {
             CliError::Unreachable { addresses, waited }
         }
         RunError::Outdated(outdated) => CliError::Outdated(outdated),
+        RunError::Mirror(reason) => CliError::Mirror { url: mirror.to_owned(), reason },
         RunError::Device(reason) => CliError::Device { reason },
         other => CliError::Bug(format!("run the node: {other}")),
     }

@@ -44,6 +44,11 @@ pub(super) struct SpecOptions {
 }
 
 impl SpecOptions {
+    /// The number of merges asked for.
+    pub(super) const fn epochs(&self) -> Option<u32> {
+        self.epochs
+    }
+
     /// The spec with all flags applied, not yet validated.
     ///
     /// # Errors

@@ -8,7 +8,9 @@ use iota_model::Device;
 use iota_protocol::spec::DataSource;
 use iota_protocol::time::Millis;
 
+use super::checkpoint::FromOptions;
 use super::spec::SpecOptions;
+use crate::checkpoints::Which;
 use crate::corpus::hash_file;
 use crate::error::CliError;
 use crate::report;
@@ -22,6 +24,12 @@ use crate::up::{outcome, run_swarm};
 pub(super) struct UpOptions {
     #[command(flatten)]
     spec: SpecOptions,
+    /// Go on from a checkpoint in this mirror, with its spec: `s3://bucket/prefix` or `file:///folder`
+    #[arg(long, value_name = "URL", conflicts_with = "spec")]
+    from: Option<String>,
+    /// Checkpoint to go on from: `latest`, or the number of its epoch
+    #[arg(long, default_value = "latest", value_name = "EPOCH", requires = "from")]
+    checkpoint: Which,
     /// Train on this text instead of the generated stories
     #[arg(long, value_name = "FILE")]
     data: Option<PathBuf>,
@@ -86,9 +94,16 @@ pub(super) fn run(options: &UpOptions, matches: &ArgMatches) -> Result<(), CliEr
 
 impl UpOptions {
     fn plan(&self, matches: &ArgMatches) -> Result<UpPlan, CliError> {
-        let resolved = self.spec.resolve(matches)?;
-        let source = resolved.source.clone();
-        let mut spec = resolved.spec;
+        let (source, mut spec) = match &self.from {
+            Some(from) => {
+                let from = FromOptions { from: from.clone(), checkpoint: self.checkpoint };
+                ("of the checkpoint".to_owned(), from.resumed(self.spec.epochs())?)
+            }
+            None => {
+                let resolved = self.spec.resolve(matches)?;
+                (resolved.source.clone(), resolved.spec)
+            }
+        };
         if let Some(data) = &self.data {
             spec.data.source = DataSource::File;
             spec.data.hash = Some(hash_file(data)?);
@@ -105,7 +120,7 @@ impl UpOptions {
             device: self.device,
             data: self.data.clone(),
             faults,
-            control: if self.no_control { Control::Skip } else { Control::Run },
+            control: if self.no_control || self.from.is_some() { Control::Skip } else { Control::Run },
             stall_timeout: self.stall_timeout.duration(),
         };
         if let Err(error) = plan.prepare(&source) {

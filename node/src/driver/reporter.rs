@@ -18,6 +18,7 @@ use tokio::sync::watch;
 use super::NodePeer;
 use crate::events::{EventLog, NodeEvent};
 use crate::metrics::NodeMetrics;
+use crate::mirror::Mirror;
 use crate::recovery;
 use crate::store::{LogRecord, Store};
 use crate::traffic::Traffic;
@@ -32,6 +33,7 @@ pub(crate) struct Reporter {
     pub(crate) traffic: Traffic,
     pub(crate) health: watch::Sender<Value>,
     pub(crate) store: Store,
+    mirror: Option<Mirror>,
     reports: u32,
     connected: i64,
     /// When the merge under way of each stage was planned, and what had been fetched by then.
@@ -48,6 +50,7 @@ impl Reporter {
         traffic: Traffic,
         health: watch::Sender<Value>,
         store: Store,
+        mirror: Option<Mirror>,
     ) -> Self {
         Self {
             events,
@@ -55,6 +58,7 @@ impl Reporter {
             traffic,
             health,
             store,
+            mirror,
             reports: 0,
             connected: 0,
             planned: BTreeMap::new(),
@@ -310,6 +314,8 @@ impl Reporter {
             "wire_version_max": WIRE_VERSION,
             "connected": self.connected,
             "stages": stages,
+            "checkpoint": state.checkpoint().map(|checkpoint| checkpoint.epoch),
+            "mirror": self.mirror.as_ref().map(Mirror::health),
             "finished": state.finished(),
         })
     }

@@ -12,6 +12,7 @@ use super::fault::Faults;
 use crate::cli::create_key;
 use crate::config::annotated;
 use crate::error::CliError;
+use crate::mirror::MirrorUrl;
 
 /// Orchestrator candidates of a local swarm; three survive the loss of one.
 const CANDIDATES: usize = 3;
@@ -97,6 +98,12 @@ impl UpPlan {
         self.dir.join("peers")
     }
 
+    /// The mirror of a run that names none: a folder beside those of the processes.
+    fn mirror_url(&self) -> Result<String, CliError> {
+        let dir = std::path::absolute(&self.dir).map_err(|error| CliError::file("find", &self.dir, error))?;
+        Ok(MirrorUrl::Folder(dir.join("mirror")).to_string())
+    }
+
     /// The spec as the processes read it.
     #[must_use]
     pub fn spec_path(&self) -> PathBuf {
@@ -114,6 +121,9 @@ impl UpPlan {
             priority: u32::try_from(candidates - index).unwrap_or(0),
         };
         self.spec.orchestrator.candidates = (0..candidates).map(candidate).collect();
+        if !self.spec.mirror.is_set() {
+            self.spec.mirror.url = self.mirror_url()?;
+        }
         self.spec.validate().map_err(|error| CliError::Spec { path: source.to_owned(), source: error })?;
         let processes = self.processes() + self.faults.joins.len();
         if let Some(peer) = self.faults.peer_max().filter(|peer| *peer >= processes) {

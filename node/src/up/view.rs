@@ -294,6 +294,9 @@ impl SwarmView {
                 self.progress += 1;
                 None
             }
+            NodeEvent::Checkpointed { epoch } => {
+                self.once(format!("checkpoint of epoch {epoch} is complete in the mirror"))
+            }
             NodeEvent::Refused { .. } => None,
             NodeEvent::EpochOpened { .. }
             | NodeEvent::MergePlanned { .. }

@@ -1,8 +1,11 @@
 //! Swarms of real processes, from `iota-node up` to the last byte: one binary, since linking one takes a minute.
 
 mod blobs;
+mod chaos;
+mod checkpoints;
 mod exactness;
 mod faults;
 mod hostile;
+mod rebalancing;
 mod restarts;
 mod support;

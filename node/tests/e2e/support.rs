@@ -93,11 +93,20 @@ impl Swarm {
         let scratch = tempfile::tempdir().expect("a scratch folder");
         let file = scratch.path().join("spec.toml");
         fs::write(&file, spec.to_toml()).expect("a file in the scratch folder");
+        let file = file.to_str().expect("a temporary folder has an ASCII name").to_owned();
+        Self::start_in(scratch, &[&["--spec", &file], arguments].concat())
+    }
+
+    /// Starts `up` on the latest checkpoint of the mirror at `url`, with further `arguments`.
+    pub(crate) fn resume(url: &str, arguments: &[&str]) -> Self {
+        let scratch = tempfile::tempdir().expect("a scratch folder");
+        Self::start_in(scratch, &[&["--from", url], arguments].concat())
+    }
+
+    fn start_in(scratch: tempfile::TempDir, arguments: &[&str]) -> Self {
         let log = fs::File::create(scratch.path().join("up.txt")).expect("a file in the scratch folder");
         let up = program()
-            .args(["up", "--no-control", "--device", "cpu", "--name", "run", "--spec"])
-            .arg(&file)
-            .arg("--runs-dir")
+            .args(["up", "--no-control", "--device", "cpu", "--name", "run", "--runs-dir"])
             .arg(scratch.path())
             .args(arguments)
             .stdout(Stdio::null())
@@ -295,15 +304,17 @@ impl Run {
     pub(crate) fn agreed_weights(&self) -> BTreeMap<(u16, u32), Hash> {
         let mut agreed = BTreeMap::new();
         for (index, timed) in self.all_events() {
+            // A process of a resumed run builds the initial weights first, and takes others.
             if let NodeEvent::WeightsReady { stage, version, hash } = timed.event
                 && version <= self.epochs
+                && version >= self.spec.start.epoch
             {
                 let first = *agreed.entry((stage, version)).or_insert(hash);
                 assert_eq!(first, hash, "process {index}, stage {stage}, version {version}");
             }
         }
         let expected = (0..self.spec.pipeline.stages)
-            .flat_map(|stage| (0..=self.epochs).map(move |version| (stage, version)));
+            .flat_map(|stage| (self.spec.start.epoch..=self.epochs).map(move |version| (stage, version)));
         assert!(expected.eq(agreed.keys().copied()), "every version of every stage: {:?}", agreed.keys());
         agreed
     }
@@ -320,7 +331,8 @@ impl Run {
                 }
             }
         }
-        let expected = usize::from(self.spec.pipeline.stages) * self.epochs as usize;
+        let expected =
+            usize::from(self.spec.pipeline.stages) * (self.epochs - self.spec.start.epoch) as usize;
         assert_eq!(merged.len(), expected, "one merge per stage and epoch");
     }
 

@@ -154,7 +154,10 @@ impl CatchUp {
     fn drop_outdated(&mut self, index: StageIndex, stage: &Stage) {
         let current = match &self.aim {
             Aim::None | Aim::Recovered | Aim::Engine => true,
-            Aim::Outcome(stage_index, epoch, _) => *stage_index == index && *epoch < stage.version,
+            Aim::Outcome(stage_index, epoch, _) => {
+                let leads = || stage.outcomes.iter().any(|outcome| outcome.epoch == *epoch);
+                *stage_index == index && (epoch.next() == stage.version || leads())
+            }
             Aim::Asking(stage_index, version, _) => *stage_index == index && *version == stage.version,
             Aim::Mirrored(stage_index, version, _) => *stage_index == index && *version <= stage.version,
             Aim::State(offer, _) => {
@@ -271,7 +274,7 @@ impl CatchUp {
             let Some((index, hash)) = transfer.start_next() else { break };
             let providers =
                 transfer.providers.get(index).or(transfer.providers.first()).cloned().unwrap_or_default();
-            let id = cx.out.fetch(hash, providers, limit, deliver, kept.to_string());
+            let id = cx.out.fetch_mirrored(hash, providers, limit, deliver, kept.to_string());
             transfer.in_flight.insert(index);
             transfers.insert(id, Purpose::CatchUp(Want { aim: aim_number, index, kept }));
         }

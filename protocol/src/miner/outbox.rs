@@ -60,6 +60,8 @@ pub enum Action {
         providers: Vec<PeerId>,
         /// Largest size accepted, in bytes.
         limit: usize,
+        /// Whether the mirror may have it, and is asked when no provider serves it.
+        mirrored: bool,
         /// Whether its bytes should come with the answer.
         deliver: bool,
         /// What keeps it alive.
@@ -294,7 +296,7 @@ impl Outbox {
         id
     }
 
-    /// Fetches a blob; returns the fetch's number.
+    /// Fetches a blob from peers, or reads it from the own disk; returns the fetch's number.
     pub fn fetch(
         &mut self,
         hash: Hash,
@@ -304,7 +306,21 @@ impl Outbox {
         tag: String,
     ) -> u64 {
         let id = self.number();
-        self.actions.push_back(Action::Fetch { id, hash, providers, limit, deliver, tag });
+        self.actions.push_back(Action::Fetch { id, hash, providers, limit, mirrored: false, deliver, tag });
+        id
+    }
+
+    /// [`fetch`](Self::fetch) of a blob that may be in the mirror too.
+    pub fn fetch_mirrored(
+        &mut self,
+        hash: Hash,
+        providers: Vec<PeerId>,
+        limit: usize,
+        deliver: bool,
+        tag: String,
+    ) -> u64 {
+        let id = self.number();
+        self.actions.push_back(Action::Fetch { id, hash, providers, limit, mirrored: true, deliver, tag });
         id
     }
 

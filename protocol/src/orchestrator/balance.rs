@@ -7,6 +7,8 @@
 //! [`KEPT_MIN`] miners that say they hold its newest weights; and one that took a miner gives none, nor takes one that gave,
 //! until that miner had the time to show its effect. The slowest stage may take several at once, each counted from the
 //! moment its move is decided.
+//!
+//! A stage that has lost all its miners stops the whole run, so for it no guard holds but that no other stage is emptied.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -14,7 +16,7 @@ use super::holders;
 use crate::id::{Epoch, PeerId, StageIndex};
 use crate::limits::PROPOSAL_REPEAT;
 use crate::peer::book::Book;
-use crate::run_state::{Phase, RunState};
+use crate::run_state::{Phase, RunState, Stage};
 use crate::time::Instant;
 use crate::wire::message::{Decision, EvictReason, WeightsRecord};
 
@@ -110,6 +112,43 @@ impl Balance {
         self.gave.insert(donor, version(donor));
         self.took.insert(stage, version(stage));
         Some(Decision::Move { peer, stage })
+    }
+
+    /// A miner for a stage that has lost all of its own, if somebody can give one and nobody has asked for a place for
+    /// `patience`. It comes from the stage with the most, and in mid-epoch, since no epoch is over before every stage is
+    /// there: it is released from its own first.
+    pub(super) fn rescue(
+        &mut self,
+        now: Instant,
+        state: &RunState,
+        waited: impl Fn(StageIndex) -> bool,
+    ) -> Vec<Decision> {
+        let epochs = state.spec().training.epochs;
+        let coming = |stage: StageIndex| {
+            let admitted = self.admitting.values().any(|(to, _)| *to == stage);
+            admitted || self.moving.values().any(|(to, _)| *to == stage)
+        };
+        let bereaved = state.spec().stages().zip(state.stages()).find(|(index, stage)| {
+            let empty = state.replicas(*index).next().is_none();
+            empty && stage.version.0 < epochs && waited(*index) && !coming(*index)
+        });
+        let Some((stage, _)) = bereaved else { return Vec::new() };
+        let live = |peer: PeerId| {
+            let training = state.stage_of(peer).and_then(|of| state.stage(of)).and_then(Stage::training);
+            training.filter(|training| training.deal.is_live(peer))
+        };
+        let donor = state.spec().stages().max_by_key(|donor| (state.replicas(*donor).count(), donor.0));
+        let Some(donor) = donor.filter(|donor| state.replicas(*donor).count() >= 2) else {
+            return Vec::new();
+        };
+        let idle = state.replicas(donor).find(|peer| live(*peer).is_none());
+        let merging = state.stage(donor).is_some_and(|donor| donor.plan().is_some());
+        let spare = || state.replicas(donor).filter(|_| !merging).last();
+        let Some(peer) = idle.or_else(spare) else { return Vec::new() };
+        self.moving.insert(peer, (stage, now));
+        let release =
+            live(peer).map(|training| Decision::Release { stage: donor, epoch: training.epoch, peer });
+        release.into_iter().chain([Decision::Move { peer, stage }]).collect()
     }
 
     /// The miner of `donor` whose move to the slowest stage raises the slower of the two the most.
@@ -290,6 +329,29 @@ mod tests {
             [Some(slowest), Some(slowest), None],
             "4, 4, 5 and 4 are even"
         );
+    }
+
+    #[test]
+    fn a_stage_without_miners_gets_one_from_the_largest_though_it_trains() {
+        let mut state = waiting(&[2, 0, 3]);
+        let now = Instant::from_nanos(1);
+        let rescued = |state: &RunState| Balance::default().rescue(now, state, |_| true);
+        let last = PeerId([5; 32]);
+        let to = Decision::Move { peer: PeerId([3; 32]), stage: StageIndex(1) };
+        assert_eq!(rescued(&state), [to.clone()], "one that takes part in nothing is moved as it is");
+        let members = (3..=5).map(|name| (PeerId([name; 32]), 1)).collect();
+        let open =
+            Decision::OpenEpoch { stage: StageIndex(2), epoch: Epoch(0), base: Hash::default(), members };
+        let entry = Entry { proposer: PeerId([255; 32]), decision: open };
+        state.apply(LogIndex(state.applied()), Hash::default(), Some(&entry));
+        let release = Decision::Release { stage: StageIndex(2), epoch: Epoch(0), peer: last };
+        assert_eq!(rescued(&state), [release, Decision::Move { peer: last, stage: StageIndex(1) }]);
+        assert_eq!(rescued(&waiting(&[1, 0, 1])), [], "no stage is emptied for it");
+        let patient = Balance::default().rescue(now, &state, |_| false);
+        assert_eq!(patient, [], "somebody may ask for the place");
+        let mut balance = Balance::default();
+        assert_eq!(balance.rescue(now, &state, |_| true).len(), 2);
+        assert_eq!(balance.rescue(now, &state, |_| true), [], "one is on its way");
     }
 
     #[test]

@@ -210,9 +210,9 @@ impl RunSpec {
             s.epoch,
         )?;
         require(
-            s.checkpoint.is_some() == resumed && s.run.is_some() == resumed,
+            s.checkpoint.is_some() == resumed && s.lineage.is_some() == resumed,
             "start.checkpoint",
-            "a checkpoint and its run exactly if start.epoch is above 0",
+            "a checkpoint and its lineage exactly if start.epoch is above 0",
             s.epoch,
         )?;
         require(!resumed || m.is_set(), "mirror.url", "the mirror that has the checkpoint", "nothing")?;

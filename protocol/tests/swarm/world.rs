@@ -219,11 +219,11 @@ impl World {
         let checkpoint = self.best().state().checkpoint().expect("a checkpoint was decided").clone();
         let (stages, replicas) = (self.spec.pipeline.stages, self.spec.pipeline.start_replicas);
         let (mode, epochs) = (self.spec.training.mode, self.spec.training.epochs);
-        let run = self.spec.lineage();
+        let lineage = self.spec.lineage();
         let world = Self::with(self.spec.seed, stages, replicas, mode, epochs, |spec| {
             spec.mirror = self.spec.mirror.clone();
             spec.start.epoch = checkpoint.epoch.0;
-            spec.start.run = Some(run);
+            spec.start.lineage = Some(lineage);
             spec.start.checkpoint = Some(Hash::of(b"manifest"));
             spec.start.stages = checkpoint.stages;
         });
@@ -545,8 +545,12 @@ impl World {
                 let event = Event::Push { to, from: i, id, header };
                 if self.lost() { self.undeliverable(event) } else { self.push(delay, event) }
             }
-            Action::Fetch { id, hash, providers, deliver, tag, .. } => {
-                self.fetch(i, id, hash, &providers, deliver, &tag)
+            Action::Fetch { id, hash, providers, mirrored, deliver, tag, .. } => {
+                if mirrored && !self.mirror_down && !self.nodes[i].blobs.contains_key(&hash) {
+                    self.fetch_mirrored(i, id, hash, &providers, deliver, &tag);
+                } else {
+                    self.fetch(i, id, hash, &providers, deliver, &tag);
+                }
             }
             Action::Store { id, blobs, tag } => {
                 for (_, bytes) in blobs {
@@ -615,16 +619,35 @@ impl World {
         let remote = providers.iter().map(|peer| self.ids[peer]).find(|&j| have(&self.nodes[j]));
         let source = local.or_else(|| if self.lost() { None } else { remote });
         let delay = self.latency() * 2;
-        let mirrored = self.mirror.get(&hash).filter(|_| source.is_none() && !self.mirror_down).cloned();
-        if let Some(bytes) = mirrored {
-            self.keep(i, bytes, tag);
-            return self.push(delay, Event::Fetched { to: i, id, hash: Some(hash), deliver });
-        }
         if let Some(j) = source {
             let bytes = self.nodes[j].blobs[&hash].clone();
             self.keep(i, bytes, tag);
         }
         self.push(delay, Event::Fetched { to: i, id, hash: source.map(|_| hash), deliver });
+    }
+
+    /// A fetch from peers, or if none has it, from the mirror.
+    fn fetch_mirrored(
+        &mut self,
+        i: usize,
+        id: u64,
+        hash: Hash,
+        providers: &[PeerId],
+        deliver: bool,
+        tag: &str,
+    ) {
+        let have = |peer: &PeerId| {
+            let node = &self.nodes[self.ids[peer]];
+            node.alive && !node.frozen && node.blobs.contains_key(&hash)
+        };
+        match self.mirror.get(&hash).filter(|_| !providers.iter().any(have)).cloned() {
+            Some(bytes) => {
+                self.keep(i, bytes, tag);
+                let delay = self.latency() * 4;
+                self.push(delay, Event::Fetched { to: i, id, hash: Some(hash), deliver });
+            }
+            None => self.fetch(i, id, hash, providers, deliver, tag),
+        }
     }
 
     /// Deterministic stand-ins for tensors: hashes of what they were computed from.

@@ -48,7 +48,7 @@ impl Draw {
         let present = (self.nodes - late).max(candidates);
         let spec = self.spec(present);
         let mut setup = Setup::new(spec, self.seed, candidates, self.nodes);
-        // Whatever the faults, one copy of the weights of each stage is left: weights are not kept anywhere else.
+        // Whatever the faults, one copy of the weights of each stage is left, in the swarm or in a mirror.
         setup.spares_last_copies = true;
         self.engines(&mut setup);
         self.hosts(&mut setup, present);
@@ -58,7 +58,7 @@ impl Draw {
         self.blackout(&mut faults, healed_at);
         faults.sort_by_key(|(at, _)| *at);
         let (seed, nodes, without) = (self.seed, self.nodes, BTreeSet::new());
-        Case { seed, nodes, without, setup, faults, healed_at }
+        Case { seed, nodes, mirrored: false, without, setup, faults, healed_at }
     }
 
     fn pick<T: Copy>(&mut self, from: &[T]) -> T {

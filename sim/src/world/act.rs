@@ -112,10 +112,21 @@ impl World {
                 }
             }
             Action::Push { id, to, header } => self.push(host, id, to, header),
-            Action::Fetch { id, hash, providers, limit, deliver, tag } => {
+            Action::Fetch { id, hash, providers, limit, mirrored, deliver, tag } => {
                 let (incarnation, deadline) = (self.hosts[host].incarnation, self.now() + TRANSFER_DEADLINE);
                 let limit = limit as u64;
-                self.fetch(Fetch { host, incarnation, id, hash, providers, limit, deliver, tag, deadline });
+                self.fetch(Fetch {
+                    host,
+                    incarnation,
+                    id,
+                    hash,
+                    providers,
+                    limit,
+                    mirrored,
+                    deliver,
+                    tag,
+                    deadline,
+                });
             }
             Action::Store { id, blobs, tag } => {
                 let target = &mut self.hosts[host];

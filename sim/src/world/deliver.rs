@@ -338,7 +338,7 @@ impl World {
             Some(Cargo::Fetch(fetch, ..)) => {
                 // What has arrived is kept, as the node's store keeps it, and is not sent again.
                 self.hosts[fetch.host].missing.insert(fetch.hash, missing);
-                self.fetch_ends(&fetch, None);
+                self.fetch_ends(&fetch, None, Duration::ZERO);
             }
             None => {}
         }

@@ -43,7 +43,8 @@ impl World {
 
     /// Ends a fetch that no peer could serve: with what the mirror has, or nothing.
     pub(super) fn fetch_mirror(&mut self, fetch: &Fetch) {
-        let blob = self.mirror.get(&fetch.hash).filter(|blob| blob.bytes <= fetch.limit).cloned();
+        let blob =
+            self.mirror.get(&fetch.hash).filter(|blob| fetch.mirrored && blob.bytes <= fetch.limit).cloned();
         let down = self.hosts[fetch.host].setup.link.down;
         let delay = blob.as_ref().map_or(Duration::ZERO, |blob| RESPONSE + wire_time(blob.bytes, down));
         self.fetch_ends(fetch, blob, delay);

@@ -2,10 +2,11 @@
 //!
 //! A process that crashed starts from what it wrote down, so every host of a swarm may crash at once. A host that goes
 //! for good takes its disk along, and one whose disk is full writes nothing down. A stage whose every copy is gone that way
-//! cannot go on; until weights are kept elsewhere, a search for faults that the protocol should survive has to leave one
-//! copy of each. Places are given out while a run goes on, so which host has the last copy is known only when a fault is
-//! about to happen.
+//! cannot go on, unless there is a mirror; without one, a search for faults that the protocol should survive has to leave one
+//! copy of each. With one, it has to leave what is not in it yet: the partitions of a merge under way, or just done. Places
+//! are given out while a run goes on, so which host has the last copy is known only when a fault is about to happen.
 
+use iota_protocol::run_state::{Outcome, RunState};
 use iota_protocol::wire::message::{StateOffer, WeightsRecord};
 use iota_protocol::{Epoch, StageIndex};
 
@@ -25,7 +26,27 @@ impl World {
             }
             _ => false,
         };
-        takes && (self.owns_merge(host) || self.spec.stages().any(|stage| !self.has_copy(stage, host)))
+        let elsewhere = self.spec.mirror.is_set() && self.is_mirrored();
+        takes
+            && (self.owns_merge(host)
+                || !elsewhere && self.spec.stages().any(|stage| !self.has_copy(stage, host)))
+    }
+
+    /// Whether the newest weights of all stages can be had from the mirror.
+    fn is_mirrored(&self) -> bool {
+        let state = self.best_informed().map(|peer| peer.state());
+        let checkpoint =
+            |state: &RunState| state.checkpoint().map_or(Epoch(0), |checkpoint| checkpoint.epoch);
+        state.is_none_or(|state| {
+            state.stages().iter().all(|stage| {
+                let since = stage.outcomes.iter().filter(|outcome| outcome.epoch >= checkpoint(state));
+                let there =
+                    |outcome: &Outcome| outcome.partitions.iter().all(|hash| self.mirror.contains_key(hash));
+                let outcomes: Vec<_> = since.collect();
+                outcomes.len() as u64 == u64::from(stage.version.0 - checkpoint(state).0.min(stage.version.0))
+                    && outcomes.into_iter().all(there)
+            })
+        })
     }
 
     /// Whether a host may be the only one that has a partition of the next version.
