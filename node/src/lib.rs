@@ -16,6 +16,8 @@ pub mod http;
 pub mod identity;
 /// What a node counts.
 pub mod metrics;
+/// Copies of blobs and checkpoints outside the swarm.
+pub mod mirror;
 /// Small messages between peers, over libp2p.
 pub mod net;
 /// Activations pushed to a chosen peer.
