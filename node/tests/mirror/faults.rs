@@ -2,13 +2,13 @@
 
 use std::time::Duration;
 
-use iota_node::mirror::{MirrorError, MirrorState, PART_BYTES, Put};
+use iota_node::mirror::{MirrorError, MirrorState, Put};
 
 use crate::server::Fault;
-use crate::support::{BYTES_MAX, Place, blob, blob_name};
+use crate::support::{BYTES_MAX, PART, Place, blob, blob_name};
 
 /// A blob of more than one part, so that each fault meets both ways of moving one.
-const LARGE: usize = PART_BYTES as usize + 1000;
+const LARGE: usize = PART + 1000;
 
 /// Repeats what a healed store is going to do, however little time the mirror and the machine give it each time.
 async fn at_last<T>(mut attempt: impl AsyncFnMut() -> Result<T, MirrorError>) -> T {

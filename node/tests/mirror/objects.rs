@@ -4,11 +4,9 @@ use std::time::Duration;
 
 use axum::http::Method;
 use bytes::Bytes;
-use iota_node::mirror::{MirrorConfig, MirrorError, MirrorState, PART_BYTES, Put};
+use iota_node::mirror::{MirrorConfig, MirrorError, MirrorState, Put};
 
-use crate::support::{BYTES_MAX, Place, blob, blob_name, counted, hash, open, open_counted, places};
-
-const PART: usize = PART_BYTES as usize;
+use crate::support::{BYTES_MAX, PART, Place, blob, blob_name, counted, hash, open, open_counted, places};
 
 #[tokio::test]
 async fn blobs_come_back_as_they_were_put() {

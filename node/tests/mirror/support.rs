@@ -7,7 +7,9 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use bytes::Bytes;
 use iota_node::blobs::Hash32;
-use iota_node::mirror::{Addressing, Credentials, Mirror, MirrorConfig, MirrorMetrics, MirrorUrl, S3Options};
+use iota_node::mirror::{
+    Addressing, Credentials, Mirror, MirrorConfig, MirrorMetrics, MirrorUrl, PART_BYTES, S3Options,
+};
 use object_store::aws::AmazonS3Builder;
 use object_store::local::LocalFileSystem;
 use object_store::path::Path;
@@ -21,8 +23,12 @@ use crate::server::{BUCKET, KEY_ID, S3Server, SECRET};
 const PATIENCE: Duration = Duration::from_secs(60);
 /// More than any object here has.
 pub(crate) const BYTES_MAX: u64 = 1 << 30;
+/// The greatest part of a transfer, as a length in memory.
+pub(crate) const PART: usize = 8 << 20;
 /// The prefix in the server's bucket.
 const PREFIX: &str = "some/prefix";
+
+const _: () = assert!(PART as u64 == PART_BYTES);
 
 /// A place for a mirror, empty at first.
 pub(crate) struct Place {
