@@ -96,7 +96,7 @@ async fn a_blob_that_is_not_there_is_missing() {
 }
 
 #[tokio::test]
-async fn a_damaged_object_is_not_taken_for_the_blob() {
+async fn a_damaged_object_is_not_taken_for_the_blob_and_can_be_mended() {
     for place in places().await {
         let (hash_of_blob, bytes) = blob(PART + 1);
         let mut damaged = bytes.to_vec();
@@ -105,6 +105,10 @@ async fn a_damaged_object_is_not_taken_for_the_blob() {
         let error = place.mirror().get(hash_of_blob, BYTES_MAX).await.unwrap_err();
         let MirrorError::Damaged { expected, got, .. } = error else { panic!("{}: {error}", place.name) };
         assert_eq!((expected, got), (hash_of_blob, hash(&damaged)), "{}", place.name);
+        let mirror = place.mirror();
+        assert_eq!(mirror.put(hash_of_blob, bytes.clone()).await, Ok(Put::Present), "nobody has read it");
+        mirror.mend(hash_of_blob, bytes.clone()).await.unwrap();
+        assert!(mirror.get(hash_of_blob, BYTES_MAX).await.unwrap() == bytes, "{}", place.name);
     }
 }
 

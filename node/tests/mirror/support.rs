@@ -1,7 +1,6 @@
 //! The stores that the tests run over.
 
 use std::path::PathBuf;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
@@ -10,10 +9,9 @@ use iota_node::blobs::Hash32;
 use iota_node::mirror::{
     Addressing, Credentials, Mirror, MirrorConfig, MirrorMetrics, MirrorUrl, PART_BYTES, S3Options,
 };
-use object_store::aws::AmazonS3Builder;
-use object_store::local::LocalFileSystem;
+use object_store::ObjectStoreExt as _;
+use object_store::aws::{AmazonS3, AmazonS3Builder};
 use object_store::path::Path;
-use object_store::{ObjectStore, ObjectStoreExt as _};
 use prometheus_client::registry::Registry;
 use tempfile::TempDir;
 
@@ -76,19 +74,16 @@ impl Place {
     }
 
     fn named() -> Option<Self> {
-        let variable = |name: &str| std::env::var(format!("IOTA_TEST_S3_{name}")).ok();
-        let endpoint = variable("ENDPOINT")?;
-        let or = |name: &str, usual: &str| variable(name).unwrap_or_else(|| usual.to_owned());
-        let key = Credentials::new(&or("ACCESS_KEY_ID", "id"), &or("SECRET_ACCESS_KEY", "secret"), None);
+        let key = named_key();
         let config = MirrorConfig {
             s3: S3Options {
-                endpoint: Some(endpoint),
+                endpoint: Some(named("ENDPOINT")?),
                 region: "us-east-1".to_owned(),
                 addressing: Addressing::Path,
-                credentials: Some(key),
+                credentials: Some(Credentials::new(&key.0, &key.1, None)),
             },
             patience: PATIENCE,
-            ..MirrorConfig::new(bucket(&or("BUCKET", "iota"), &unused_prefix()))
+            ..MirrorConfig::new(bucket(&named_bucket(), &unused_prefix()))
         };
         Some(Self { name: "named server", config, server: None, files: None, _folder: None })
     }
@@ -100,7 +95,7 @@ impl Place {
 
     /// A mirror at this place that gives up soon.
     pub(crate) fn impatient(&self) -> Mirror {
-        open(MirrorConfig { patience: Duration::from_secs(1), ..self.config.clone() })
+        open(MirrorConfig { patience: Duration::from_millis(500), ..self.config.clone() })
     }
 
     pub(crate) fn server_of(&self) -> &S3Server {
@@ -109,48 +104,57 @@ impl Place {
 
     /// Puts an object there without the mirror, whatever its name promises.
     pub(crate) async fn plant(&self, name: &str, bytes: &[u8]) {
-        let (store, root) = self.store();
-        let path = Path::parse(format!("{root}/{name}")).unwrap();
-        store.put(&path, bytes.to_vec().into()).await.unwrap();
+        let Some(files) = &self.files else {
+            self.named_store().put(&self.named_path(name), bytes.to_vec().into()).await.unwrap();
+            return;
+        };
+        let file = files.join(name);
+        std::fs::create_dir_all(file.parent().unwrap()).unwrap();
+        std::fs::write(file, bytes).unwrap();
     }
 
     /// Reads an object without the mirror, if it is there.
     pub(crate) async fn dig(&self, name: &str) -> Option<Bytes> {
-        let (store, root) = self.store();
-        let path = Path::parse(format!("{root}/{name}")).unwrap();
-        match store.get(&path).await {
-            Ok(found) => Some(found.bytes().await.unwrap()),
-            Err(object_store::Error::NotFound { .. }) => None,
-            Err(error) => panic!("{error}"),
-        }
-    }
-
-    fn store(&self) -> (Arc<dyn ObjectStore>, String) {
-        match &self.config.url {
-            MirrorUrl::Folder(folder) => {
-                (Arc::new(LocalFileSystem::new()), Path::from_absolute_path(folder).unwrap().to_string())
-            }
-            MirrorUrl::S3 { bucket, prefix } => {
-                let s3 = AmazonS3Builder::new()
-                    .with_endpoint(self.config.s3.endpoint.clone().unwrap())
-                    .with_allow_http(true)
-                    .with_bucket_name(bucket)
-                    .with_access_key_id(self.key().0)
-                    .with_secret_access_key(self.key().1);
-                (Arc::new(s3.build().unwrap()), prefix.clone())
-            }
-        }
-    }
-
-    fn key(&self) -> (String, String) {
-        let variable = |name: &str, usual: &str| {
-            std::env::var(format!("IOTA_TEST_S3_{name}")).unwrap_or_else(|_| usual.to_owned())
+        let Some(files) = &self.files else {
+            let found = self.named_store().get(&self.named_path(name)).await;
+            return Some(found.ok()?.bytes().await.unwrap());
         };
-        match &self.server {
-            Some(_) => (KEY_ID.to_owned(), SECRET.to_owned()),
-            None => (variable("ACCESS_KEY_ID", "id"), variable("SECRET_ACCESS_KEY", "secret")),
+        std::fs::read(files.join(name)).ok().map(Bytes::from)
+    }
+
+    /// The server that the environment names, as it is without the mirror.
+    fn named_store(&self) -> AmazonS3 {
+        let key = named_key();
+        let options = &self.config.s3;
+        let builder = AmazonS3Builder::new()
+            .with_endpoint(options.endpoint.clone().unwrap())
+            .with_allow_http(true)
+            .with_bucket_name(named_bucket())
+            .with_access_key_id(key.0)
+            .with_secret_access_key(key.1);
+        builder.build().unwrap()
+    }
+
+    fn named_path(&self, name: &str) -> Path {
+        match &self.config.url {
+            MirrorUrl::S3 { prefix, .. } => Path::parse(format!("{prefix}/{name}")).unwrap(),
+            MirrorUrl::Folder(folder) => panic!("{} is no server", folder.display()),
         }
     }
+}
+
+fn named(variable: &str) -> Option<String> {
+    std::env::var(format!("IOTA_TEST_S3_{variable}")).ok()
+}
+
+fn named_bucket() -> String {
+    named("BUCKET").unwrap_or_else(|| "iota".to_owned())
+}
+
+/// The access key; any will do for a server that does not ask.
+fn named_key() -> (String, String) {
+    let or = |variable: &str, usual: &str| named(variable).unwrap_or_else(|| usual.to_owned());
+    (or("ACCESS_KEY_ID", "id"), or("SECRET_ACCESS_KEY", "secret"))
 }
 
 fn bucket(name: &str, prefix: &str) -> MirrorUrl {
