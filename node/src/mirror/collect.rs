@@ -32,7 +32,7 @@ impl Mirror {
     /// names is kept in any case. Objects of other names are left alone.
     ///
     /// The age protects an upload in progress: its blobs are there before the manifest that names them. So it has
-    /// to exceed [`MirrorConfig::reuse_for`](super::MirrorConfig::reuse_for) by more than a checkpoint's upload takes and the clocks of the
+    /// to exceed [`reuse_for`](super::MirrorConfig::reuse_for) by more than a checkpoint's upload takes and the clocks of the
     /// store and of this machine differ. Then it does not matter who else writes meanwhile.
     ///
     /// Manifests go first, so that a collection that ends halfway leaves blobs that nothing names, and no name without its

@@ -12,7 +12,7 @@ use object_store::path::Path;
 use object_store::prefix::PrefixStore;
 use object_store::{BackoffConfig, ClientOptions, ObjectStore, RetryConfig};
 
-use super::environment::{Addressing, S3Options, S3OptionsError};
+use super::environment::{Addressing, S3Options, S3OptionsError, is_endpoint};
 use super::url::MirrorUrl;
 
 /// How long an outage is waited out. Restarts of a store and failovers between its machines take seconds; what takes
@@ -47,9 +47,9 @@ pub struct MirrorConfig {
     pub upload_rate: Option<NonZeroU64>,
     /// Transfers at once, of uploads and of downloads each.
     pub concurrency: NonZeroU16,
-    /// How long an operation is tried again. It ends after at most twice this time, and in addition the time
-    /// that its bytes take on the slowest line a mirror is meant for, 64 KiB/s, and the time that `upload_rate`
-    /// and `concurrency` make it wait.
+    /// How long an outage is waited out. A request fails that is not answered within this time, and within what its bytes take
+    /// in addition at 64 KiB/s, the slowest line a mirror is meant for. An operation that fails is begun again until this time
+    /// after its first failure. So whoever meets an outage knows after three times this time at the latest.
     pub patience: Duration,
     /// An object that is in the store for this long is written again rather than taken for present: its time of writing
     /// is what protects it from [`Mirror::collect`](super::Mirror::collect), which has to be asked for a greater age.
@@ -59,6 +59,11 @@ pub struct MirrorConfig {
 /// Why a mirror cannot be opened.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum MirrorOpenError {
+    /// The endpoint is not one. It is not repeated, since it may hold a secret.
+    #[error(
+        "open the mirror {0}: expected an endpoint http://host[:port] or https://host[:port] without credentials"
+    )]
+    Endpoint(MirrorUrl),
     /// The client could not be made.
     #[error("open the mirror {url}: {reason}")]
     Client {
@@ -104,6 +109,9 @@ pub(super) type Rooted = PrefixStore<Arc<dyn ObjectStore>>;
 
 /// Makes the client. Sends nothing.
 pub(super) fn open_store(config: &MirrorConfig) -> Result<Rooted, MirrorOpenError> {
+    if config.s3.endpoint.as_deref().is_some_and(|endpoint| !is_endpoint(endpoint)) {
+        return Err(MirrorOpenError::Endpoint(config.url.clone()));
+    }
     let opened = match &config.url {
         MirrorUrl::S3 { bucket, prefix } => open_bucket(bucket, prefix, &config.s3, config.patience),
         MirrorUrl::Folder(folder) => open_folder(folder),
@@ -222,6 +230,15 @@ mod tests {
         ] {
             assert_eq!(loopback_host(endpoint), host, "{endpoint}");
         }
+    }
+
+    #[test]
+    fn an_endpoint_with_credentials_is_refused_and_not_repeated() {
+        let mut config = MirrorConfig::new("s3://b".parse().unwrap());
+        config.s3.endpoint = Some("http://user:hunter2@host".to_owned());
+        let error = open_store(&config).unwrap_err();
+        assert_eq!(error, MirrorOpenError::Endpoint(config.url));
+        assert!(!error.to_string().contains("hunter2"));
     }
 
     #[test]

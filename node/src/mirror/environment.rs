@@ -178,11 +178,13 @@ fn find_endpoint(variable: Lookup<'_>, profile: &Profile) -> Result<Option<Strin
     let stored = || Some(("endpoint_url", profile.setting("endpoint_url")?.to_owned()));
     let Some((place, endpoint)) = found.or_else(stored) else { return Ok(None) };
     let endpoint = endpoint.trim_end_matches('/').to_owned();
-    let rest = endpoint.strip_prefix("https://").or_else(|| endpoint.strip_prefix("http://"));
-    match rest {
-        Some(rest) if !rest.is_empty() && !rest.contains(['@', '?', '#', ' ']) => Ok(Some(endpoint)),
-        _ => Err(S3OptionsError::Endpoint(place)),
-    }
+    if is_endpoint(&endpoint) { Ok(Some(endpoint)) } else { Err(S3OptionsError::Endpoint(place)) }
+}
+
+/// Whether a text is the address of a server and nothing more.
+pub(super) fn is_endpoint(text: &str) -> bool {
+    let rest = text.strip_prefix("https://").or_else(|| text.strip_prefix("http://"));
+    rest.is_some_and(|rest| !rest.is_empty() && !rest.contains(['@', '?', '#', ' ']))
 }
 
 fn find_addressing(

@@ -23,6 +23,9 @@
 //! **Invariant:** no operation lasts for ever, and opening does no network I/O: a bucket that is down slows nobody
 //! but the task that waits for it. [`MirrorConfig::patience`] says how long that is.
 //!
+//! The store has to honour conditional writes (`If-None-Match`, `If-Match`). One that ignores them lets two that move the
+//! pointer at once both believe that they did; the pointer then names the checkpoint of the later, which is there as well.
+//!
 //! The store's access keys need `s3:GetObject` and `s3:ListBucket` to read, in addition `s3:PutObject` and
 //! `s3:AbortMultipartUpload` to write, and `s3:DeleteObject` to collect. Without `s3:ListBucket`, S3 answers the
 //! question for an object that is not there with a denial. An upload in parts whose process dies leaves its parts

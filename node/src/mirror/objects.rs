@@ -23,6 +23,13 @@ pub enum Put {
     Present,
 }
 
+/// What an object of the same name and size means to a write.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Existing {
+    Spares,
+    IsDamaged,
+}
+
 impl Mirror {
     /// Writes a blob, unless the mirror has it: asks first, so that peers that hold the same bytes share the work. An object
     /// of another size is damaged, and is written over.
@@ -33,7 +40,17 @@ impl Mirror {
     /// # Errors
     /// The store's troubles, and [`MirrorError::Damaged`] if the bytes are not those of the hash.
     pub async fn put(&self, hash: Hash32, bytes: Bytes) -> Result<Put, MirrorError> {
-        self.put_object(layout::blob(&hash), hash, bytes).await
+        self.put_object(layout::blob(&hash), hash, bytes, Existing::Spares).await
+    }
+
+    /// Writes a blob over whatever has its name. For a blob that was read and found damaged: of the right size, it spares
+    /// every [`put`](Self::put) its upload. Cancel-safe, as that is.
+    ///
+    /// # Errors
+    /// As of [`put`](Self::put).
+    pub async fn mend(&self, hash: Hash32, bytes: Bytes) -> Result<(), MirrorError> {
+        let put = self.put_object(layout::blob(&hash), hash, bytes, Existing::IsDamaged).await;
+        put.map(drop)
     }
 
     /// Returns whether the mirror has an object by the name of a blob. Only [`get`](Self::get) says whether it is the blob.
@@ -62,7 +79,7 @@ impl Mirror {
     /// The store's troubles.
     pub async fn put_manifest(&self, epoch: u32, bytes: Bytes) -> Result<Hash32, MirrorError> {
         let hash = *blake3::hash(&bytes).as_bytes();
-        self.put_object(layout::manifest(epoch, &hash), hash, bytes).await?;
+        self.put_object(layout::manifest(epoch, &hash), hash, bytes, Existing::Spares).await?;
         Ok(hash)
     }
 
@@ -86,12 +103,18 @@ impl Mirror {
         Ok(manifests)
     }
 
-    async fn put_object(&self, path: Path, hash: Hash32, bytes: Bytes) -> Result<Put, MirrorError> {
+    async fn put_object(
+        &self,
+        path: Path,
+        hash: Hash32,
+        bytes: Bytes,
+        existing: Existing,
+    ) -> Result<Put, MirrorError> {
         let _pending = self.inner.health.upload();
         // The semaphore is never closed, so this waits and does not fail.
         let _permit = self.inner.uploads.acquire().await;
         let access = self.access(Operation::Put, path);
-        let put = access.persist(|| access.put_once(hash, &bytes)).await?;
+        let put = access.persist(|| access.put_once(hash, &bytes, existing)).await?;
         match put {
             Put::Present => self.inner.metrics.spared(),
             Put::Written => {
@@ -113,11 +136,13 @@ impl Mirror {
 }
 
 impl Access<'_> {
-    async fn put_once(&self, hash: Hash32, bytes: &Bytes) -> Result<Put, MirrorError> {
-        self.check(hash, bytes)?;
+    async fn put_once(&self, hash: Hash32, bytes: &Bytes, existing: Existing) -> Result<Put, MirrorError> {
+        self.check(hash, bytes).await?;
         let mode = match self.look().await? {
             None => PutMode::Create,
-            Some(meta) if self.spares(&meta, bytes) => return Ok(Put::Present),
+            Some(meta) if existing == Existing::Spares && self.spares(&meta, bytes) => {
+                return Ok(Put::Present);
+            }
             Some(_) => PutMode::Overwrite,
         };
         if length(bytes) > PART_BYTES {
@@ -144,17 +169,17 @@ impl Access<'_> {
 
     async fn read_checked(&self, hash: Hash32, bytes_max: u64) -> Result<Bytes, MirrorError> {
         let first = self.read(bytes_max).await?.0;
-        if self.check(hash, &first).is_ok() {
+        if self.check(hash, &first).await.is_ok() {
             return Ok(first);
         }
         drop(first);
         let second = self.read(bytes_max).await?.0;
-        self.check(hash, &second)?;
+        self.check(hash, &second).await?;
         Ok(second)
     }
 
-    fn check(&self, expected: Hash32, bytes: &Bytes) -> Result<(), MirrorError> {
-        let got = *blake3::hash(bytes).as_bytes();
+    async fn check(&self, expected: Hash32, bytes: &Bytes) -> Result<(), MirrorError> {
+        let got = hash_of(bytes).await;
         if got == expected {
             return Ok(());
         }
@@ -201,6 +226,19 @@ impl Access<'_> {
             }
         }
     }
+}
+
+/// Hashes bytes, many of them where nobody else waits meanwhile.
+async fn hash_of(bytes: &Bytes) -> Hash32 {
+    if length(bytes) > PART_BYTES {
+        let bytes = bytes.clone();
+        let hashing = tokio::task::spawn_blocking(move || *blake3::hash(&bytes).as_bytes());
+        // It fails only as the runtime ends, and then nobody else waits.
+        if let Ok(hash) = hashing.await {
+            return hash;
+        }
+    }
+    *blake3::hash(bytes).as_bytes()
 }
 
 /// How long ago an object was written, by the store's clock then and ours now.

@@ -109,22 +109,26 @@ pub(super) struct Access<'a> {
 }
 
 impl Access<'_> {
-    /// Repeats an attempt until it ends otherwise than in [`MirrorError::Unavailable`] or patience is at its end, and
-    /// accounts for the outcome. A caller that stops waiting leaves no account.
+    /// Repeats an attempt until it ends otherwise than in [`MirrorError::Unavailable`], or has failed for as long as there is
+    /// patience, and accounts for the outcome. Patience counts from the first failure: what went before may have been hours
+    /// of waiting for the upload rate. A caller that stops waiting leaves no account.
     pub(super) async fn persist<T, F>(&self, mut attempt: impl FnMut() -> F) -> Result<T, MirrorError>
     where
         F: Future<Output = Result<T, MirrorError>>,
     {
-        let started = Instant::now();
         let (mut pause, pause_max) = PAUSE;
+        let mut failing_since = None;
         let result = loop {
-            match attempt().await {
-                Err(MirrorError::Unavailable { .. }) if started.elapsed() + pause < self.inner.patience => {
-                    sleep(pause).await;
-                    pause = (pause * 2).min(pause_max);
-                }
-                result => break result,
+            let result = attempt().await;
+            if !matches!(result, Err(MirrorError::Unavailable { .. })) {
+                break result;
             }
+            let since = *failing_since.get_or_insert_with(Instant::now);
+            if since.elapsed() + pause >= self.inner.patience {
+                break result;
+            }
+            sleep(pause).await;
+            pause = (pause * 2).min(pause_max);
         };
         self.inner.health.record(&result);
         if let Err(error) = &result {
