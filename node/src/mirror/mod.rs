@@ -14,14 +14,14 @@
 //! whether it was damaged at rest, cut on its way or put there by a stranger. Only `latest` has no hash of its own:
 //! it can be old or absent, and what it names is checked.
 //!
-//! **Invariant:** `latest` moves only after everything it names is there. [`Mirror::move_latest`] looks for the
+//! **Invariant:** `latest` moves only after everything it names is there. [`move_latest`](crate::mirror::Mirror::move_latest) looks for the
 //! manifest itself; that the manifest's blobs are there is up to whoever wrote it, for it is opaque here.
 //!
 //! **Invariant:** writing twice is harmless. Peers that hold the same bytes ask first and write under the same name, so they
 //! share the uploads, and a write whose answer was lost is simply done again.
 //!
 //! **Invariant:** no operation lasts for ever, and opening does no network I/O: a bucket that is down slows nobody
-//! but the task that waits for it. [`MirrorConfig::patience`] says how long that is.
+//! but the task that waits for it. [`patience`](crate::mirror::MirrorConfig::patience) says how long that is.
 //!
 //! The store has to honour conditional writes (`If-None-Match`, `If-Match`). One that ignores them lets two that move the
 //! pointer at once both believe that they did; the pointer then names the checkpoint of the later, which is there as well.

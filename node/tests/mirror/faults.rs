@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use iota_node::mirror::{MirrorError, MirrorState, Put};
+use iota_node::mirror::{Latest, MirrorError, MirrorState, Moved, Put};
 
 use crate::server::Fault;
 use crate::support::{BYTES_MAX, PART, Place, blob, blob_name};
@@ -164,6 +164,35 @@ async fn an_upload_that_fails_halfway_leaves_no_object() {
         assert!(found.is_none_or(|found| found == bytes), "half a blob");
         assert_eq!(mirror.health().uploads_pending, 0);
     }
+}
+
+#[tokio::test]
+async fn parts_of_an_upload_that_failed_are_given_up() {
+    let place = Place::server().await;
+    let mirror = place.mirror();
+    let (hash, bytes) = blob(LARGE);
+    place.server_of().hurt(Fault::RefuseWrite(400));
+    let error = mirror.put(hash, bytes.clone()).await.unwrap_err();
+    assert!(matches!(error, MirrorError::Refused { .. }), "{error}");
+    assert_eq!(place.server_of().unfinished_uploads(), 0);
+    place.server_of().heal();
+    assert_eq!(mirror.put(hash, bytes).await, Ok(Put::Written));
+    assert_eq!(place.server_of().unfinished_uploads(), 0);
+}
+
+#[tokio::test]
+async fn a_conflict_with_a_writer_that_never_finishes_is_no_success() {
+    let place = Place::server().await;
+    let mirror = place.mirror();
+    let (hash, bytes) = blob(1000);
+    place.server_of().hurt_next(Fault::RefuseWrite(409), 1);
+    assert_eq!(mirror.put(hash, bytes.clone()).await, Ok(Put::Written));
+    assert!(place.dig(&blob_name(&hash)).await.unwrap() == bytes);
+    let manifest = mirror.put_manifest(1, bytes).await.unwrap();
+    let latest = Latest { run: [3; 32], epoch: 1, manifest };
+    place.server_of().hurt_next(Fault::RefuseWrite(409), 1);
+    assert_eq!(mirror.move_latest(None, &latest).await, Ok(Moved::Yes));
+    assert_eq!(mirror.latest().await.unwrap().unwrap().0, latest);
 }
 
 #[tokio::test]

@@ -33,6 +33,8 @@ pub(crate) const SECRET: &str = "s3cretOfTheTest";
 pub(crate) enum Fault {
     /// It is answered with this status, and nothing is done.
     Status(u16),
+    /// It is answered with this status, and nothing is done, if it writes an object or a part of one.
+    RefuseWrite(u16),
     /// It is done, and the answer says that it was not.
     LoseAnswer,
     /// It is done after this time.
@@ -50,7 +52,13 @@ pub(crate) enum Fault {
 }
 
 impl Fault {
-    /// Whether it is done to bodies, which only reads have.
+    fn can_hurt(self, method: &Method) -> bool {
+        match self {
+            Self::RefuseWrite(_) => method == Method::PUT,
+            _ => !self.is_of_a_body() || method == Method::GET,
+        }
+    }
+
     fn is_of_a_body(self) -> bool {
         matches!(self, Self::Cut(_) | Self::Shorten(_) | Self::Flip)
     }
@@ -99,6 +107,13 @@ impl S3Server {
     pub(crate) fn bucket(&self) -> PathBuf {
         let root: &Path = self.root.path();
         root.join(BUCKET)
+    }
+
+    /// Returns how many uploads in parts were begun and neither completed nor given up.
+    pub(crate) fn unfinished_uploads(&self) -> usize {
+        let entries = std::fs::read_dir(self.root.path()).unwrap();
+        let names = entries.map(|entry| entry.unwrap().file_name().into_string().unwrap());
+        names.filter(|name| name.starts_with(".upload")).count()
     }
 
     /// Hurts the next requests that this fault can hurt.
@@ -156,7 +171,9 @@ async fn answer(State(shared): State<Arc<Shared>>, request: Request) -> Response
     let method = request.method().clone();
     let fault = shared.plan.lock().unwrap().take(&method);
     match fault {
-        Some(Fault::Status(code)) => return StatusCode::from_u16(code).unwrap().into_response(),
+        Some(Fault::Status(code) | Fault::RefuseWrite(code)) => {
+            return StatusCode::from_u16(code).unwrap().into_response();
+        }
         Some(Fault::Echo) => return echo(request.headers()),
         Some(Fault::Delay(time)) => tokio::time::sleep(time).await,
         Some(Fault::Hang) => std::future::pending().await,
@@ -189,7 +206,7 @@ impl Plan {
     fn take(&mut self, method: &Method) -> Option<Fault> {
         self.seen.push(method.clone());
         let (fault, left) = self.fault.as_mut()?;
-        if *left == 0 || (fault.is_of_a_body() && method != Method::GET) {
+        if *left == 0 || !fault.can_hurt(method) {
             return None;
         }
         *left -= 1;
