@@ -13,6 +13,7 @@ use std::collections::BTreeSet;
 use std::fmt;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::str::FromStr;
+use std::sync::Arc;
 use std::time::Duration;
 
 use iota_protocol::{Hash, Instant};
@@ -129,8 +130,9 @@ impl Case {
     #[must_use]
     pub fn mirrored(mut self) -> Self {
         self.mirrored = true;
-        "file:///mirror".clone_into(&mut self.setup.spec.mirror.url);
-        self.setup.spec.mirror.checkpoint_epochs = 1 + u32::try_from(self.seed % 3).unwrap_or(0);
+        let mirror = &mut Arc::make_mut(&mut self.setup.spec).mirror;
+        "file:///mirror".clone_into(&mut mirror.url);
+        mirror.checkpoint_epochs = 1 + u32::try_from(self.seed % 3).unwrap_or(0);
         self
     }
 

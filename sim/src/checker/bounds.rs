@@ -55,10 +55,17 @@ fn outlived<'a>(tags: impl Iterator<Item = &'a str>, peer: &VirtualPeer) -> Opti
     let version = |stage: StageIndex| peer.state().stage(stage).map_or(Epoch(0), |stage| stage.version);
     let remembered =
         peer.miner().and_then(|miner| miner.remembered()).map(|state| (state.stage, state.version));
+    // With a mirror: states on their way to it, and what leads from the checkpoint to the newest version.
+    let checkpoint = peer.state().checkpoint().map_or(Epoch(0), |checkpoint| checkpoint.epoch);
+    let since = |epoch: Epoch| peer.state().spec().mirror.is_set() && epoch >= checkpoint;
     tags.filter(|tag| match Kept::parse(tag) {
-        Some(Kept::Epoch(stage, epoch)) => epoch.0.saturating_add(BLOB_EPOCHS_KEPT) < version(stage).0,
+        Some(Kept::Epoch(stage, epoch)) => {
+            epoch.0.saturating_add(BLOB_EPOCHS_KEPT) < version(stage).0 && !since(epoch)
+        }
         // The next process starts from it.
-        Some(Kept::State(stage, epoch)) => epoch < version(stage) && remembered != Some((stage, epoch)),
+        Some(Kept::State(stage, epoch)) => {
+            epoch < version(stage) && remembered != Some((stage, epoch)) && !since(epoch)
+        }
         None => true,
     })
     .map(|tag| {
