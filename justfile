@@ -34,6 +34,10 @@ bench name:
 mutants *arguments:
     sim/mutants/run {{ arguments }}
 
+# Kills processes of a swarm as each of these seeds says, and audits what is left, e.g. `just chaos 2 3 4`.
+chaos *seeds="2 3 4":
+    for seed in {{ seeds }}; do CHAOS_SEED=$seed cargo nextest run --release -p iota-node --test e2e chaos || exit; done
+
 # Licences, advisories, banned crates and sources of the dependencies.
 deny:
     cargo deny check

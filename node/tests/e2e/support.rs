@@ -228,13 +228,18 @@ impl Swarm {
     }
 
     /// Waits for the end of the run, which must be a success with agreeing replicas.
-    pub(crate) fn finish(mut self) -> Run {
+    pub(crate) fn finish(self) -> Run {
+        self.finish_within(RUN_DEADLINE)
+    }
+
+    /// [`finish`](Self::finish) with a deadline of its own.
+    pub(crate) fn finish_within(mut self, deadline: Duration) -> Run {
         let start = Instant::now();
         let status = loop {
             if let Some(status) = self.up.try_wait().expect("a child can be waited for") {
                 break status;
             }
-            assert!(start.elapsed() < RUN_DEADLINE, "not finished in {RUN_DEADLINE:?}\n{}", self.logs());
+            assert!(start.elapsed() < deadline, "not finished in {deadline:?}\n{}", self.logs());
             std::thread::sleep(LOOK);
         };
         assert!(status.success(), "{status}\n{}", self.logs());
