@@ -37,6 +37,7 @@ fn batch() -> TokenBatch {
     TokenBatch { inputs, targets, sequences: 2, context: 8 }
 }
 
+#[expect(clippy::cast_possible_truncation, reason = "a loss of a few nats")]
 fn train(engine: &mut dyn StageEngine) -> (Vec<f32>, Vec<f32>, Vec<f32>) {
     let initial = engine.weights().unwrap();
     let loss = engine.forward_loss(StageInput::Tokens(batch()), &batch()).unwrap().loss;

@@ -30,7 +30,7 @@ use iota_protocol::log::LogBytes;
 use iota_protocol::miner::{Action, JobDone};
 use iota_protocol::peer::{Addresses, Peer};
 use iota_protocol::wire::frame::{PushAck, PushHeader, PushRefusal, check_payload};
-use iota_protocol::wire::message::Topic;
+use iota_protocol::wire::message::{StateOffer, Topic};
 use iota_protocol::wire::{Outdated, encode};
 use iota_protocol::{Epoch, Hash, Instant, PeerId, RunId, RunSpec};
 use libp2p::Multiaddr;
@@ -409,35 +409,10 @@ impl Driver {
                     Completion::Stored { id, kept: kept.is_ok() }
                 });
             }
-            Action::Release { prefix } => {
-                let plane = plane.clone();
-                self.tasks.spawn(async move {
-                    if let Err(error) = plane.release(&prefix).await {
-                        tracing::warn!(%error, "blobs not released");
-                    }
-                    Completion::Done
-                });
-            }
+            Action::Release { prefix } => self.release(prefix),
             Action::Remember(state) => self.parts.reporter.remember(&state),
-            Action::Mirror { id, state, first } => {
-                let (vault, mirror) = (vault.clone(), self.parts.mirror.clone());
-                self.tasks.spawn(async move {
-                    let there = match mirror {
-                        Some(mirror) => mirror::bring_state(&mirror, &vault, &state, first).await,
-                        None => false,
-                    };
-                    Completion::Mirrored { id, there }
-                });
-            }
-            Action::MirrorBlobs { blobs, .. } => {
-                let (vault, mirror) = (vault.clone(), self.parts.mirror.clone());
-                self.tasks.spawn(async move {
-                    if let Some(mirror) = mirror {
-                        mirror::bring_blobs(&mirror, &vault, &blobs).await;
-                    }
-                    Completion::Done
-                });
-            }
+            Action::Mirror { id, state, first } => self.mirror_state(id, state, first),
+            Action::MirrorBlobs { blobs, .. } => self.mirror_blobs(blobs),
             Action::Checkpoint(checkpoint) => self.keeping.take(checkpoint),
             Action::Compute(job) => {
                 if let Some((orders, _)) = &self.parts.engine {
@@ -456,6 +431,35 @@ impl Driver {
             Action::Forget { peer } => plane.forget(peer.0),
             Action::Notice(notice) => self.parts.reporter.notice(&self.parts.peer, notice),
         }
+    }
+
+    fn release(&mut self, prefix: String) {
+        let plane = self.parts.plane.clone();
+        self.tasks.spawn(async move {
+            if let Err(error) = plane.release(&prefix).await {
+                tracing::warn!(%error, "blobs not released");
+            }
+            Completion::Done
+        });
+    }
+
+    fn mirror_state(&mut self, id: u64, state: StateOffer, first: usize) {
+        let (vault, mirror) = (self.parts.vault.clone(), self.parts.mirror.clone());
+        self.tasks.spawn(async move {
+            let there = match mirror {
+                Some(mirror) => mirror::bring_state(&mirror, &vault, &state, first).await,
+                None => false,
+            };
+            Completion::Mirrored { id, there }
+        });
+    }
+
+    fn mirror_blobs(&mut self, blobs: Vec<Hash>) {
+        let (vault, Some(mirror)) = (self.parts.vault.clone(), self.parts.mirror.clone()) else { return };
+        self.tasks.spawn(async move {
+            mirror::bring_blobs(&mirror, &vault, &blobs).await;
+            Completion::Done
+        });
     }
 
     /// Passes on where a peer says it can be reached. Its signature is checked; whether it is there shows on dialling.

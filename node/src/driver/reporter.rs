@@ -10,7 +10,7 @@ use iota_protocol::run_state::{Phase, StateEvent};
 use iota_protocol::wire::frame::PushRefusal;
 use iota_protocol::wire::message::StateOffer;
 use iota_protocol::wire::{RejectReason, encode};
-use iota_protocol::{PeerId, StageIndex};
+use iota_protocol::{Epoch, PeerId, StageIndex};
 use prometheus_client::metrics::counter::Counter;
 use serde_json::{Value, json};
 use tokio::sync::watch;
@@ -213,20 +213,8 @@ impl Reporter {
                 tracing::warn!(stage = stage.0, epoch = epoch.0, partition = partition.0, owner = %owner.short(), "partition given to a further owner");
             }
             StateEvent::Merged(stage, epoch, samples, loss) => {
-                let (since, fetched) = self.planned.remove(&stage).unwrap_or_else(|| (Clock::now(), 0));
-                let seconds = since.elapsed().as_secs_f64();
-                tracing::info!(stage = stage.0, epoch = epoch.0, samples, loss, seconds, "merged");
+                self.merged(stage, epoch, samples, loss);
                 self.metrics.merges.inc_by(u64::from(own(stage)));
-                let bytes_fetched = self.traffic.bytes().blob_in.saturating_sub(fetched);
-                let samples = u32::try_from(samples).unwrap_or(u32::MAX);
-                self.event(NodeEvent::MergeClosed {
-                    stage: stage.0,
-                    epoch: epoch.0,
-                    seconds,
-                    bytes_fetched,
-                    loss,
-                    samples,
-                });
             }
             StateEvent::Checkpointed(epoch) => {
                 tracing::info!(epoch = epoch.0, "checkpoint complete");
@@ -235,6 +223,16 @@ impl Reporter {
             StateEvent::Upgraded(version) => tracing::info!(version, "wire version upgraded"),
             StateEvent::Finished => tracing::info!("run finished"),
         }
+    }
+
+    fn merged(&mut self, stage: StageIndex, epoch: Epoch, samples: u64, loss: Option<f64>) {
+        let (since, fetched) = self.planned.remove(&stage).unwrap_or_else(|| (Clock::now(), 0));
+        let seconds = since.elapsed().as_secs_f64();
+        tracing::info!(stage = stage.0, epoch = epoch.0, samples, loss, seconds, "merged");
+        let bytes_fetched = self.traffic.bytes().blob_in.saturating_sub(fetched);
+        let samples = u32::try_from(samples).unwrap_or(u32::MAX);
+        let (stage, epoch) = (stage.0, epoch.0);
+        self.event(NodeEvent::MergeClosed { stage, epoch, seconds, bytes_fetched, loss, samples });
     }
 
     fn released(&mut self, stage: StageIndex, epoch: u32, member: PeerId, reason: &str) {

@@ -338,7 +338,7 @@ mod tests {
         let rescued = |state: &RunState| Balance::default().rescue(now, state, |_| true);
         let last = PeerId([5; 32]);
         let to = Decision::Move { peer: PeerId([3; 32]), stage: StageIndex(1) };
-        assert_eq!(rescued(&state), [to.clone()], "one that takes part in nothing is moved as it is");
+        assert_eq!(rescued(&state), [to], "one that takes part in nothing is moved as it is");
         let members = (3..=5).map(|name| (PeerId([name; 32]), 1)).collect();
         let open =
             Decision::OpenEpoch { stage: StageIndex(2), epoch: Epoch(0), base: Hash::default(), members };
