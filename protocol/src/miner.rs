@@ -203,6 +203,12 @@ impl Miner {
         self.weights
     }
 
+    /// What the blobs are kept for that it fetches, or that its engine reads, to get the right weights.
+    #[must_use]
+    pub const fn catches_up_by(&self) -> Option<Kept> {
+        self.catch_up.needs()
+    }
+
     /// What it has seen in the mirror, if the run has one and it ever tried.
     #[must_use]
     pub const fn mirror(&self) -> Option<MirrorRecord> {

@@ -7,8 +7,8 @@
 //! ```
 //!
 //! Miners bring the states and say so in their records; the log decides when a checkpoint is complete; candidates look
-//! that all of it is there, write the [`Manifest`] and move the pointer ([`keep`]). Whoever reads goes the same way in the
-//! other direction ([`read`]), and believes hashes only.
+//! that all of it is there, write the `Manifest` and move the pointer (`keep`). Whoever reads goes the same way in the
+//! other direction (`read`), and believes hashes only.
 
 mod keep;
 mod manifest;

@@ -137,7 +137,9 @@ mod tests {
     #[test]
     fn the_template_documents_every_field_of_the_spec_and_no_other() {
         let mut spec = RunSpec::default();
+        // Those that may be left out stand in the template too.
         spec.data.hash = Some(Hash::default());
+        (spec.start.lineage, spec.start.checkpoint) = (Some(Hash::default()), Some(Hash::default()));
         let mut expected = Vec::new();
         super::super::leaves("", &Table::try_from(&spec).unwrap(), &mut |key| expected.push(key.to_owned()));
         expected.retain(|key| !key.starts_with("orchestrator"));
@@ -154,6 +156,7 @@ mod tests {
         spec.training.learning_rate = 1.25e-4;
         spec.data.source = DataSource::File;
         spec.data.hash = Some(Hash([7; 32]));
+        (spec.start.lineage, spec.start.stages) = (Some(Hash([8; 32])), vec![Hash([9; 32]); 3]);
         spec.orchestrator.candidates = vec![Candidate { peer: PeerId([1; 32]), priority: 2 }];
         let text = annotated(&spec, |key| Some(format!("origin of {key}")));
         assert_eq!(toml::from_str::<RunSpec>(&text).unwrap(), spec);

@@ -55,26 +55,27 @@ fn outlived<'a>(tags: impl Iterator<Item = &'a str>, peer: &VirtualPeer) -> Opti
     let version = |stage: StageIndex| peer.state().stage(stage).map_or(Epoch(0), |stage| stage.version);
     let remembered =
         peer.miner().and_then(|miner| miner.remembered()).map(|state| (state.stage, state.version));
+    // What the engine reads is not taken from under it.
+    let read = peer.miner().and_then(|miner| miner.catches_up_by());
     // With a mirror: states on their way to it, and what leads from the checkpoint to the newest version.
     let checkpoint = peer.state().checkpoint().map_or(Epoch(0), |checkpoint| checkpoint.epoch);
     let since = |epoch: Epoch| peer.state().spec().mirror.is_set() && epoch >= checkpoint;
-    tags.filter(|tag| match Kept::parse(tag) {
-        Some(Kept::Epoch(stage, epoch)) => {
-            epoch.0.saturating_add(BLOB_EPOCHS_KEPT) < version(stage).0 && !since(epoch)
-        }
+    let is_over = |kept: Kept| match kept {
+        Kept::Epoch(stage, epoch) => epoch.0.saturating_add(BLOB_EPOCHS_KEPT) < version(stage).0,
         // The next process starts from it.
-        Some(Kept::State(stage, epoch)) => {
-            epoch < version(stage) && remembered != Some((stage, epoch)) && !since(epoch)
-        }
-        None => true,
-    })
-    .map(|tag| {
-        format!(
-            "{tag} is still kept, with the stage at version {:?}",
-            peer.state().stages().iter().map(|s| s.version.0).collect::<Vec<_>>()
-        )
-    })
-    .next()
+        Kept::State(stage, epoch) => epoch < version(stage) && remembered != Some((stage, epoch)),
+    };
+    let in_use = |kept: Kept| match kept {
+        Kept::Epoch(_, epoch) | Kept::State(_, epoch) => read == Some(kept) || since(epoch),
+    };
+    tags.filter(|tag| Kept::parse(tag).is_none_or(|kept| is_over(kept) && !in_use(kept)))
+        .map(|tag| {
+            format!(
+                "{tag} is still kept, with the stage at version {:?}",
+                peer.state().stages().iter().map(|s| s.version.0).collect::<Vec<_>>()
+            )
+        })
+        .next()
 }
 
 impl Observer for Bounds {
