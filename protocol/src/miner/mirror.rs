@@ -37,17 +37,22 @@ impl Mirroring {
 
     /// Takes the state that a checkpoint of its version needs. One that was not begun gives way to it, unless that one is of
     /// higher [rank](rank).
-    pub(super) fn take(&mut self, spec: &RunSpec, offer: StateOffer) {
+    pub(super) fn take(&mut self, spec: &RunSpec, offer: &StateOffer) {
         let known = |seen: &MirrorRecord| seen.stage == offer.stage && seen.version >= offer.version;
         let outranked = |due: &StateOffer| {
             due.stage == offer.stage && rank(spec, due.version) > rank(spec, offer.version)
         };
-        if self.under_way.as_ref() != Some(&offer)
+        if self.under_way.as_ref() != Some(offer)
             && !self.seen.as_ref().is_some_and(known)
             && !self.due.as_ref().is_some_and(outranked)
         {
-            (self.due, self.retry_at, self.pause) = (Some(offer), Instant::ZERO, Duration::ZERO);
+            (self.due, self.retry_at, self.pause) = (Some(offer.clone()), Instant::ZERO, Duration::ZERO);
         }
+    }
+
+    /// Whether nothing is due or under way.
+    pub(super) const fn is_idle(&self) -> bool {
+        self.due.is_none() && self.under_way.is_none()
     }
 
     /// Whether the blobs of this state are needed for it.
@@ -106,12 +111,17 @@ impl Miner {
     /// A state of this stage is on disk: if a checkpoint needs it, it goes to the mirror.
     pub(super) fn mirror_state(&mut self, offer: &StateOffer) {
         if self.spec.is_checkpoint(offer.version) {
-            self.mirroring.take(&self.spec, offer.clone());
+            self.mirroring.take(&self.spec, offer);
         }
     }
 
-    /// Has the driver bring what is due.
+    /// Has the driver bring what is due, and if nothing is, the newest state, though it gave way to another when it was made.
     pub(super) fn pump_mirror(&mut self, cx: &mut Context<'_>) {
+        if let Some(offer) = self.offer.as_ref().filter(|_| self.mirroring.is_idle())
+            && self.spec.is_checkpoint(offer.version)
+        {
+            self.mirroring.take(&self.spec, offer);
+        }
         let Some(offer) = self.mirroring.next(cx.now) else { return };
         let replicas = cx.state.replicas(offer.stage).count().max(1);
         let place = cx.state.replicas(offer.stage).take_while(|peer| *peer != self.me).count();
@@ -166,14 +176,14 @@ mod tests {
     #[test]
     fn one_state_is_brought_at_a_time_and_that_of_the_highest_rank_waits() {
         let mut mirroring = Mirroring::default();
-        mirroring.take(&spec(), offer(4));
+        mirroring.take(&spec(), &offer(4));
         assert_eq!(mirroring.next(at(1)), Some(&offer(4)));
-        mirroring.take(&spec(), offer(8));
-        mirroring.take(&spec(), offer(12));
+        mirroring.take(&spec(), &offer(8));
+        mirroring.take(&spec(), &offer(12));
         assert_eq!(mirroring.next(at(2)), None);
         assert!(mirroring.needs(StageIndex(1), Epoch(4)) && mirroring.needs(StageIndex(1), Epoch(8)));
         assert!(!mirroring.needs(StageIndex(1), Epoch(12)), "the eighth outranks it");
-        mirroring.take(&spec(), offer(16));
+        mirroring.take(&spec(), &offer(16));
         assert!(mirroring.brought(at(3), START, true));
         assert_eq!(mirroring.next(at(3)), Some(&offer(16)));
         let state = Hash::of(&encode(&offer(4)));
@@ -184,7 +194,7 @@ mod tests {
     #[test]
     fn a_failure_is_said_and_tried_again_after_a_pause() {
         let mut mirroring = Mirroring::default();
-        mirroring.take(&spec(), offer(4));
+        mirroring.take(&spec(), &offer(4));
         assert!(mirroring.next(at(1)).is_some());
         assert!(mirroring.brought(at(1), START, false));
         assert!(mirroring.record().is_some_and(|seen| seen.failing && seen.version == START));
@@ -200,11 +210,11 @@ mod tests {
     #[test]
     fn what_is_there_is_not_brought_again() {
         let mut mirroring = Mirroring::default();
-        mirroring.take(&spec(), offer(4));
+        mirroring.take(&spec(), &offer(4));
         assert!(mirroring.next(at(1)).is_some());
-        mirroring.take(&spec(), offer(4));
+        mirroring.take(&spec(), &offer(4));
         mirroring.brought(at(2), START, true);
-        mirroring.take(&spec(), offer(4));
+        mirroring.take(&spec(), &offer(4));
         assert_eq!(mirroring.next(at(3)), None);
     }
 }
