@@ -6,6 +6,5 @@ mod checkpoints;
 mod exactness;
 mod faults;
 mod hostile;
-mod rebalancing;
 mod restarts;
 mod support;
