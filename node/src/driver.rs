@@ -412,7 +412,7 @@ impl Driver {
             Action::Release { prefix } => self.release(prefix),
             Action::Remember(state) => self.parts.reporter.remember(&state),
             Action::Mirror { id, state, first } => self.mirror_state(id, state, first),
-            Action::MirrorBlobs { blobs, .. } => self.mirror_blobs(blobs),
+            Action::MirrorBlobs { blobs } => self.mirror_blobs(blobs),
             Action::Checkpoint(checkpoint) => self.keeping.take(checkpoint),
             Action::Compute(job) => {
                 if let Some((orders, _)) = &self.parts.engine {

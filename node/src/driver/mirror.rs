@@ -20,24 +20,29 @@ const KEEP_PAUSE: Duration = Duration::from_secs(30);
 
 /// Brings a state to the mirror: its parts from number `first` on, and then the offer. Returns whether all of it is there.
 pub(super) async fn bring_state(mirror: &Mirror, vault: &Vault, state: &StateOffer, first: usize) -> bool {
-    let (before, after) = state.parts.split_at(first.min(state.parts.len()));
-    for part in after.iter().chain(before) {
-        if let Err(error) = bring(mirror, vault, *part).await {
-            tracing::warn!(stage = %state.stage, version = %state.version, %error, "state not mirrored");
-            return false;
-        }
-    }
-    let offer = encode(state);
-    match mirror.put(Hash::of(&offer).0, Bytes::from(offer)).await {
-        Ok(_) => {
-            tracing::debug!(stage = %state.stage, version = %state.version, "state mirrored");
-            true
-        }
+    let brought = try_bring_state(mirror, vault, state, first).await;
+    match &brought {
+        Ok(()) => tracing::debug!(stage = %state.stage, version = %state.version, "state mirrored"),
         Err(error) => {
             tracing::warn!(stage = %state.stage, version = %state.version, %error, "state not mirrored");
-            false
         }
     }
+    brought.is_ok()
+}
+
+async fn try_bring_state(
+    mirror: &Mirror,
+    vault: &Vault,
+    state: &StateOffer,
+    first: usize,
+) -> Result<(), BringError> {
+    let (before, after) = state.parts.split_at(first.min(state.parts.len()));
+    for part in after.iter().chain(before) {
+        bring(mirror, vault, *part).await?;
+    }
+    let offer = encode(state);
+    mirror.put(Hash::of(&offer).0, Bytes::from(offer)).await?;
+    Ok(())
 }
 
 /// Brings blobs to the mirror as far as it takes them.
@@ -58,7 +63,7 @@ enum BringError {
     Mirror(#[from] MirrorError),
 }
 
-/// Asks before the blob is read, so that what others have brought costs no memory here.
+/// Brings one blob. It is read in any case, and sent only if the mirror lacks it.
 async fn bring(mirror: &Mirror, vault: &Vault, blob: Hash) -> Result<(), BringError> {
     let bytes = vault.get(blob).await.ok_or(BringError::Gone(blob))?;
     mirror.put(blob.0, bytes).await?;

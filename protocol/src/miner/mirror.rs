@@ -9,7 +9,7 @@
 
 use std::time::Duration;
 
-use super::{Context, Kept, Miner, Purpose, doubled};
+use super::{Context, Miner, Purpose, doubled};
 use crate::id::{Epoch, Hash, StageIndex};
 use crate::limits::{MIRROR_PAUSE_MAX, MIRROR_PAUSE_MIN};
 use crate::spec::RunSpec;
@@ -148,7 +148,7 @@ impl Miner {
         let own: Vec<Hash> =
             merged.filter(|(owners, _)| owners.contains(&self.me)).map(|(_, hash)| *hash).collect();
         if !own.is_empty() {
-            cx.out.mirror_blobs(own, Kept::Epoch(stage, epoch));
+            cx.out.mirror_blobs(own);
         }
     }
 }

@@ -98,8 +98,6 @@ pub enum Action {
     MirrorBlobs {
         /// The blobs, which are here.
         blobs: Vec<Hash>,
-        /// What they are kept for.
-        kept: Kept,
     },
     /// A checkpoint was decided, and this peer is a candidate: see that the mirror has all of it, write its manifest and move
     /// the pointer to it. All candidates do the same, so that one that dies leaves nothing undone.
@@ -235,6 +233,13 @@ impl Outbox {
         self.next_id
     }
 
+    /// Asks for something that is answered by its number, and returns the number.
+    fn numbered(&mut self, action: impl FnOnce(u64) -> Action) -> u64 {
+        let id = self.number();
+        self.actions.push_back(action(id));
+        id
+    }
+
     /// Publishes a signed message.
     pub fn publish<T: Payload>(&mut self, topic: Topic, message: &T) {
         let bytes = seal_in(self.version, &self.identity, self.run, message);
@@ -305,9 +310,7 @@ impl Outbox {
         deliver: bool,
         tag: String,
     ) -> u64 {
-        let id = self.number();
-        self.actions.push_back(Action::Fetch { id, hash, providers, limit, mirrored: false, deliver, tag });
-        id
+        self.numbered(|id| Action::Fetch { id, hash, providers, limit, mirrored: false, deliver, tag })
     }
 
     /// [`fetch`](Self::fetch) of a blob that may be in the mirror too.
@@ -319,9 +322,7 @@ impl Outbox {
         deliver: bool,
         tag: String,
     ) -> u64 {
-        let id = self.number();
-        self.actions.push_back(Action::Fetch { id, hash, providers, limit, mirrored: true, deliver, tag });
-        id
+        self.numbered(|id| Action::Fetch { id, hash, providers, limit, mirrored: true, deliver, tag })
     }
 
     /// Keeps blobs on disk; returns the number of the store.
@@ -333,14 +334,12 @@ impl Outbox {
 
     /// Brings a state to the mirror; returns the number of the upload.
     pub fn mirror(&mut self, state: StateOffer, first: usize) -> u64 {
-        let id = self.number();
-        self.actions.push_back(Action::Mirror { id, state, first });
-        id
+        self.numbered(|id| Action::Mirror { id, state, first })
     }
 
     /// Brings blobs to the mirror.
-    pub fn mirror_blobs(&mut self, blobs: Vec<Hash>, kept: Kept) {
-        self.actions.push_back(Action::MirrorBlobs { blobs, kept });
+    pub fn mirror_blobs(&mut self, blobs: Vec<Hash>) {
+        self.actions.push_back(Action::MirrorBlobs { blobs });
     }
 
     /// Has the manifest of a checkpoint written.

@@ -576,7 +576,7 @@ impl World {
                 let delay = self.latency() * 4;
                 self.push(delay, Event::Mirrored(i, id, there));
             }
-            Action::MirrorBlobs { blobs, .. } => drop(self.mirror(i, &blobs)),
+            Action::MirrorBlobs { blobs } => drop(self.mirror(i, &blobs)),
             Action::Checkpoint(checkpoint) => drop(self.checkpoints.insert(checkpoint.epoch)),
             Action::Compute(job) => {
                 let done = self.compute(i, &job);

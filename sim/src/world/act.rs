@@ -140,7 +140,7 @@ impl World {
             Action::Release { prefix } => self.hosts[host].store.release(&prefix),
             Action::Remember(state) => self.hosts[host].remembered = Some(state),
             Action::Mirror { id, state, .. } => self.mirror_state(host, id, &state),
-            Action::MirrorBlobs { blobs, .. } => drop(self.mirror(host, &blobs)),
+            Action::MirrorBlobs { blobs } => drop(self.mirror(host, &blobs)),
             // The manifest is for people and for other runs.
             Action::Checkpoint(_) => {}
             Action::Compute(job) => self.compute(host, job),
