@@ -209,6 +209,12 @@ impl Miner {
         self.catch_up.needs()
     }
 
+    /// Whether it brings this state to the mirror, or will.
+    #[must_use]
+    pub fn mirrors(&self, stage: StageIndex, version: Epoch) -> bool {
+        self.mirroring.needs(stage, version)
+    }
+
     /// What it has seen in the mirror, if the run has one and it ever tried.
     #[must_use]
     pub const fn mirror(&self) -> Option<MirrorRecord> {

@@ -13,7 +13,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
 
-use balance::Balance;
+use balance::{Balance, Relief};
 use checkpoints::Checkpoints;
 use upgrade::Upgrade;
 use waits::Waits;
@@ -155,8 +155,11 @@ impl Orchestrator {
             match &stage.phase {
                 Phase::Waiting if stage.version.0 >= state.spec().training.epochs => {}
                 Phase::Waiting => {
-                    let relief = self.balance.relief(now, state, book, index, begun);
-                    wanted.extend(relief.or_else(|| self.open(now, state, book, index, stage)));
+                    wanted.extend(match self.balance.relief(now, state, book, index, begun) {
+                        Some(Relief::Give(decision)) => Some(decision),
+                        Some(Relief::Wait) => None,
+                        None => self.open(now, state, book, index, stage),
+                    });
                 }
                 Phase::Training(training) => wanted.extend(self.training(now, state, index, training)),
                 Phase::Merging(training, plan) => {

@@ -2,10 +2,15 @@
 
 use std::time::Duration;
 
+use iota_protocol::miner::Notice;
+use iota_protocol::run_state::StateEvent;
 use iota_protocol::spec::TrainingMode;
+use iota_protocol::time::Millis;
 use iota_protocol::{Instant, RunSpec};
 use iota_sim::checker::{Options, all, liveness};
 use iota_sim::faults::Fault;
+use iota_sim::observe::{Observation, Observer, Seen, Violation};
+use iota_sim::random::Random;
 use iota_sim::trainer::Compute;
 use iota_sim::world::{Ending, Setup, World};
 
@@ -92,5 +97,76 @@ fn a_host_that_starts_again_at_once_costs_its_absence_and_little_more() {
             let cost = world.now().since(undisturbed);
             assert!(cost < PATIENCE, "host {host} at {at:?}: {cost:?}");
         }
+    }
+}
+
+/// Objects to merges that lack a sample, and to a run that stands still.
+struct EverySample {
+    samples: u64,
+    merged: Instant,
+}
+
+impl EverySample {
+    fn violation(&self, seen: &Observation<'_>, what: String) -> Result<(), Violation> {
+        Err(Violation { checker: "every_sample", at: seen.at, host: Some(seen.host), what })
+    }
+}
+
+impl Observer for EverySample {
+    fn observe(&mut self, seen: &Observation<'_>) -> Result<(), Violation> {
+        if self.merged > Instant::ZERO && seen.at.since(self.merged) > STANDSTILL_MAX {
+            return self.violation(seen, format!("no merge since {:?}", self.merged));
+        }
+        if let Seen::Notice(Notice::State(StateEvent::Merged(stage, epoch, samples, _))) = seen.seen {
+            self.merged = seen.at;
+            if *samples != self.samples {
+                return self.violation(seen, format!("stage {stage}, epoch {epoch}: {samples} samples"));
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Longest a run may go without a merge while hosts crash all the time: far below the deadlines.
+const STANDSTILL_MAX: Duration = Duration::from_secs(12);
+
+/// A swarm of unequal hosts, so that stages give each other miners, of which one after the other crashes and starts again.
+fn harried(seed: u64) -> (Setup, Duration) {
+    let mut random = Random::new(seed, "harried");
+    let mut spec = (*setup(Compute::Cost).spec).clone();
+    spec.training.epochs = 60;
+    // Nobody loses its place, and no deadline passes.
+    (spec.timing.epoch_deadline, spec.timing.eviction) = (Millis::from_secs(600), Millis::from_secs(30));
+    if seed % 2 == 1 {
+        (spec.mirror.url, spec.mirror.checkpoint_epochs) = ("file:///mirror".to_owned(), 1);
+    }
+    let mut setup = Setup::new(spec, seed, 3, HOSTS + seed as usize % 3);
+    setup.costs.parameters = 1000;
+    for host in &mut setup.hosts {
+        host.speed = random.between(0.5, 1.5);
+    }
+    let mut at = 3 * SECOND;
+    while at < 120 * SECOND {
+        let (host, away) = (random.below(setup.hosts.len()), random.duration(Duration::ZERO, SECOND));
+        setup.schedule.extend([(at, Fault::Crash(host)), (at + away, Fault::Restart(host))]);
+        at += random.duration(SECOND / 10, 2 * SECOND);
+    }
+    (setup, at)
+}
+
+#[test]
+fn no_sample_is_lost_however_often_hosts_start_again() {
+    for seed in 0..std::env::var("HSEEDS").map_or(20, |t| t.parse().unwrap()) {
+        let (setup, until) = harried(seed);
+        let bound = liveness::bound(&setup.spec);
+        let samples = setup.spec.training.samples_per_epoch.into();
+        let options = Options::of(&setup).healed(Instant::ZERO + until, bound);
+        let mut world = World::new(setup);
+        world.watch(Box::new(EverySample { samples, merged: Instant::ZERO }));
+        let trace = iota_sim::trace::Trace::writing(Box::new(std::fs::File::create(format!("/tmp/trace_{seed}")).unwrap()), 0);
+        world.watch(Box::new(trace));
+        all(&options).into_iter().for_each(|checker| world.watch(checker));
+        let ending = world.run(until + bound);
+        if !matches!(ending, Ending::Finished(_)) { eprintln!("{seed}: {ending:?}"); } else { let _ = std::fs::remove_file(format!("/tmp/trace_{seed}")); }
     }
 }

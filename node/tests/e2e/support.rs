@@ -1,5 +1,5 @@
 //! Swarms of real processes on loopback for the end-to-end tests: started, watched through their event logs, hit with
-//! signals, and gone when the test is. Every wait has a deadline.
+//! signals, and gone when the test is, unless it fails with `E2E_KEEP` set. Every wait has a deadline.
 
 pub(crate) mod log;
 pub(crate) mod stranger;
@@ -272,6 +272,10 @@ impl Drop for Swarm {
         // Children of `up` are killed with it.
         drop(self.up.kill());
         drop(self.up.wait());
+        if std::thread::panicking() && std::env::var_os("E2E_KEEP").is_some() {
+            self.scratch.disable_cleanup(true);
+            eprintln!("kept: {}", self.scratch.path().display());
+        }
     }
 }
 

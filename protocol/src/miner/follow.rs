@@ -16,7 +16,7 @@ impl Miner {
         let mine = training.filter(|(index, training)| self.takes_part(*index, training));
         match mine {
             Some((index, training)) => self.follow_epoch(cx, index, training, decided),
-            None => self.give_up_epochs(stage.map_or(Epoch(0), |(_, stage)| stage.version)),
+            None => self.give_up_epochs(cx.state, stage.map_or(Epoch(0), |(_, stage)| stage.version)),
         }
         if decided {
             if let Some((index, stage)) = stage {
@@ -78,10 +78,15 @@ impl Miner {
     }
 
     /// Drops work on epochs from `version` on, which this miner has no part in any more.
-    fn give_up_epochs(&mut self, version: Epoch) {
-        let before = self.works.len();
-        self.works.retain(|epoch, _| *epoch < version);
-        self.dirty |= self.works.len() < before;
+    fn give_up_epochs(&mut self, state: &RunState, version: Epoch) {
+        let given_up: Vec<Epoch> = self
+            .works
+            .range(version..)
+            .filter(|(_, work)| !self.is_taken(state, work))
+            .map(|(epoch, _)| *epoch)
+            .collect();
+        self.dirty |= !given_up.is_empty();
+        self.works.retain(|epoch, _| !given_up.contains(epoch));
     }
 
     /// Forgets epochs long settled.

@@ -143,6 +143,11 @@ impl EpochWork {
         work
     }
 
+    /// Whether an earlier process did it.
+    pub(super) const fn is_restored(&self) -> bool {
+        self.restored
+    }
+
     /// Whether more samples were dealt to `me` than an earlier process had: the engine has nothing to add them to.
     pub(super) fn lacks_accumulated(&self, me: PeerId, training: &Training) -> bool {
         self.restored && training.deal.samples_of(me).iter().any(|sample| !self.samples.contains_key(sample))

@@ -6,7 +6,9 @@
 //! A move must gain [`GAIN_MIN`], since the mover trains nothing while it fetches its new stage's weights; a stage keeps
 //! [`KEPT_MIN`] miners that say they hold its newest weights; and one that took a miner gives none, nor takes one that gave,
 //! until that miner had the time to show its effect. The slowest stage may take several at once, each counted from the
-//! moment its move is decided.
+//! moment its move is decided. And nobody goes before all stages have settled what it was dealt: a neighbour that starts again
+//! needs its activations and gradients once more. A stage that is to give a miner waits for that, which costs nothing, since
+//! no epoch can be done before all stages are in it.
 //!
 //! A stage that has lost all its miners stops the whole run, so for it no guard holds but that no other stage is emptied.
 
@@ -38,6 +40,15 @@ pub(super) struct Balance {
     gave: BTreeMap<StageIndex, Epoch>,
     /// Version of a stage when it last took one.
     took: BTreeMap<StageIndex, Epoch>,
+}
+
+/// What a stage that waits does for a slower one.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) enum Relief {
+    /// It gives this miner.
+    Give(Decision),
+    /// It will give one, once the others have settled the epoch that it was in.
+    Wait,
 }
 
 /// The miners of a stage and what they do.
@@ -102,16 +113,19 @@ impl Balance {
         book: &Book,
         donor: StageIndex,
         begun: bool,
-    ) -> Option<Decision> {
+    ) -> Option<Relief> {
         self.moving
             .retain(|peer, (to, at)| state.stage_of(*peer) != Some(*to) && now.since(*at) < PROPOSAL_REPEAT);
         let (peer, stage) =
             if begun { self.fastest_together(state, book, donor) } else { surplus(state, donor) }?;
-        self.moving.insert(peer, (stage, now));
         let version = |stage| state.stage(stage).map_or(Epoch(0), |stage| stage.version);
+        if state.stages().iter().any(|other| other.version < version(donor)) {
+            return Some(Relief::Wait);
+        }
+        self.moving.insert(peer, (stage, now));
         self.gave.insert(donor, version(donor));
         self.took.insert(stage, version(stage));
-        Some(Decision::Move { peer, stage })
+        Some(Relief::Give(Decision::Move { peer, stage }))
     }
 
     /// A miner for a stage that has lost all of its own, if somebody can give one and nobody has asked for a place for
@@ -310,9 +324,9 @@ mod tests {
         book
     }
 
-    fn moved_to(decision: Option<Decision>) -> Option<StageIndex> {
-        match decision {
-            Some(Decision::Move { stage, .. }) => Some(stage),
+    fn moved_to(relief: Option<Relief>) -> Option<StageIndex> {
+        match relief {
+            Some(Relief::Give(Decision::Move { stage, .. })) => Some(stage),
             _ => None,
         }
     }
@@ -375,7 +389,7 @@ mod tests {
         assert_eq!([moved(0), moved(1)], [None, None]);
         let stage = StageIndex(1);
         // Of four the last two lack the weights, and may go.
-        let Some(Decision::Move { peer, stage: to }) = moved(2) else { panic!("one helps more there") };
+        let Some(Relief::Give(Decision::Move { peer, stage: to })) = moved(2) else { panic!("one helps more there") };
         assert_eq!((peer.0[0] > 2, to), (true, stage));
     }
 }

@@ -65,8 +65,10 @@ fn outlived<'a>(tags: impl Iterator<Item = &'a str>, peer: &VirtualPeer) -> Opti
         // The next process starts from it.
         Kept::State(stage, epoch) => epoch < version(stage) && remembered != Some((stage, epoch)),
     };
+    let mirrors = |stage, version| peer.miner().is_some_and(|miner| miner.mirrors(stage, version));
     let in_use = |kept: Kept| match kept {
-        Kept::Epoch(_, epoch) | Kept::State(_, epoch) => read == Some(kept) || since(epoch),
+        Kept::Epoch(_, epoch) => read == Some(kept) || since(epoch),
+        Kept::State(stage, epoch) => read == Some(kept) || since(epoch) || mirrors(stage, epoch),
     };
     tags.filter(|tag| Kept::parse(tag).is_none_or(|kept| is_over(kept) && !in_use(kept)))
         .map(|tag| {
