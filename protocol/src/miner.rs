@@ -254,7 +254,8 @@ impl Miner {
         reason = "saturating cast of a positive rate"
     )]
     pub fn speed_milli(&self) -> u32 {
-        let seconds = self.pace.forward.unwrap_or(0.0) + self.pace.backward.unwrap_or(0.0);
+        let (Some(forward), Some(backward)) = (self.pace.forward, self.pace.backward) else { return 0 };
+        let seconds = forward + backward;
         if seconds > 0.0 { (1000.0 / seconds) as u32 } else { 0 }
     }
 

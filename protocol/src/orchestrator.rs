@@ -250,7 +250,7 @@ impl Orchestrator {
         }
         let (base, peers) =
             ready.into_iter().max_by_key(|(hash, peers)| (peers.len(), std::cmp::Reverse(*hash)))?;
-        let members = weigh(&peers, book);
+        let members = weigh(&peers, index, book);
         Some(Decision::OpenEpoch { stage: index, epoch: stage.version, base, members })
     }
 
@@ -452,9 +452,9 @@ fn started(state: &RunState, book: &Book) -> bool {
     balance::begun(state) || state.spec().stages().all(ready)
 }
 
-/// Members with weights in proportion to their measured speed; equal if any of them is unmeasured.
-fn weigh(peers: &[PeerId], book: &Book) -> Vec<(PeerId, u32)> {
-    let speed = |peer: &PeerId| book.record(*peer).map_or(0, |record| u64::from(record.speed_milli));
+/// Members of `stage` with weights in proportion to their measured speed; equal if any of them is unmeasured.
+fn weigh(peers: &[PeerId], stage: StageIndex, book: &Book) -> Vec<(PeerId, u32)> {
+    let speed = |peer: &PeerId| book.speed(*peer, stage).map_or(0, |speed| u64::from(speed.get()));
     let fastest = peers.iter().map(speed).max().unwrap_or(0);
     let unmeasured = peers.iter().any(|peer| speed(peer) == 0);
     let weight = |peer: &PeerId| {

@@ -104,6 +104,8 @@ impl RunState {
             closed: VecDeque::new(),
             outcomes: VecDeque::new(),
             partitions: spec.partitions(count),
+            gave: None,
+            took: None,
             attempt: 0,
         };
         Self {
@@ -283,6 +285,8 @@ impl RunState {
             return None;
         }
         self.members.insert(peer, stage);
+        let [from, to] = self.stages.get_disjoint_mut([from.as_usize(), stage.as_usize()]).ok()?;
+        (from.gave, to.took) = (Some(from.version), Some(to.version));
         Some(vec![StateEvent::Moved(peer, stage)])
     }
 

@@ -164,6 +164,8 @@ section! {
         stages: u16 = 3,
         /// Miners each stage waits for before the first epoch opens. Default 2.
         start_replicas: u16 = 2,
+        /// Whether miners are moved from fast stages to the slowest one. A stage that has lost all of its miners gets one in any case. Default true.
+        rebalance: bool = true,
         /// Samples a head miner keeps in flight. More hides latency and costs activation memory and, in local mode, staleness. Default 4.
         window: u16 = 4,
         /// Forwarded activations a miner takes before it grants no more credit. Default 32.

@@ -6,5 +6,6 @@ mod checkpoints;
 mod exactness;
 mod faults;
 mod hostile;
+mod rebalancing;
 mod restarts;
 mod support;

@@ -34,7 +34,10 @@ impl Miner {
         match done {
             JobDone::Weights { stage, version, hash } => {
                 self.weights = Some(WeightsRecord { stage, version, hash });
-                self.engine = Some(stage);
+                if self.engine.replace(stage) != Some(stage) {
+                    // What it took in another stage says nothing here.
+                    self.pace = Pace::default();
+                }
                 self.news = true;
                 cleaned = true;
                 cx.out.notice(Notice::WeightsReady(stage, version, hash));

@@ -36,10 +36,6 @@ pub(super) struct Balance {
     admitting: BTreeMap<PeerId, (StageIndex, Instant)>,
     /// Moves proposed and not decided: several stages wait at the same time, and all of them see the same slowest one.
     moving: BTreeMap<PeerId, (StageIndex, Instant)>,
-    /// Version of a stage when it last gave a miner.
-    gave: BTreeMap<StageIndex, Epoch>,
-    /// Version of a stage when it last took one.
-    took: BTreeMap<StageIndex, Epoch>,
 }
 
 /// What a stage that waits does for a slower one.
@@ -123,8 +119,6 @@ impl Balance {
             return Some(Relief::Wait);
         }
         self.moving.insert(peer, (stage, now));
-        self.gave.insert(donor, version(donor));
-        self.took.insert(stage, version(stage));
         Some(Relief::Give(Decision::Move { peer, stage }))
     }
 
@@ -165,6 +159,18 @@ impl Balance {
         release.into_iter().chain([Decision::Move { peer, stage }]).collect()
     }
 
+    /// Whether the last miner that `stage` took from another, if any, has had time to show its effect.
+    fn may_give(&self, state: &RunState, stage: StageIndex) -> bool {
+        let taking = self.moving.values().any(|(to, _)| *to == stage);
+        !taking && state.stage(stage).is_some_and(|known| is_settled(known.version, known.took))
+    }
+
+    /// Whether the last miner that `stage` gave to another, if any, has had time to show its effect.
+    fn may_take(&self, state: &RunState, stage: StageIndex) -> bool {
+        let giving = self.moving.keys().any(|peer| state.stage_of(*peer) == Some(stage));
+        !giving && state.stage(stage).is_some_and(|known| is_settled(known.version, known.gave))
+    }
+
     /// The miner of `donor` whose move to the slowest stage raises the slower of the two the most.
     fn fastest_together(
         &self,
@@ -172,14 +178,17 @@ impl Balance {
         book: &Book,
         donor: StageIndex,
     ) -> Option<(PeerId, StageIndex)> {
+        if !state.spec().pipeline.rebalance {
+            return None;
+        }
         let crews = crews(state, book, &self.moving);
         let speed = |stage: &StageIndex| crews.get(stage).map_or(0.0, Crew::throughput);
         let slowest = crews.keys().copied().min_by(|a, b| speed(a).total_cmp(&speed(b)).then(a.cmp(b)))?;
         let (from, to) = (crews.get(&donor)?, crews.get(&slowest)?);
         if slowest == donor
             || from.miners.len() <= KEPT_MIN
-            || !settled(state, &self.took, donor)
-            || !settled(state, &self.gave, slowest)
+            || !self.may_give(state, donor)
+            || !self.may_take(state, slowest)
         {
             return None;
         }
@@ -212,10 +221,9 @@ fn is_near(state: &RunState, stage: StageIndex, held: WeightsRecord) -> bool {
     held.stage == stage && (newest == Some(held.version) || newest == Some(held.version.next()))
 }
 
-/// Whether `stage` has come far enough since what is noted of it.
-fn settled(state: &RunState, noted: &BTreeMap<StageIndex, Epoch>, stage: StageIndex) -> bool {
-    let version = state.stage(stage).map_or(0, |stage| stage.version.0);
-    noted.get(&stage).is_none_or(|at| version >= at.0 + SETTLING_EPOCHS)
+/// Whether a stage at `version` has come far enough since a move at version `at`.
+fn is_settled(version: Epoch, at: Option<Epoch>) -> bool {
+    at.is_none_or(|at| version.0 >= at.0.saturating_add(SETTLING_EPOCHS))
 }
 
 /// Before the run has begun: a miner that `donor` has beyond what it waits for, and a stage that still waits.
@@ -237,9 +245,7 @@ fn crews(
         state.spec().stages().map(|stage| (stage, Vec::new())).collect();
     for (peer, stage) in state.members() {
         let stage = moving.get(peer).map_or(stage, |(to, _)| to);
-        // What a miner measured in another stage says nothing here.
-        let record = book.record(*peer).filter(|record| record.weights.is_some_and(|w| w.stage == *stage));
-        let speed = record.map_or(0.0, |record| f64::from(record.speed_milli));
+        let speed = book.speed(*peer, *stage).map_or(0.0, |speed| f64::from(speed.get()));
         speeds.entry(*stage).or_default().push((*peer, speed));
     }
     let mean = |miners: &[(PeerId, f64)]| {
@@ -389,7 +395,9 @@ mod tests {
         assert_eq!([moved(0), moved(1)], [None, None]);
         let stage = StageIndex(1);
         // Of four the last two lack the weights, and may go.
-        let Some(Relief::Give(Decision::Move { peer, stage: to })) = moved(2) else { panic!("one helps more there") };
+        let Some(Relief::Give(Decision::Move { peer, stage: to })) = moved(2) else {
+            panic!("one helps more there")
+        };
         assert_eq!((peer.0[0] > 2, to), (true, stage));
     }
 }

@@ -2,10 +2,11 @@
 
 use std::collections::BTreeMap;
 use std::collections::btree_map::Entry;
+use std::num::NonZeroU32;
 use std::sync::Arc;
 use std::time::Duration;
 
-use crate::id::PeerId;
+use crate::id::{PeerId, StageIndex};
 use crate::limits::{ADDRESS_BYTES_MAX, ADDRESSES_MAX, BOOK_PEERS_MAX};
 use crate::time::Instant;
 use crate::wire::RejectReason;
@@ -18,7 +19,7 @@ pub struct News {
     pub addresses: bool,
     /// What the orchestrator decides by: whether its peer asks for a place, and the weights it holds.
     pub standing: bool,
-    /// That its peer has forgotten what was pushed to it.
+    /// That its peer has forgotten what was pushed to it, or may have.
     pub forgot: bool,
 }
 
@@ -26,6 +27,8 @@ pub struct News {
 #[derive(Clone, Debug, Default)]
 pub struct Book {
     records: BTreeMap<PeerId, (Arc<PeerRecord>, Instant)>,
+    /// What each peer last measured, and in which stage: a process that has just started has measured nothing.
+    speeds: BTreeMap<PeerId, (StageIndex, NonZeroU32)>,
 }
 
 impl Book {
@@ -48,12 +51,17 @@ impl Book {
         if record.incarnation > record.sequence {
             return Err(RejectReason::Inconsistent("incarnation"));
         }
-        let full = self.records.len() >= BOOK_PEERS_MAX;
+        if !self.records.contains_key(&peer) && self.records.len() >= BOOK_PEERS_MAX {
+            return Err(RejectReason::Full("peer records"));
+        }
+        if let (Some(weights), Some(speed)) = (record.weights, NonZeroU32::new(record.speed_milli)) {
+            self.speeds.insert(peer, (weights.stage, speed));
+        }
         match self.records.entry(peer) {
-            Entry::Vacant(_) if full => Err(RejectReason::Full("peer records")),
             Entry::Vacant(vacant) => {
                 vacant.insert((record, now));
-                Ok(News { addresses: true, standing: true, forgot: false })
+                // What it took from this process before may have died with an earlier one of its own.
+                Ok(News { addresses: true, standing: true, forgot: true })
             }
             Entry::Occupied(mut occupied) => {
                 let (old, _) = occupied.get();
@@ -79,6 +87,12 @@ impl Book {
     #[must_use]
     pub fn weights(&self, peer: PeerId) -> Option<WeightsRecord> {
         self.record(peer).and_then(|record| record.weights)
+    }
+
+    /// What `peer` last measured in `stage`, in thousandths of a sample per second.
+    #[must_use]
+    pub fn speed(&self, peer: PeerId, stage: StageIndex) -> Option<NonZeroU32> {
+        self.speeds.get(&peer).filter(|(of, _)| *of == stage).map(|(_, speed)| *speed)
     }
 
     /// All records, in [`PeerId`] order.
@@ -110,6 +124,8 @@ impl Book {
     ) -> Vec<(PeerId, u64)> {
         let gone =
             self.records.extract_if(.., |peer, (_, heard)| !keep(*peer) && now.since(*heard) >= silence);
-        gone.map(|(peer, (record, _))| (peer, record.sequence)).collect()
+        let gone: Vec<_> = gone.map(|(peer, (record, _))| (peer, record.sequence)).collect();
+        self.speeds.retain(|peer, _| self.records.contains_key(peer));
+        gone
     }
 }

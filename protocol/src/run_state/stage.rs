@@ -81,6 +81,10 @@ pub struct Stage {
     pub outcomes: VecDeque<Outcome>,
     /// Partitions of its flat vector.
     pub partitions: usize,
+    /// Its version when it last gave a miner to another stage.
+    pub gave: Option<Epoch>,
+    /// Its version when it last took one from another stage.
+    pub took: Option<Epoch>,
     /// Number of the first merge plan when the epoch opens. An epoch that opens again counts on, so that nothing said of
     /// an earlier plan is taken for one of the new.
     pub attempt: u16,

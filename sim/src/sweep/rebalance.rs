@@ -6,7 +6,8 @@
 //! the young die first.
 //!
 //! As in SWARM, this is about the policy and not about transfers. The decisions are made by the protocol's own
-//! [`Orchestrator`] and folded by its own [`RunState`]; epochs last a fixed time and are merged by decree at their end.
+//! [`Orchestrator`] and folded by its own [`RunState`]; epochs last a fixed time from when the last stage is in them, and are
+//! merged by decree at their end.
 //! Throughput is that of the slowest stage: its members that are there, have its weights, and were dealt samples. The
 //! optimum spreads those that are there at each moment as evenly as whole miners can be spread.
 //!
@@ -131,7 +132,7 @@ struct Run {
 /// Runs `setting` once.
 #[must_use]
 pub fn run(setting: Setting, placement: Placement, seed: u64) -> Outcome {
-    let mut run = Run::new(setting, seed);
+    let mut run = Run::new(setting, placement, seed);
     let (mut produced, mut possible, mut present, mut steps) = (0.0, 0.0, 0.0, 0_u64);
     // Until the first epoch has passed, miners are only arriving.
     let settled = setting.epoch * 2;
@@ -156,10 +157,11 @@ pub fn run(setting: Setting, placement: Placement, seed: u64) -> Outcome {
 }
 
 impl Run {
-    fn new(setting: Setting, seed: u64) -> Self {
+    fn new(setting: Setting, placement: Placement, seed: u64) -> Self {
         let candidate = identity(seed, 0).peer();
         let mut spec = RunSpec::default();
         spec.pipeline.stages = setting.stages;
+        spec.pipeline.rebalance = placement == Placement::Rebalanced;
         spec.model.layers = setting.stages.into();
         spec.orchestrator.candidates = vec![Candidate { peer: candidate, priority: 0 }];
         spec.training.epochs = u32::MAX;
@@ -200,7 +202,7 @@ impl Run {
         loop {
             let proposed = self.leader.propose(self.now, &self.state, &self.book, ROOM);
             let taken: Vec<Decision> =
-                proposed.into_iter().filter_map(|decision| self.place(decision, placement)).collect();
+                proposed.into_iter().map(|decision| self.place(decision, placement)).collect();
             if taken.is_empty() {
                 break;
             }
@@ -209,15 +211,14 @@ impl Run {
         }
     }
 
-    /// What becomes of a decision where the orchestrator has not all to say.
-    fn place(&mut self, decision: Decision, placement: Placement) -> Option<Decision> {
+    /// What becomes of a decision where chance has a say.
+    fn place(&mut self, decision: Decision, placement: Placement) -> Decision {
         match (placement, decision) {
-            (Placement::Admitted | Placement::Random, Decision::Move { .. }) => None,
             (Placement::Random, Decision::Admit { peer, .. }) => {
                 let stage = self.random.below(usize::from(self.setting.stages));
-                u16::try_from(stage).ok().map(|stage| Decision::Admit { peer, stage: StageIndex(stage) })
+                Decision::Admit { peer, stage: StageIndex(u16::try_from(stage).unwrap_or_default()) }
             }
-            (_, decision) => Some(decision),
+            (_, decision) => decision,
         }
     }
 
@@ -237,13 +238,15 @@ impl Run {
         }
     }
 
-    /// Ends the epochs that have lasted long enough.
+    /// Ends the epoch that has lasted long enough since the last stage opened it.
     fn merge_what_is_due(&mut self) {
+        let in_it = |stage: &Stage| stage.training().is_some();
+        let since = self.opened_at.iter().copied().max().unwrap_or_default();
+        if !self.state.stages().iter().all(in_it) || self.now.since(since) < self.setting.epoch {
+            return;
+        }
         for (index, stage) in self.state.spec().stages().zip(self.state.stages().to_vec()) {
             let Some(training) = stage.training() else { continue };
-            if self.now.since(self.opened_at[index.as_usize()]) < self.setting.epoch {
-                continue;
-            }
             let (epoch, attempt) = (training.epoch, training.attempt);
             let submission =
                 |peer| Submission { peer, manifest: Hash::default(), samples: 1, loss_micro: None };
