@@ -181,6 +181,11 @@ impl Swarm {
         }
     }
 
+    /// The identity of process `index`.
+    pub(crate) fn peer(&mut self, index: usize) -> PeerId {
+        peer_of(&self.events()[index])
+    }
+
     /// The process `index`.
     pub(crate) fn pid(&self, index: usize) -> Pid {
         let folder = format!("{}\0", self.peer_folder(index).display());
