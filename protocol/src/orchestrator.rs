@@ -22,6 +22,7 @@ use crate::id::{Epoch, Hash, PartitionIndex, PeerId, StageIndex};
 use crate::limits::{ANNOUNCE_HEARTBEATS_MAX, PROPOSAL_REPEAT};
 use crate::merge::agreement::{AgreementMatrix, Tally, Verdict};
 use crate::peer::book::Book;
+use crate::peer::speed::Speed;
 use crate::run_state::{Phase, Plan, RunState, Stage, Training};
 use crate::samples::sample_set_hash;
 use crate::time::Instant;
@@ -31,7 +32,7 @@ use crate::wire::message::{Decision, DigestReport, EvictReason, Submission};
 
 /// Largest weight of a member in a deal; the fastest has it, the others a share. Coarse, so that the
 /// noise of a measurement does not unbalance equal machines.
-const WEIGHT_MAX: u64 = 8;
+const WEIGHT_MAX: f64 = 8.0;
 /// Multiples of the epoch deadline after which the epoch is cut off. One later a quorum of submissions is merged, two later
 /// whatever there is. If there is nothing, another deadline later the epoch is opened again, or passed over.
 ///
@@ -454,18 +455,18 @@ fn started(state: &RunState, book: &Book) -> bool {
 
 /// Members of `stage` with weights in proportion to their measured speed; equal if any of them is unmeasured.
 fn weigh(peers: &[PeerId], stage: StageIndex, book: &Book) -> Vec<(PeerId, u32)> {
-    let speed = |peer: &PeerId| book.speed(*peer, stage).map_or(0, |speed| u64::from(speed.get()));
-    let fastest = peers.iter().map(speed).max().unwrap_or(0);
-    let unmeasured = peers.iter().any(|peer| speed(peer) == 0);
-    let weight = |peer: &PeerId| {
-        if unmeasured {
-            1
-        } else {
-            ((speed(peer) * WEIGHT_MAX + fastest / 2) / fastest.max(1)).clamp(1, WEIGHT_MAX)
-        }
-    };
-    let mut members: Vec<_> =
-        peers.iter().map(|peer| (*peer, u32::try_from(weight(peer)).unwrap_or(1))).collect();
+    let speeds: Option<Vec<f64>> =
+        peers.iter().map(|peer| book.speed(*peer, stage).map(Speed::newest)).collect();
+    let speeds = speeds.unwrap_or_else(|| vec![1.0; peers.len()]);
+    let fastest = speeds.iter().copied().fold(f64::MIN_POSITIVE, f64::max);
+    let weight = |speed: f64| (speed / fastest * WEIGHT_MAX).round().clamp(1.0, WEIGHT_MAX);
+    #[expect(
+        clippy::cast_possible_truncation,
+        clippy::cast_sign_loss,
+        reason = "from 1 to the largest weight"
+    )]
+    let mut members: Vec<(PeerId, u32)> =
+        peers.iter().zip(speeds).map(|(peer, speed)| (*peer, weight(speed) as u32)).collect();
     members.sort_unstable();
     members
 }

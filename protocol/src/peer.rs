@@ -9,6 +9,7 @@
 pub mod book;
 mod candidate;
 pub mod scope;
+pub mod speed;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;

@@ -2,13 +2,16 @@
 //!
 //! A pipeline is as fast as its slowest stage. When a stage is about to open an epoch, the leader asks whether one of its
 //! miners would do more good in the slowest stage, and moves the one whose move raises the slower of the two the most:
-//! the adaptive rebalancing of SWARM (Ryabinin et al. 2023, section 3.2), without its random victim and with three guards.
-//! A move must gain [`GAIN_MIN`], since the mover trains nothing while it fetches its new stage's weights; a stage keeps
-//! [`KEPT_MIN`] miners that say they hold its newest weights; and one that took a miner gives none, nor takes one that gave,
-//! until that miner had the time to show its effect. The slowest stage may take several at once, each counted from the
-//! moment its move is decided. And nobody goes before all stages have settled what it was dealt: a neighbour that starts again
-//! needs its activations and gradients once more. A stage that is to give a miner waits for that, which costs nothing, since
-//! no epoch can be done before all stages are in it.
+//! the adaptive rebalancing of SWARM (Ryabinin et al. 2023, section 3.2), without its random victim and with these guards:
+//!
+//! - a move must gain [`GAIN_MIN`], since the mover trains nothing while it fetches its new stage's weights, and differences
+//!   between stages count as far as they are [certain](CERTAINTY);
+//! - a stage keeps [`KEPT_MIN`] miners that say they hold its newest weights;
+//! - one that took a miner gives none, nor takes one that gave, until that miner had the time to show its effect. The
+//!   slowest stage may take several at once, each counted from the moment its move is decided;
+//! - nobody goes before all stages have settled what it was dealt: a neighbour that starts again needs its activations and
+//!   gradients once more. A stage that is to give a miner waits for that, which costs nothing, since no epoch can be done
+//!   before all stages are in it.
 //!
 //! A stage that has lost all its miners stops the whole run, so for it no guard holds but that no other stage is emptied.
 
@@ -18,12 +21,15 @@ use super::holders;
 use crate::id::{Epoch, PeerId, StageIndex};
 use crate::limits::PROPOSAL_REPEAT;
 use crate::peer::book::Book;
+use crate::peer::speed::Speed;
 use crate::run_state::{Phase, RunState, Stage};
 use crate::time::Instant;
 use crate::wire::message::{Decision, EvictReason, WeightsRecord};
 
 /// Least factor by which a move must raise the slower of the two stages it touches.
 const GAIN_MIN: f64 = 1.05;
+/// Standard errors that a difference between stages must exceed.
+const CERTAINTY: f64 = 2.0;
 /// Miners a stage keeps when it gives one: with a single one, its next death would take the stage's weights along.
 const KEPT_MIN: usize = 2;
 /// Merges of a stage after a move before one the other way: one in which the mover arrives, one in which it counts.
@@ -233,34 +239,46 @@ fn surplus(state: &RunState, donor: StageIndex) -> Option<(PeerId, StageIndex)> 
     (state.replicas(donor).count() > wanted).then(|| state.replicas(donor).last())?.map(|peer| (peer, needy))
 }
 
-/// The crews of all stages, with those who are `moving` where they go. A miner that was not measured counts as the mean of
-/// its stage, and a stage nobody of which was measured as the mean of the others.
-#[expect(clippy::cast_precision_loss, reason = "speeds and counts are small")]
+/// The crews of all stages, with those who are `moving` where they go. A miner that was not measured in its stage counts as
+/// the mean of it, and a stage nobody of which was measured as the mean of the others. Machines are noisy: a stage counts
+/// as different from the mean of all only by what [`CERTAINTY`] standard errors leave of the difference.
+#[expect(clippy::cast_precision_loss, reason = "counts are small")]
 fn crews(
     state: &RunState,
     book: &Book,
     moving: &BTreeMap<PeerId, (StageIndex, Instant)>,
 ) -> BTreeMap<StageIndex, Crew> {
-    let mut speeds: BTreeMap<StageIndex, Vec<(PeerId, f64)>> =
+    let mut members: BTreeMap<StageIndex, Vec<PeerId>> =
         state.spec().stages().map(|stage| (stage, Vec::new())).collect();
     for (peer, stage) in state.members() {
         let stage = moving.get(peer).map_or(stage, |(to, _)| to);
-        let speed = book.speed(*peer, *stage).map_or(0.0, |speed| f64::from(speed.get()));
-        speeds.entry(*stage).or_default().push((*peer, speed));
+        members.entry(*stage).or_default().push(*peer);
     }
-    let mean = |miners: &[(PeerId, f64)]| {
-        let measured: Vec<f64> =
-            miners.iter().map(|(_, speed)| *speed).filter(|speed| *speed > 0.0).collect();
-        (!measured.is_empty()).then(|| measured.iter().sum::<f64>() / measured.len() as f64)
+    let average = |values: &[f64]| values.iter().sum::<f64>() / values.len().max(1) as f64;
+    let speeds = |stage: StageIndex, peers: &[PeerId]| {
+        peers.iter().filter_map(|peer| book.speed(*peer, stage)).collect::<Vec<&Speed>>()
     };
-    let known: Vec<f64> = speeds.values().filter_map(|miners| mean(miners)).collect();
-    let overall = if known.is_empty() { 1.0 } else { known.iter().sum::<f64>() / known.len() as f64 };
-    let crew = |miners: Vec<(PeerId, f64)>| {
-        let pace = mean(&miners).unwrap_or(overall);
-        let relative = |(peer, speed): (PeerId, f64)| (peer, if speed > 0.0 { speed / pace } else { 1.0 });
-        Crew { miners: miners.into_iter().map(relative).collect(), pace }
+    let measured: BTreeMap<StageIndex, (f64, f64)> = members
+        .iter()
+        .map(|(stage, peers)| (stage, speeds(*stage, peers)))
+        .filter(|(_, speeds)| !speeds.is_empty())
+        .map(|(stage, speeds)| {
+            let error = speeds.iter().map(|speed| speed.error().powi(2)).sum::<f64>().sqrt();
+            let mean = average(&speeds.iter().map(|speed| speed.mean()).collect::<Vec<f64>>());
+            (*stage, (mean, error / speeds.len() as f64))
+        })
+        .collect();
+    let means: Vec<f64> = measured.values().map(|(mean, _)| *mean).collect();
+    let overall = if means.is_empty() { 1.0 } else { average(&means) };
+    let crew = |(stage, peers): (StageIndex, Vec<PeerId>)| {
+        let (mean, error) = measured.get(&stage).copied().unwrap_or((overall, 0.0));
+        let doubt = CERTAINTY * error;
+        let pace = overall + (mean - overall) - (mean - overall).clamp(-doubt, doubt);
+        let relative =
+            |peer: PeerId| (peer, book.speed(peer, stage).map_or(1.0, |speed| speed.mean() / mean));
+        (stage, Crew { miners: peers.into_iter().map(relative).collect(), pace })
     };
-    speeds.into_iter().map(|(stage, miners)| (stage, crew(miners))).collect()
+    members.into_iter().map(crew).collect()
 }
 
 /// Evicts the silent and the leaving. A member is silent only since this candidate listens: one that has just started, or

@@ -2,12 +2,12 @@
 
 use std::collections::BTreeMap;
 use std::collections::btree_map::Entry;
-use std::num::NonZeroU32;
 use std::sync::Arc;
 use std::time::Duration;
 
 use crate::id::{PeerId, StageIndex};
 use crate::limits::{ADDRESS_BYTES_MAX, ADDRESSES_MAX, BOOK_PEERS_MAX};
+use crate::peer::speed::Speed;
 use crate::time::Instant;
 use crate::wire::RejectReason;
 use crate::wire::message::{PeerRecord, WeightsRecord};
@@ -27,8 +27,7 @@ pub struct News {
 #[derive(Clone, Debug, Default)]
 pub struct Book {
     records: BTreeMap<PeerId, (Arc<PeerRecord>, Instant)>,
-    /// What each peer last measured, and in which stage: a process that has just started has measured nothing.
-    speeds: BTreeMap<PeerId, (StageIndex, NonZeroU32)>,
+    speeds: BTreeMap<PeerId, Speed>,
 }
 
 impl Book {
@@ -54,8 +53,10 @@ impl Book {
         if !self.records.contains_key(&peer) && self.records.len() >= BOOK_PEERS_MAX {
             return Err(RejectReason::Full("peer records"));
         }
-        if let (Some(weights), Some(speed)) = (record.weights, NonZeroU32::new(record.speed_milli)) {
-            self.speeds.insert(peer, (weights.stage, speed));
+        if let (Some(weights), 1..) = (record.weights, record.speed_milli) {
+            let (stage, version, speed) = (weights.stage, weights.version, f64::from(record.speed_milli));
+            let known = self.speeds.entry(peer).or_insert_with(|| Speed::new(stage, version, speed));
+            known.measure(stage, version, speed);
         }
         match self.records.entry(peer) {
             Entry::Vacant(vacant) => {
@@ -89,10 +90,10 @@ impl Book {
         self.record(peer).and_then(|record| record.weights)
     }
 
-    /// What `peer` last measured in `stage`, in thousandths of a sample per second.
+    /// What `peer` measured in `stage`.
     #[must_use]
-    pub fn speed(&self, peer: PeerId, stage: StageIndex) -> Option<NonZeroU32> {
-        self.speeds.get(&peer).filter(|(of, _)| *of == stage).map(|(_, speed)| *speed)
+    pub fn speed(&self, peer: PeerId, stage: StageIndex) -> Option<&Speed> {
+        self.speeds.get(&peer).filter(|speed| speed.stage() == stage)
     }
 
     /// All records, in [`PeerId`] order.
