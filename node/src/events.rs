@@ -97,6 +97,13 @@ pub enum NodeEvent {
         /// Samples that went into it.
         samples: u32,
     },
+    /// A merge, and those of its stage after it, were passed over after the fact: everybody who had what was merged is gone.
+    Undone {
+        /// The stage.
+        stage: u16,
+        /// The epoch.
+        epoch: u32,
+    },
     /// The state of every stage at this version is in the mirror.
     Checkpointed {
         /// The version.

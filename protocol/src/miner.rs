@@ -36,7 +36,9 @@ use crate::spec::{Bottleneck, RunSpec};
 use crate::time::Instant;
 use crate::wire::frame::{Direction, PushAck, PushHeader, PushRefusal};
 use crate::wire::gossip::HashedManifest;
-use crate::wire::message::{ManifestAnnounce, MergeMessage, MirrorRecord, StateOffer, WeightsRecord};
+use crate::wire::message::{
+    LackRecord, ManifestAnnounce, MergeMessage, MirrorRecord, StateOffer, WeightsRecord,
+};
 
 use catch_up::CatchUp;
 use engine::Pace;
@@ -213,6 +215,12 @@ impl Miner {
     #[must_use]
     pub fn mirrors(&self, stage: StageIndex, version: Epoch) -> bool {
         self.mirroring.needs(stage, version)
+    }
+
+    /// The merge that it looked for in vain, if it still needs it.
+    #[must_use]
+    pub const fn lacks(&self) -> Option<LackRecord> {
+        self.catch_up.lacks()
     }
 
     /// What it has seen in the mirror, if the run has one and it ever tried.

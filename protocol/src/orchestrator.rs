@@ -6,6 +6,7 @@
 
 mod balance;
 mod checkpoints;
+mod losses;
 mod upgrade;
 mod waits;
 
@@ -15,6 +16,7 @@ use std::time::Duration;
 
 use balance::{Balance, Relief};
 use checkpoints::Checkpoints;
+use losses::Losses;
 use upgrade::Upgrade;
 use waits::Waits;
 
@@ -59,6 +61,7 @@ pub struct Orchestrator {
     agreement: BTreeMap<StageIndex, AgreementMatrix>,
     balance: Balance,
     checkpoints: Checkpoints,
+    losses: Losses,
     upgrade: Upgrade,
     /// Since when this candidate could have heard of anybody: its start, or its return from a pause.
     listening_since: Option<Instant>,
@@ -99,6 +102,7 @@ impl Orchestrator {
         self.listening_since = Some(now);
         self.upgrade.handle_pause();
         self.waits.restart(now);
+        self.losses.restart(now);
     }
 
     /// This candidate has just come to lead. What it proposed when it led before was decided or dropped meanwhile, and
@@ -151,6 +155,7 @@ impl Orchestrator {
         wanted.extend(self.balance.admissions(now, state, book));
         wanted.extend(self.upgrade.decision(now, listening_since, state, book));
         wanted.extend(self.checkpoints.decision(state));
+        wanted.extend(self.losses.decisions(now, state));
         let begun = balance::begun(state);
         for (index, stage) in state.spec().stages().zip(state.stages()) {
             match &stage.phase {
@@ -196,6 +201,7 @@ impl Orchestrator {
         let manifests = &self.manifests;
         self.waits.observe(now, state, |stage, training| done(manifests, book, stage, training));
         self.checkpoints.observe(now, state, book);
+        self.losses.observe(now, state, book);
         let version = |stage: StageIndex| state.stage(stage).map(|stage| stage.version);
         self.manifests.retain(|(stage, _), submitted| {
             version(*stage).is_some_and(|version| submitted.manifest.epoch >= version)

@@ -740,6 +740,7 @@ impl<S: Storage<LogBytes>> Peer<S> {
             speed_milli: self.miner.as_ref().map_or(0, Miner::speed_milli),
             tokens: self.miner.as_ref().map_or(0, Miner::tokens),
             mirror: self.miner.as_ref().and_then(Miner::mirror),
+            lacks: self.miner.as_ref().and_then(Miner::lacks),
             wire_version_max: self.versions.newest(),
         };
         self.out.publish(scope::record_topic(self.me, &self.state), &record);

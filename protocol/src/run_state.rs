@@ -47,6 +47,8 @@ pub enum StateEvent {
     CutOff(StageIndex, Epoch),
     /// An epoch was passed over; the weights stay.
     Skipped(StageIndex, Epoch),
+    /// The merge of an epoch, and those after it, were passed over after the fact.
+    Undone(StageIndex, Epoch),
     /// A merge was planned with this many submitters.
     Planned(StageIndex, Epoch, u16, usize),
     /// A partition got a further owner.
@@ -221,6 +223,10 @@ impl RunState {
             Decision::Release { stage, epoch, peer } => self.release(*stage, *epoch, *peer),
             Decision::Cutoff { stage, epoch } => self.cut_off(*stage, *epoch),
             Decision::Skip { stage, epoch } => self.skip(*stage, *epoch),
+            Decision::Undo { stage, epoch } => {
+                let undone = self.stages.get_mut(stage.as_usize())?.undo(*epoch);
+                undone.then(|| vec![StateEvent::Undone(*stage, *epoch)])
+            }
             Decision::MergePlan { stage, epoch, attempt, submitters } => {
                 self.plan(chain, *stage, *epoch, *attempt, submitters)
             }

@@ -17,8 +17,9 @@ use iota_protocol::spec::WireDtype;
 use iota_protocol::wire::envelope::signed_bytes;
 use iota_protocol::wire::frame::{Direction, PushAck, PushHeader, PushRefusal, check_payload};
 use iota_protocol::wire::message::{
-    ContributionFault, Decision, DigestReport, Entry, EvictReason, FaultKind, Manifest, ManifestAnnounce,
-    MergeMessage, MirrorRecord, PeerRecord, Request, Response, StateOffer, Submission, Topic, WeightsRecord,
+    ContributionFault, Decision, DigestReport, Entry, EvictReason, FaultKind, LackRecord, Manifest,
+    ManifestAnnounce, MergeMessage, MirrorRecord, PeerRecord, Request, Response, StateOffer, Submission,
+    Topic, WeightsRecord,
 };
 use iota_protocol::wire::{DecodeError, Payload, decode, encode, seal};
 use iota_protocol::{Epoch, Hash, Instant, LogIndex, PartitionIndex, PeerId, RunSpec, SampleId, StageIndex};
@@ -167,13 +168,15 @@ fn record() -> impl Strategy<Value = PeerRecord> {
         (any::<u16>(), any::<u32>(), hash(), any::<bool>()).prop_map(|(stage, version, state, failing)| {
             MirrorRecord { stage: StageIndex(stage), version: Epoch(version), state, failing }
         });
-    let held = (option::of(weights), option::of(mirror));
+    let lacks = any::<(u16, u32)>()
+        .prop_map(|(stage, epoch)| LackRecord { stage: StageIndex(stage), epoch: Epoch(epoch) });
+    let held = (option::of(weights), option::of(mirror), option::of(lacks));
     (any::<(u64, u64, bool, bool, u64)>(), text(), text(), held, counts).prop_map(
         |(
             (sequence, incarnation, miner, validator, log_length),
             multiaddrs,
             data_addresses,
-            (weights, mirror),
+            (weights, mirror, lacks),
             counts,
         )| {
             let (done, assigned, credits, speed_milli, tokens, wire_version_max) = counts;
@@ -192,6 +195,7 @@ fn record() -> impl Strategy<Value = PeerRecord> {
                 speed_milli,
                 tokens,
                 mirror,
+                lacks,
                 wire_version_max,
             }
         },

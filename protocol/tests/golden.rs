@@ -20,7 +20,7 @@ use iota_protocol::receipts::{decode_receipts, encode_receipts, merkle_root};
 use iota_protocol::samples::{Deal, epoch_samples};
 use iota_protocol::wire::frame::{PushAck, PushHeader, PushRefusal};
 use iota_protocol::wire::message::{
-    Entry, Manifest, MergeMessage, MirrorRecord, PeerRecord, Request, Response,
+    Entry, LackRecord, Manifest, MergeMessage, MirrorRecord, PeerRecord, Request, Response,
 };
 use iota_protocol::wire::{Payload, decode, encode, open, seal};
 use iota_protocol::{Epoch, PeerId, RunSpec, StageIndex};
@@ -107,6 +107,13 @@ fn gossip_and_its_envelopes() {
         "record-mirror",
         "The same PeerRecord of a miner that has seen a state in the mirror",
         &mirrored,
+    );
+    let lacks = Some(LackRecord { stage, epoch: Epoch(1) });
+    let lacking = PeerRecord { lacks, ..examples::record() };
+    check::<PeerRecord>(
+        "record-lacks",
+        "The same PeerRecord of a miner that looks for a merge in vain",
+        &lacking,
     );
     check::<Manifest>("manifest", "Manifest, as a blob", &examples::manifest());
     check::<MergeMessage>("merge-manifest", "MergeMessage with manifest.hex", &examples::merge_manifest());

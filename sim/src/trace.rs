@@ -8,7 +8,7 @@
 //! - *host*: the host that changed or knows of the change, by number;
 //! - *stage*, *epoch*: what it is about, `-` if it is about none;
 //! - *what*: `started`, `stopped`, `fault`, `leader`, `admitted`, `moved`, `evicted`, `opened`, `released`, `cut-off`,
-//!   `skipped`, `planned`, `reassigned`, `aborted`, `merged`, `upgraded`, `outdated`, `finished`, `weights`, `failed` or
+//!   `skipped`, `undone`, `planned`, `reassigned`, `aborted`, `merged`, `upgraded`, `outdated`, `finished`, `weights`, `failed` or
 //!   `refused`;
 //! - *details*: the rest, for people.
 //!
@@ -170,6 +170,7 @@ fn decided(event: &StateEvent) -> Change {
         }
         StateEvent::Released(stage, epoch, peer) => (Some(stage), Some(epoch), "released", peer.short()),
         StateEvent::Skipped(stage, epoch) => (Some(stage), Some(epoch), "skipped", String::new()),
+        StateEvent::Undone(stage, epoch) => (Some(stage), Some(epoch), "undone", String::new()),
         StateEvent::CutOff(stage, epoch) => (Some(stage), Some(epoch), "cut-off", String::new()),
         StateEvent::Planned(stage, epoch, attempt, submitters) => {
             (Some(stage), Some(epoch), "planned", format!("attempt {attempt}, {submitters} submitters"))

@@ -1,6 +1,8 @@
 //! What survives processes: whoever starts again goes on from what it had on disk.
 
+use std::cell::Cell;
 use std::collections::BTreeSet;
+use std::rc::Rc;
 use std::time::Duration;
 
 use iota_protocol::miner::Notice;
@@ -36,10 +38,15 @@ fn setup(compute: Compute) -> Setup {
 
 /// Runs under all checkers to its end.
 fn finished(setup: Setup, healed: Duration) -> World {
+    finished_before(setup, healed, None)
+}
+
+/// [`finished`] before the eyes of somebody else, too.
+fn finished_before(setup: Setup, healed: Duration, witness: Option<Box<dyn Observer>>) -> World {
     let bound = liveness::bound(&setup.spec);
     let options = Options::of(&setup).healed(Instant::ZERO + healed, bound);
     let mut world = World::new(setup);
-    all(&options).into_iter().for_each(|checker| world.watch(checker));
+    all(&options).into_iter().chain(witness).for_each(|checker| world.watch(checker));
     let ending = world.run(healed + bound * 9);
     assert!(matches!(ending, Ending::Finished(_)), "{ending:?}");
     world
@@ -178,4 +185,49 @@ fn no_sample_is_lost_however_often_hosts_start_again() {
         let ending = world.run(until + bound);
         assert!(matches!(ending, Ending::Finished(_)), "seed {seed}: {ending:?}");
     }
+}
+
+/// Who is in each stage at `at`, if nothing goes wrong.
+fn crews(setup: &Setup, at: Duration) -> Vec<Vec<usize>> {
+    let mut world = World::new(setup.clone());
+    while world.now() < Instant::ZERO + at && world.step(at) {}
+    let state = world.best_informed().expect("a host that runs").state();
+    let host = |peer| world.index_of(peer).expect("a host of this world");
+    state.spec().stages().map(|stage| state.replicas(stage).map(host).collect()).collect()
+}
+
+/// Counts merges that were passed over after the fact, once for each host that hears of it.
+struct Undone(Rc<Cell<u32>>);
+
+impl Observer for Undone {
+    fn observe(&mut self, seen: &Observation<'_>) -> Result<(), Violation> {
+        let undone = matches!(seen.seen, Seen::Notice(Notice::State(StateEvent::Undone(..))));
+        self.0.set(self.0.get() + u32::from(undone));
+        Ok(())
+    }
+}
+
+#[test]
+fn a_run_goes_on_though_all_miners_of_a_stage_are_gone_for_good() {
+    let (undone, mut spared) = (Rc::new(Cell::new(0)), 0);
+    // From the middle of one epoch to that of another; a merge is lost only to those who die right after it.
+    for tenths in 30..60 {
+        let at = SECOND * tenths / 10;
+        let mut spec = (*setup(Compute::Cost).spec).clone();
+        (spec.mirror.url, spec.mirror.checkpoint_epochs) = ("file:///mirror".to_owned(), 1);
+        spec.timing.eviction = Millis::from_secs(5);
+        let mut setup = Setup::new(spec, 5, 3, HOSTS);
+        setup.costs.parameters = 1000;
+        let crews = crews(&setup, at);
+        let candidates = |crew: &&Vec<usize>| crew.iter().filter(|host| **host < 3).count();
+        let lost = crews.iter().min_by_key(candidates).expect("two stages");
+        let schedule = lost.iter().map(|host| (at, Fault::Crash(*host))).collect();
+        let before = undone.get();
+        let witness = Box::new(Undone(Rc::clone(&undone)));
+        let world = finished_before(Setup { schedule, ..setup }, at, Some(witness));
+        spared += u32::from(undone.get() == before);
+        let state = world.best_informed().expect("a host that runs").state();
+        assert_eq!(state.members().len(), HOSTS - lost.len());
+    }
+    assert!(undone.get() > 0 && spared > 0, "{} and {spared}", undone.get());
 }

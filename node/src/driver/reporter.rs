@@ -194,6 +194,11 @@ impl Reporter {
             StateEvent::Skipped(stage, epoch) => {
                 tracing::warn!(stage = stage.0, epoch = epoch.0, "epoch passed over: what it takes is gone");
             }
+            StateEvent::Undone(stage, epoch) => {
+                let (stage, epoch) = (stage.0, epoch.0);
+                tracing::warn!(stage, epoch, "merge passed over: everybody who had it is gone");
+                self.event(NodeEvent::Undone { stage, epoch });
+            }
             StateEvent::Aborted(stage, epoch, lost) => {
                 for member in lost {
                     self.released(stage, epoch.0, member, "contribution missing from the merge");

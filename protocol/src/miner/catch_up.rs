@@ -16,7 +16,7 @@ use crate::peer::book::Book;
 use crate::run_state::{Checkpoint, Closed, RunState, Stage};
 use crate::time::Instant;
 use crate::wire::decode;
-use crate::wire::message::{StateOffer, WeightsRecord};
+use crate::wire::message::{LackRecord, StateOffer, WeightsRecord};
 
 /// Blobs fetched at once.
 const FETCHES_AT_ONCE: usize = 16;
@@ -86,6 +86,8 @@ pub(super) struct CatchUp {
     failures: usize,
     /// Since when nobody was heard of who holds what is looked for.
     alone_since: Option<Instant>,
+    /// The merge that it looked for in vain since the engine last took weights.
+    lacks: Option<LackRecord>,
     /// What an earlier process left, until it was tried or something newer is here.
     recovered: Option<StateOffer>,
 }
@@ -122,6 +124,11 @@ impl CatchUp {
         self.recovered.as_ref()
     }
 
+    /// The merge that it looked for in vain.
+    pub(super) const fn lacks(&self) -> Option<LackRecord> {
+        self.lacks
+    }
+
     fn set(&mut self, aim: Aim) {
         self.aims += 1;
         self.kept = match &aim {
@@ -154,9 +161,9 @@ impl CatchUp {
     fn drop_outdated(&mut self, index: StageIndex, stage: &Stage) {
         let current = match &self.aim {
             Aim::None | Aim::Recovered | Aim::Engine => true,
-            Aim::Outcome(stage_index, epoch, _) => {
-                let leads = || stage.outcomes.iter().any(|outcome| outcome.epoch == *epoch);
-                *stage_index == index && (epoch.next() == stage.version || leads())
+            // If it was undone, what was merged is looked for no more.
+            Aim::Outcome(stage_index, epoch, transfer) => {
+                *stage_index == index && stage.partitions_of(*epoch) == Some(&transfer.blobs)
             }
             Aim::Asking(stage_index, version, _) => *stage_index == index && *version == stage.version,
             Aim::Mirrored(stage_index, version, _) => *stage_index == index && *version <= stage.version,
@@ -289,6 +296,9 @@ impl CatchUp {
     }
 
     fn fail(&mut self, now: Instant) {
+        if let Aim::Outcome(stage, epoch, _) = self.aim {
+            self.lacks = Some(LackRecord { stage, epoch });
+        }
         self.state_first = !self.state_first;
         self.failures += 1;
         self.pause = backed_off(self.pause);
@@ -378,6 +388,7 @@ impl CatchUp {
         if version > Epoch(0) {
             self.recovered = None;
         }
+        self.lacks = None;
         self.pause = Duration::ZERO;
         self.state_first = false;
         (self.failures, self.alone_since) = (0, None);

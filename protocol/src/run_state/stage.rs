@@ -42,7 +42,7 @@ pub struct Closed {
     pub training: Training,
     /// The plan that was carried out.
     pub plan: Plan,
-    /// The merged partitions; none if the epoch was passed over.
+    /// The merged partitions; none if the epoch was passed over, or undone.
     pub partitions: Vec<Hash>,
 }
 
@@ -144,6 +144,33 @@ impl Stage {
         while self.closed.len() > CLOSED_EPOCHS_KEPT {
             self.closed.pop_front();
         }
+    }
+
+    /// What was merged in `epoch`, if that is remembered.
+    #[must_use]
+    pub fn partitions_of(&self, epoch: Epoch) -> Option<&Vec<Hash>> {
+        let closed = self.closed_epoch(epoch).map(|closed| &closed.partitions);
+        let outcome = || self.outcomes.iter().find(|outcome| outcome.epoch == epoch);
+        closed.or_else(|| outcome().map(|outcome| &outcome.partitions))
+    }
+
+    /// Passes over the merge of `epoch` and those after it; returns whether there was something to pass over. Only a stage
+    /// that waits can: one that trains has members with the newest weights.
+    pub(super) fn undo(&mut self, epoch: Epoch) -> bool {
+        let merged = self.partitions_of(epoch).is_some_and(|partitions| !partitions.is_empty());
+        if !merged || !matches!(self.phase, Phase::Waiting) {
+            return false;
+        }
+        let closed = self.closed_epoch(epoch).map(|closed| closed.training.base);
+        let outcome = || self.outcomes.iter().find(|outcome| outcome.epoch == epoch);
+        let Some(base) = closed.or_else(|| outcome().map(|outcome| outcome.base)) else { return false };
+        for closed in self.closed.iter_mut().filter(|closed| closed.training.epoch >= epoch) {
+            (closed.training.base, closed.partitions) = (base, Vec::new());
+        }
+        for outcome in self.outcomes.iter_mut().filter(|outcome| outcome.epoch >= epoch) {
+            (outcome.base, outcome.partitions) = (base, Vec::new());
+        }
+        true
     }
 
     /// The outcome of `epoch`, if it is remembered and starts from the weights that hash to `base`.

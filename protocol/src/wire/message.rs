@@ -88,6 +88,9 @@ pub struct PeerRecord {
     /// What of its stage it has seen in the mirror, if the run has one and it ever tried. Left out otherwise.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub mirror: Option<MirrorRecord>,
+    /// The merge of its stage that it needs and nobody has for it, if it looked for one in vain. Left out otherwise.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub lacks: Option<LackRecord>,
     /// The newest wire version that its program speaks. Left out where it is the first, so that it can be told from the
     /// start and in every version; any other field that a version adds waits until that version is decided.
     #[serde(default = "first_version", skip_serializing_if = "is_first_version")]
@@ -129,6 +132,16 @@ pub struct MirrorRecord {
     pub failing: bool,
 }
 
+/// A merge that a miner cannot apply, since it gets no copy of what was merged.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct LackRecord {
+    /// The stage.
+    pub stage: StageIndex,
+    /// The epoch.
+    pub epoch: Epoch,
+}
+
 impl StateOffer {
     /// The weights that are in it.
     #[must_use]
@@ -156,6 +169,7 @@ impl PeerRecord {
             speed_milli: 0,
             tokens: 0,
             mirror: None,
+            lacks: None,
             wire_version_max: first_version(),
         }
     }
@@ -407,6 +421,14 @@ pub enum Decision {
         /// The epoch.
         epoch: Epoch,
     },
+    /// Passes over a merge after the fact, and those of its stage after it, since everybody who had what it merged is gone.
+    /// The stage stays at its version, with the weights that the merge started from.
+    Undo {
+        /// The stage.
+        stage: StageIndex,
+        /// The epoch.
+        epoch: Epoch,
+    },
     /// Freezes who is merged.
     MergePlan {
         /// The stage.
@@ -489,6 +511,7 @@ impl Decision {
             | Self::Release { .. }
             | Self::Cutoff { .. }
             | Self::Skip { .. }
+            | Self::Undo { .. }
             | Self::MergePlan { .. }
             | Self::MergeReassign { .. }
             | Self::MergeAbort { .. }

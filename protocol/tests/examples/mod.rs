@@ -57,6 +57,7 @@ pub(crate) fn record() -> PeerRecord {
         speed_milli: 1500,
         tokens: 65_536,
         mirror: None,
+        lacks: None,
         wire_version_max: 1,
     }
 }
@@ -134,6 +135,7 @@ pub(crate) fn decisions() -> Vec<(&'static str, Decision)> {
         ("release", Decision::Release { stage, epoch, peer: peer(6) }),
         ("cutoff", Decision::Cutoff { stage, epoch }),
         ("skip", Decision::Skip { stage, epoch }),
+        ("undo", Decision::Undo { stage, epoch }),
         (
             "merge-plan",
             Decision::MergePlan {

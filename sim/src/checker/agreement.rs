@@ -57,6 +57,11 @@ impl Agreement {
                 agree(agreed, (*stage, epoch.next()), next)
                     .map_err(|what| broken(NAME, seen, format!("merge closed: {what}")))
             }
+            StateEvent::Undone(stage, epoch) => {
+                // Whoever had those versions is gone.
+                agreed.retain(|(of, version), _| of != stage || *version <= *epoch);
+                Ok(())
+            }
             _ => Ok(()),
         })
     }

@@ -231,6 +231,7 @@ impl Recorder {
             }
             StateEvent::Merged(stage, epoch, samples, _) => self.merged(at, *stage, *epoch, *samples),
             StateEvent::Skipped(..)
+            | StateEvent::Undone(..)
             | StateEvent::CutOff(..)
             | StateEvent::Reassigned(..)
             | StateEvent::Checkpointed(_)

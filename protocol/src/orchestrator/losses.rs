@@ -1,0 +1,150 @@
+//! Merges that were lost with everybody who had what they merged.
+//!
+//! A merge is decided on when its owners agree on its result, whose bytes only they have for a moment: whoever applies it
+//! fetches them, and a mirror gets them later. If all who have them die in that moment, their stage would wait for ever.
+//! Then the merge is passed over after the fact: one epoch's work of one stage is lost, and not the run.
+
+use std::collections::BTreeMap;
+
+use crate::id::{Epoch, StageIndex};
+use crate::peer::book::Book;
+use crate::run_state::{Phase, RunState, Stage};
+use crate::time::Instant;
+use crate::wire::message::{Decision, WeightsRecord};
+
+/// Evictions for which a stage waits for somebody who has what it lacks.
+const LOST_EVICTIONS: u32 = 2;
+
+/// Stages none of whose miners can get the weights they need, with the merge that they lack, and since when.
+#[derive(Debug, Default)]
+pub(super) struct Losses {
+    lacking: BTreeMap<StageIndex, (Epoch, Instant)>,
+}
+
+impl Losses {
+    /// Notes who lacks what.
+    pub(super) fn observe(&mut self, now: Instant, state: &RunState, book: &Book) {
+        for (index, stage) in state.spec().stages().zip(state.stages()) {
+            match lacked(state, book, index, stage) {
+                Some(epoch) => {
+                    let known = self.lacking.entry(index).or_insert((epoch, now));
+                    if known.0 != epoch {
+                        *known = (epoch, now);
+                    }
+                }
+                None => drop(self.lacking.remove(&index)),
+            }
+        }
+    }
+
+    /// Starts all waits anew.
+    pub(super) fn restart(&mut self, now: Instant) {
+        self.lacking.values_mut().for_each(|(_, since)| *since = now);
+    }
+
+    /// What is to be passed over.
+    pub(super) fn decisions(&self, now: Instant, state: &RunState) -> Vec<Decision> {
+        let patience = state.spec().timing.eviction.duration() * LOST_EVICTIONS;
+        let lost = self.lacking.iter().filter(|(_, (_, since))| now.since(*since) >= patience);
+        lost.map(|(stage, (epoch, _))| Decision::Undo { stage: *stage, epoch: *epoch }).collect()
+    }
+}
+
+/// The merge without which no miner of a waiting stage gets the newest weights, if nobody at all is heard of who has them.
+/// Where they lack different ones it is the newest: whoever lacks an older one gets the state from the others.
+fn lacked(state: &RunState, book: &Book, index: StageIndex, stage: &Stage) -> Option<Epoch> {
+    let newest = |held: WeightsRecord| held.stage == index && held.version == stage.version;
+    let held = book.records().any(|(_, record)| record.weights.is_some_and(newest));
+    if held || !matches!(stage.phase, Phase::Waiting) {
+        return None;
+    }
+    let lacks = state.replicas(index).map(|peer| {
+        let lacks = book.record(peer).and_then(|record| record.lacks);
+        lacks.filter(|lacks| lacks.stage == index).map(|lacks| lacks.epoch)
+    });
+    // All of them: one that lacks nothing is still on its way.
+    lacks.collect::<Option<Vec<Epoch>>>()?.into_iter().max()
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use super::*;
+    use crate::id::{Hash, LogIndex, PeerId};
+    use crate::orchestrator::tests::record;
+    use crate::run_state::{Closed, Plan, Training};
+    use crate::samples::Deal;
+    use crate::spec::{Candidate, OrchestratorSpec, RunSpec};
+    use crate::wire::message::{Entry, LackRecord, PeerRecord};
+
+    const STAGE: StageIndex = StageIndex(0);
+    const MINERS: [PeerId; 2] = [PeerId([1; 32]), PeerId([2; 32])];
+    const BASE: Hash = Hash([7; 32]);
+
+    fn apply(state: &mut RunState, decision: Decision) -> usize {
+        let entry = Entry { proposer: PeerId([255; 32]), decision };
+        state.apply(LogIndex(state.applied()), Hash::default(), Some(&entry)).len()
+    }
+
+    /// Two miners of a stage that has merged epoch 3.
+    fn merged() -> RunState {
+        let candidates = vec![Candidate { peer: PeerId([255; 32]), priority: 0 }];
+        let mut spec = RunSpec { orchestrator: OrchestratorSpec { candidates }, ..RunSpec::default() };
+        spec.pipeline.stages = 1;
+        let mut state = RunState::new(Arc::new(spec), &[10]);
+        for peer in MINERS {
+            apply(&mut state, Decision::Admit { peer, stage: STAGE });
+        }
+        let deal = Deal::new(Hash::default(), STAGE, Epoch(3), 36..48, &[(MINERS[0], 1)]);
+        let training =
+            Training { epoch: Epoch(3), base: BASE, opened: LogIndex(0), deal, attempt: 0, cut_off: false };
+        let plan = Plan { attempt: 0, submitters: Vec::new(), owners: Vec::new() };
+        state.stages_mut()[0].version = Epoch(4);
+        state.stages_mut()[0].closed.push_back(Closed { training, plan, partitions: vec![Hash([9; 32])] });
+        state
+    }
+
+    fn heard(weights: [u32; 2], lacks: [Option<u32>; 2]) -> Book {
+        let mut book = Book::default();
+        for (peer, (version, lacks)) in MINERS.into_iter().zip(weights.into_iter().zip(lacks)) {
+            let weights = Some(WeightsRecord { stage: STAGE, version: Epoch(version), hash: BASE });
+            let lacks = lacks.map(|epoch| LackRecord { stage: STAGE, epoch: Epoch(epoch) });
+            let record = PeerRecord { weights, lacks, ..record() };
+            book.insert(Instant::from_nanos(1), peer, Arc::new(record)).expect("a valid record");
+        }
+        book
+    }
+
+    #[test]
+    fn a_merge_that_everybody_lacks_is_passed_over_after_a_while() {
+        let mut state = merged();
+        let book = heard([3, 3], [Some(3), Some(3)]);
+        let mut losses = Losses::default();
+        let start = Instant::from_nanos(1);
+        losses.observe(start, &state, &book);
+        assert_eq!(losses.decisions(start, &state), []);
+        let later = start + state.spec().timing.eviction.duration() * LOST_EVICTIONS;
+        losses.observe(later, &state, &book);
+        let undo = Decision::Undo { stage: STAGE, epoch: Epoch(3) };
+        assert_eq!(losses.decisions(later, &state), std::slice::from_ref(&undo));
+        assert_eq!(apply(&mut state, undo.clone()), 1);
+        let stage = &state.stages()[0];
+        assert_eq!((stage.version, stage.partitions_of(Epoch(3))), (Epoch(4), Some(&Vec::new())));
+        assert_eq!(apply(&mut state, undo), 0, "once");
+    }
+
+    #[test]
+    fn nothing_is_passed_over_while_somebody_has_it_or_is_still_looking() {
+        let state = merged();
+        let lost = |book: &Book| lacked(&state, book, STAGE, &state.stages()[0]);
+        assert_eq!(lost(&heard([3, 3], [Some(3), Some(3)])), Some(Epoch(3)));
+        assert_eq!(lost(&heard([4, 3], [Some(3), Some(3)])), None, "one has the newest weights");
+        assert_eq!(lost(&heard([3, 3], [Some(3), None])), None, "one is still looking");
+        assert_eq!(
+            lost(&heard([3, 2], [Some(3), Some(2)])),
+            Some(Epoch(3)),
+            "what the other lacks comes along"
+        );
+    }
+}
