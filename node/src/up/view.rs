@@ -297,6 +297,9 @@ impl SwarmView {
             NodeEvent::Checkpointed { epoch } => {
                 self.once(format!("checkpoint of epoch {epoch} is complete in the mirror"))
             }
+            NodeEvent::Undone { stage, epoch } => self.once(format!(
+                "the merge of epoch {epoch} of stage {stage} was passed over: everybody who had it is gone"
+            )),
             NodeEvent::Refused { .. } => None,
             NodeEvent::EpochOpened { .. }
             | NodeEvent::MergePlanned { .. }
