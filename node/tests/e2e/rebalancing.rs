@@ -99,13 +99,9 @@ fn stages_of_one_one_and_four_miners_are_evened_out_by_two_moves() {
     let spec = spec(3, 4);
     let stages = spec.pipeline.stages;
     let (mut swarm, mut crews) = started(&spec);
-    // The candidates stay.
-    crews.sort_by_key(|crew| crew.len());
-    let mut killed = Vec::new();
-    for crew in &crews[..2] {
-        let expendable = crew.iter().rev().filter(|index| **index >= CANDIDATES);
-        killed.extend(expendable.take(crew.len() - 1).copied());
-    }
+    // Of three stages the one with the most candidates stays, so that each of the others has at most one, its first.
+    crews.sort_by_key(|crew| crew.iter().filter(|index| **index < CANDIDATES).count());
+    let killed: Vec<usize> = crews[..2].iter().flat_map(|crew| &crew[1..]).copied().collect();
     let victims: Vec<PeerId> = killed.iter().map(|index| swarm.peer(*index)).collect();
     killed.iter().for_each(|index| swarm.signal(*index, Signal::SIGKILL));
     let opened = swarm.last_epoch(0);

@@ -5,7 +5,7 @@
 //! the adaptive rebalancing of SWARM (Ryabinin et al. 2023, section 3.2), without its random victim and with these guards:
 //!
 //! - a move must gain [`GAIN_MIN`], since the mover trains nothing while it fetches its new stage's weights, and differences
-//!   between stages count as far as they are [certain](CERTAINTY);
+//!   between stages count as far as they are beyond [doubt](Speed::doubt);
 //! - a stage keeps [`KEPT_MIN`] miners that say they hold its newest weights;
 //! - one that took a miner gives none, nor takes one that gave, until that miner had the time to show its effect. The
 //!   slowest stage may take several at once, each counted from the moment its move is decided;
@@ -28,8 +28,6 @@ use crate::wire::message::{Decision, EvictReason, WeightsRecord};
 
 /// Least factor by which a move must raise the slower of the two stages it touches.
 const GAIN_MIN: f64 = 1.05;
-/// Standard errors that a difference between stages must exceed.
-const CERTAINTY: f64 = 2.0;
 /// Miners a stage keeps when it gives one: with a single one, its next death would take the stage's weights along.
 const KEPT_MIN: usize = 2;
 /// Merges of a stage after a move before one the other way: one in which the mover arrives, one in which it counts.
@@ -241,7 +239,7 @@ fn surplus(state: &RunState, donor: StageIndex) -> Option<(PeerId, StageIndex)> 
 
 /// The crews of all stages, with those who are `moving` where they go. A miner that was not measured in its stage counts as
 /// the mean of it, and a stage nobody of which was measured as the mean of the others. Machines are noisy: a stage counts
-/// as different from the mean of all only by what [`CERTAINTY`] standard errors leave of the difference.
+/// as different from the mean of all only by what [doubt](Speed::doubt) leaves of the difference.
 #[expect(clippy::cast_precision_loss, reason = "counts are small")]
 fn crews(
     state: &RunState,
@@ -263,16 +261,15 @@ fn crews(
         .map(|(stage, peers)| (stage, speeds(*stage, peers)))
         .filter(|(_, speeds)| !speeds.is_empty())
         .map(|(stage, speeds)| {
-            let error = speeds.iter().map(|speed| speed.error().powi(2)).sum::<f64>().sqrt();
+            let doubt = speeds.iter().map(|speed| speed.doubt().powi(2)).sum::<f64>().sqrt();
             let mean = average(&speeds.iter().map(|speed| speed.mean()).collect::<Vec<f64>>());
-            (*stage, (mean, error / speeds.len() as f64))
+            (*stage, (mean, doubt / speeds.len() as f64))
         })
         .collect();
     let means: Vec<f64> = measured.values().map(|(mean, _)| *mean).collect();
     let overall = if means.is_empty() { 1.0 } else { average(&means) };
     let crew = |(stage, peers): (StageIndex, Vec<PeerId>)| {
-        let (mean, error) = measured.get(&stage).copied().unwrap_or((overall, 0.0));
-        let doubt = CERTAINTY * error;
+        let (mean, doubt) = measured.get(&stage).copied().unwrap_or((overall, 0.0));
         let pace = overall + (mean - overall) - (mean - overall).clamp(-doubt, doubt);
         let relative =
             |peer: PeerId| (peer, book.speed(peer, stage).map_or(1.0, |speed| speed.mean() / mean));

@@ -6,8 +6,14 @@ use crate::id::{Epoch, StageIndex};
 
 /// Measurements remembered of each peer, one of each version of its weights.
 const REMEMBERED: usize = 16;
-/// With fewer, a measurement says nothing of how much they scatter.
-const CERTAIN_MIN: usize = 3;
+/// With fewer, measurements say nothing of how much they scatter.
+const SCATTER_MIN: usize = 3;
+/// Standard errors within which the true mean lies almost surely, if there are many measurements: all stages are compared
+/// with each other in every epoch, and a difference that chance makes once in twenty times would be seen all the time.
+const ERRORS: f64 = 3.0;
+/// How much wider that is for few measurements, whose scatter is itself uncertain: 1 + this ÷ degrees of freedom. For two of
+/// them that makes nine standard errors, about what Student's t has at a probability of 1 %.
+const FEW: f64 = 4.0;
 
 /// What a peer measured of its speed in one stage. It outlives the peer's process: one that has just started has measured
 /// nothing.
@@ -59,15 +65,15 @@ impl Speed {
         self.measured.iter().sum::<f64>() / self.count()
     }
 
-    /// Standard error of the mean; the mean itself while there are too few measurements to tell.
+    /// How far from the mean the true one may be; the mean itself while there are too few measurements to tell.
     #[must_use]
-    pub fn error(&self) -> f64 {
-        let mean = self.mean();
-        if self.measured.len() < CERTAIN_MIN {
+    pub fn doubt(&self) -> f64 {
+        let (mean, freedom) = (self.mean(), self.count() - 1.0);
+        if self.measured.len() < SCATTER_MIN {
             return mean;
         }
         let squares: f64 = self.measured.iter().map(|speed| (speed - mean).powi(2)).sum();
-        (squares / (self.count() - 1.0) / self.count()).sqrt()
+        ERRORS * (1.0 + FEW / freedom) * (squares / freedom / self.count()).sqrt()
     }
 
     #[expect(clippy::cast_precision_loss, reason = "a few")]
@@ -85,16 +91,16 @@ mod tests {
     #[test]
     fn what_was_measured_often_is_more_certain() {
         let mut speed = Speed::new(STAGE, Epoch(0), 90.0);
-        assert_eq!((speed.mean(), speed.error()), (90.0, 90.0));
+        assert_eq!((speed.mean(), speed.doubt()), (90.0, 90.0));
         speed.measure(STAGE, Epoch(1), 110.0);
-        assert_eq!((speed.mean(), speed.error()), (100.0, 100.0));
+        assert_eq!((speed.mean(), speed.doubt()), (100.0, 100.0));
         speed.measure(STAGE, Epoch(2), 100.0);
-        // Deviation 10 of three.
-        assert!((speed.error() - 10.0 / 3.0_f64.sqrt()).abs() < 1e-9);
+        // Nine standard errors, of three with a deviation of 10.
+        assert!((speed.doubt() - 9.0 * 10.0 / 3.0_f64.sqrt()).abs() < 1e-9);
         for version in 3..40 {
             speed.measure(STAGE, Epoch(version), 100.0 + f64::from(version % 2));
         }
-        assert!(speed.error() < 0.2 && (speed.mean() - 100.5).abs() < 1e-9);
+        assert!(speed.doubt() < 0.5 && (speed.mean() - 100.5).abs() < 1e-9);
     }
 
     #[test]
