@@ -163,7 +163,10 @@ impl CatchUp {
             Aim::None | Aim::Recovered | Aim::Engine => true,
             // If it was undone, what was merged is looked for no more.
             Aim::Outcome(stage_index, epoch, transfer) => {
-                *stage_index == index && stage.partitions_of(*epoch) == Some(&transfer.blobs)
+                let leads = || stage.outcomes.iter().any(|outcome| outcome.epoch == *epoch);
+                *stage_index == index
+                    && (epoch.next() == stage.version || leads())
+                    && stage.partitions_of(*epoch) == Some(&transfer.blobs)
             }
             Aim::Asking(stage_index, version, _) => *stage_index == index && *version == stage.version,
             Aim::Mirrored(stage_index, version, _) => *stage_index == index && *version <= stage.version,
