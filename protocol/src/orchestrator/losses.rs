@@ -6,7 +6,7 @@
 
 use std::collections::BTreeMap;
 
-use crate::id::{Epoch, StageIndex};
+use crate::id::{Epoch, PeerId, StageIndex};
 use crate::peer::book::Book;
 use crate::run_state::{Phase, RunState, Stage};
 use crate::time::Instant;
@@ -25,7 +25,7 @@ impl Losses {
     /// Notes who lacks what.
     pub(super) fn observe(&mut self, now: Instant, state: &RunState, book: &Book) {
         for (index, stage) in state.spec().stages().zip(state.stages()) {
-            match lacked(state, book, index, stage) {
+            match lost(now, state, book, index, stage) {
                 Some(epoch) => {
                     let known = self.lacking.entry(index).or_insert((epoch, now));
                     if known.0 != epoch {
@@ -50,9 +50,10 @@ impl Losses {
     }
 }
 
-/// The merge without which no miner of a waiting stage gets the newest weights, if nobody at all is heard of who has them.
-/// Where they lack different ones it is the newest: whoever lacks an older one gets the state from the others.
-fn lacked(state: &RunState, book: &Book, index: StageIndex, stage: &Stage) -> Option<Epoch> {
+/// The merge without which no miner of a waiting stage gets the newest weights, if nobody at all is heard of who has them, nor
+/// of those who merged some part of it: one that is heard serves it still, however slowly. Where they lack different ones it
+/// is the newest: whoever lacks an older one gets the state from the others.
+fn lost(now: Instant, state: &RunState, book: &Book, index: StageIndex, stage: &Stage) -> Option<Epoch> {
     let newest = |held: WeightsRecord| held.stage == index && held.version == stage.version;
     let held = book.records().any(|(_, record)| record.weights.is_some_and(newest));
     if held || !matches!(stage.phase, Phase::Waiting) {
@@ -63,7 +64,12 @@ fn lacked(state: &RunState, book: &Book, index: StageIndex, stage: &Stage) -> Op
         lacks.filter(|lacks| lacks.stage == index).map(|lacks| lacks.epoch)
     });
     // All of them: one that lacks nothing is still on its way.
-    lacks.collect::<Option<Vec<Epoch>>>()?.into_iter().max()
+    let epoch = lacks.collect::<Option<Vec<Epoch>>>()?.into_iter().max()?;
+    let eviction = state.spec().timing.eviction.duration();
+    let is_gone = |peer: &PeerId| book.silence(now, *peer).is_none_or(|silence| silence >= eviction);
+    let plan = stage.closed_epoch(epoch).map(|closed| &closed.plan);
+    // Of a merge so old that its owners are not remembered only the mirror could have a copy.
+    plan.is_none_or(|plan| plan.owners.iter().any(|owners| owners.iter().all(is_gone))).then_some(epoch)
 }
 
 #[cfg(test)]
@@ -71,7 +77,7 @@ mod tests {
     use std::sync::Arc;
 
     use super::*;
-    use crate::id::{Hash, LogIndex, PeerId};
+    use crate::id::{Hash, LogIndex};
     use crate::orchestrator::tests::record;
     use crate::run_state::{Closed, Plan, Training};
     use crate::samples::Deal;
@@ -80,6 +86,8 @@ mod tests {
 
     const STAGE: StageIndex = StageIndex(0);
     const MINERS: [PeerId; 2] = [PeerId([1; 32]), PeerId([2; 32])];
+    /// Who alone has merged a part of it, and is not heard of.
+    const OWNER: PeerId = PeerId([3; 32]);
     const BASE: Hash = Hash([7; 32]);
 
     fn apply(state: &mut RunState, decision: Decision) -> usize {
@@ -99,7 +107,7 @@ mod tests {
         let deal = Deal::new(Hash::default(), STAGE, Epoch(3), 36..48, &[(MINERS[0], 1)]);
         let training =
             Training { epoch: Epoch(3), base: BASE, opened: LogIndex(0), deal, attempt: 0, cut_off: false };
-        let plan = Plan { attempt: 0, submitters: Vec::new(), owners: Vec::new() };
+        let plan = Plan { attempt: 0, submitters: Vec::new(), owners: vec![MINERS.to_vec(), vec![OWNER]] };
         state.stages_mut()[0].version = Epoch(4);
         state.stages_mut()[0].closed.push_back(Closed { training, plan, partitions: vec![Hash([9; 32])] });
         state
@@ -137,7 +145,7 @@ mod tests {
     #[test]
     fn nothing_is_passed_over_while_somebody_has_it_or_is_still_looking() {
         let state = merged();
-        let lost = |book: &Book| lacked(&state, book, STAGE, &state.stages()[0]);
+        let lost = |book: &Book| lost(Instant::from_nanos(1), &state, book, STAGE, &state.stages()[0]);
         assert_eq!(lost(&heard([3, 3], [Some(3), Some(3)])), Some(Epoch(3)));
         assert_eq!(lost(&heard([4, 3], [Some(3), Some(3)])), None, "one has the newest weights");
         assert_eq!(lost(&heard([3, 3], [Some(3), None])), None, "one is still looking");
@@ -146,5 +154,8 @@ mod tests {
             Some(Epoch(3)),
             "what the other lacks comes along"
         );
+        let mut slow = heard([3, 3], [Some(3), Some(3)]);
+        slow.insert(Instant::from_nanos(1), OWNER, Arc::new(record())).expect("a valid record");
+        assert_eq!(lost(&slow), None, "its owner is there");
     }
 }
