@@ -273,6 +273,7 @@ impl Swarm {
 }
 
 impl Drop for Swarm {
+    #[expect(clippy::print_stderr, reason = "where to look at what a failed test left")]
     fn drop(&mut self) {
         // Children of `up` are killed with it.
         drop(self.up.kill());
