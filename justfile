@@ -34,8 +34,7 @@ bench name:
 mutants *arguments:
     sim/mutants/run {{ arguments }}
 
-# Kills processes of a swarm as each of these seeds says, and audits what is left, e.g. `just chaos 2 3 4`. With `E2E_KEEP=1`
-# the folders of a run that failed are kept.
+# Kills processes of a swarm as these seeds say and audits what is left, e.g. `just chaos 2 3 4`; E2E_KEEP=1 keeps folders.
 chaos *seeds="2 3 4":
     for seed in {{ seeds }}; do CHAOS_SEED=$seed cargo nextest run --release -p iota-node --test e2e chaos || exit; done
 
