@@ -55,7 +55,9 @@ impl Losses {
 /// is the newest: whoever lacks an older one gets the state from the others.
 fn lost(now: Instant, state: &RunState, book: &Book, index: StageIndex, stage: &Stage) -> Option<Epoch> {
     let newest = |held: WeightsRecord| held.stage == index && held.version == stage.version;
-    let held = book.records().any(|(_, record)| record.weights.is_some_and(newest));
+    let eviction = state.spec().timing.eviction.duration();
+    let is_gone = |peer: &PeerId| book.silence(now, *peer).is_none_or(|silence| silence >= eviction);
+    let held = book.records().any(|(peer, record)| record.weights.is_some_and(newest) && !is_gone(&peer));
     if held || !matches!(stage.phase, Phase::Waiting) {
         return None;
     }
@@ -65,8 +67,6 @@ fn lost(now: Instant, state: &RunState, book: &Book, index: StageIndex, stage: &
     });
     // All of them: one that lacks nothing is still on its way.
     let epoch = lacks.collect::<Option<Vec<Epoch>>>()?.into_iter().max()?;
-    let eviction = state.spec().timing.eviction.duration();
-    let is_gone = |peer: &PeerId| book.silence(now, *peer).is_none_or(|silence| silence >= eviction);
     let plan = stage.closed_epoch(epoch).map(|closed| &closed.plan);
     // Of a merge so old that its owners are not remembered only the mirror could have a copy.
     plan.is_none_or(|plan| plan.owners.iter().any(|owners| owners.iter().all(is_gone))).then_some(epoch)
