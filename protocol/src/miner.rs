@@ -463,6 +463,7 @@ impl Miner {
         self.pump_merges(cx);
         self.catch_up.pump(cx, self.me, self.weights, &mut self.transfers);
         self.kept.extend(self.catch_up.needs());
+        self.release_settled(cx);
         self.pump_restore(cx);
         self.pump_mirror(cx);
         self.announce(cx);

@@ -107,6 +107,8 @@ pub struct Peer<S: Storage<LogBytes>> {
     record_due: Instant,
     /// Whether somebody may have entries that are missing here.
     behind: bool,
+    /// As a candidate: its entries when it last looked whether others have more.
+    lacked_from: Option<u64>,
     log_fetch_due: Instant,
     log_fetch_turn: usize,
     /// Who was last heard in a version that is newer than all spoken here, and so has a log that says why.
@@ -152,6 +154,7 @@ impl<S: Storage<LogBytes>> Peer<S> {
             now: Instant::ZERO,
             record_due: Instant::ZERO,
             behind: false,
+            lacked_from: None,
             log_fetch_due: Instant::ZERO,
             log_fetch_turn: 0,
             newer: None,
@@ -695,13 +698,31 @@ impl<S: Storage<LogBytes>> Peer<S> {
         }
     }
 
+    /// A candidate learns what is decided from consensus. Where that has lost something and nothing more is decided, it would
+    /// not notice: if other candidates have had more entries for a while, it asks the leader for all that it lacks.
+    fn resume_consensus(&mut self, now: Instant) {
+        if !self.behind || now < self.log_fetch_due {
+            return;
+        }
+        let have = self.log.len() as u64;
+        let ahead = |peer| self.book.record(peer).is_some_and(|record| record.log_length > have);
+        self.behind = self.spec.orchestrator.candidates.iter().any(|candidate| ahead(candidate.peer));
+        self.log_fetch_due = now + self.spec.timing.heartbeat.duration() * 2;
+        let stands_still = self.lacked_from.replace(have) == Some(have);
+        if let (Some(candidate), Some(leader)) = (&mut self.candidate, self.leader)
+            && self.behind
+            && stands_still
+        {
+            candidate.handle_connected(leader);
+        }
+    }
+
     /// Asks for missing entries when somebody says it has more.
     fn fetch_log(&mut self, now: Instant) {
-        if !self.behind
-            || self.candidate.is_some()
-            || now < self.log_fetch_due
-            || self.asked.values().any(|asked| *asked == Asked::Log)
-        {
+        if self.candidate.is_some() {
+            return self.resume_consensus(now);
+        }
+        if !self.behind || now < self.log_fetch_due || self.asked.values().any(|asked| *asked == Asked::Log) {
             return;
         }
         let have = self.log.len() as u64;

@@ -139,8 +139,9 @@ impl Observer for EverySample {
     }
 }
 
-/// Longest a run may go without a merge while hosts crash all the time: far below the deadlines.
-const STANDSTILL_MAX: Duration = Duration::from_secs(12);
+/// Longest a run may go without a merge while hosts crash all the time, candidates among them: a tensor that nobody sends
+/// again is waited for twice as long, two evictions.
+const STANDSTILL_MAX: Duration = Duration::from_secs(30);
 /// Until when hosts crash.
 const HARRIED: Duration = Duration::from_secs(90);
 /// Seeds in the tests.

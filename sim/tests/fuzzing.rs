@@ -61,11 +61,15 @@ fn no_seed_breaks_a_rule_while_hosts_take_the_last_weights_of_a_stage_along() {
 /// - 250 and 1820: after one cutoff the stages stayed out of step, each epoch cut off in its turn, until the end of the run;
 /// - 99, 142, 205, 208, 243, 269 and 282: with fewer samples than miners, or after a cutoff, everybody waited for submissions
 ///   of those who had no samples, in every epoch;
+/// - 831 of 40 nodes: a candidate to which the last decision got lost was never sent it again, since nothing followed;
+/// - 1487 of 40 nodes: what was being read when its stage was given up was let go of one step too late;
 /// - 636 and 1895: no fault of the swarm, but of the checker, which did not see that samples lost in one stage are lost in
 ///   the one two above.
 #[test]
 fn seeds_that_failed_once_pass() {
-    none_fails([51, 56, 157, 182, 284, 351, 539, 250, 1820].into_iter().map(|seed| fuzz::draw(seed, 40)));
+    none_fails(
+        [51, 56, 157, 182, 284, 351, 539, 250, 831, 1487, 1820].into_iter().map(|seed| fuzz::draw(seed, 40)),
+    );
     none_fails(
         [12, 75, 99, 201, 205, 282, 314, 636, 877, 954, 1082, 1125, 1414, 1895]
             .into_iter()

@@ -29,7 +29,6 @@ impl Miner {
             }
             self.follow_merges(cx);
         }
-        self.release_settled(cx);
     }
 
     /// Whether this miner is a member of the epoch and starts from the right weights.
@@ -107,7 +106,7 @@ impl Miner {
     }
 
     /// Lets go of the blobs that settled epochs left behind, of whatever stage and for whatever purpose.
-    fn release_settled(&mut self, cx: &mut Context<'_>) {
+    pub(super) fn release_settled(&mut self, cx: &mut Context<'_>) {
         let version = |stage| cx.state.stage(stage).map_or(Epoch(0), |stage| stage.version);
         let remembered = self.remembered.map(|state| (state.stage, state.version));
         let mirroring = &self.mirroring;

@@ -87,5 +87,7 @@ fn moves_bring_a_preempted_swarm_nearer_to_its_optimum_and_are_no_more_than_pree
     assert!(rebalanced.of_optimum > admitted.of_optimum, "{rebalanced:?} {admitted:?}");
     assert!(admitted.of_optimum > random.of_optimum, "{admitted:?} {random:?}");
     assert!(rebalanced.of_optimum <= 1.0, "{rebalanced:?}");
-    assert_eq!((admitted.moves, random.moves), (0.0, 0.0));
+    assert_eq!(admitted.moves, 0.0);
+    // A stage that chance has left without miners is given one in any case.
+    assert!(random.moves < rebalanced.moves, "{rebalanced:?} {random:?}");
 }
