@@ -134,9 +134,7 @@ impl Orchestrator {
     fn hears_majority(&self, now: Instant, state: &RunState, book: &Book) -> bool {
         let candidates = &state.spec().orchestrator.candidates;
         let patience = state.spec().timing.eviction.duration() / 2;
-        let heard = candidates
-            .iter()
-            .filter(|candidate| book.silence(now, candidate.peer).is_some_and(|silence| silence < patience));
+        let heard = candidates.iter().filter(|candidate| book.hears(now, candidate.peer, patience));
         heard.count() > candidates.len() / 2
     }
 

@@ -166,7 +166,7 @@ impl CatchUp {
                 let leads = || stage.outcomes.iter().any(|outcome| outcome.epoch == *epoch);
                 *stage_index == index
                     && (epoch.next() == stage.version || leads())
-                    && stage.partitions_of(*epoch) == Some(&transfer.blobs)
+                    && stage.merge_of(*epoch).is_some_and(|(_, partitions)| partitions == transfer.blobs)
             }
             Aim::Asking(stage_index, version, _) => *stage_index == index && *version == stage.version,
             Aim::Mirrored(stage_index, version, _) => *stage_index == index && *version <= stage.version,

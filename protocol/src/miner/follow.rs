@@ -1,6 +1,6 @@
 //! How a miner follows the log: which epochs and merges are under way here, and what may be forgotten.
 
-use super::{Context, EpochWork, Kept, MergeWork, Miner};
+use super::{Context, EpochWork, Kept, MergeWork, Miner, restore};
 use crate::id::{Epoch, SampleId, StageIndex};
 use crate::limits::BLOB_EPOCHS_KEPT;
 use crate::run_state::{RunState, Training};
@@ -78,14 +78,9 @@ impl Miner {
 
     /// Drops work on epochs from `version` on, which this miner has no part in any more.
     fn give_up_epochs(&mut self, state: &RunState, version: Epoch) {
-        let given_up: Vec<Epoch> = self
-            .works
-            .range(version..)
-            .filter(|(_, work)| !self.is_taken(state, work))
-            .map(|(epoch, _)| *epoch)
-            .collect();
-        self.dirty |= !given_up.is_empty();
-        self.works.retain(|epoch, _| !given_up.contains(epoch));
+        let before = self.works.len();
+        self.works.retain(|epoch, work| *epoch < version || restore::is_taken(state, self.me, work));
+        self.dirty |= self.works.len() < before;
     }
 
     /// Forgets epochs long settled.

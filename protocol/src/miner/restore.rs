@@ -51,11 +51,6 @@ impl Miner {
             && submission(state, self.me, stage, epoch).is_some()
     }
 
-    /// Whether `work` is what an earlier process did and the log has taken. It needs nothing of this one, not even weights.
-    pub(super) fn is_taken(&self, state: &RunState, work: &EpochWork) -> bool {
-        work.is_restored() && submission(state, self.me, work.stage, work.epoch).is_some()
-    }
-
     /// Reads what is to be read next.
     pub(super) fn pump_restore(&mut self, cx: &mut Context<'_>) {
         let Some(place) = self.engine.filter(|engine| cx.state.stage_of(self.me) == Some(*engine)) else {
@@ -105,6 +100,12 @@ impl Miner {
             Step::Unplanned => {}
         }
     }
+}
+
+/// Whether `work` is what an earlier process of `me` did and the log has taken. It needs nothing of this process, not even
+/// weights.
+pub(super) fn is_taken(state: &RunState, me: PeerId, work: &EpochWork) -> bool {
+    work.is_restored() && submission(state, me, work.stage, work.epoch).is_some()
 }
 
 /// Has a blob of this epoch read from the own disk; returns the number of the transfer.

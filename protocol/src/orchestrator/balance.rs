@@ -85,7 +85,7 @@ impl Balance {
             if !record.miner || state.stage_of(peer).is_some() || self.admitting.contains_key(&peer) {
                 continue;
             }
-            let recent = book.silence(now, peer).is_some_and(|silence| silence < eviction);
+            let recent = book.hears(now, peer, eviction);
             let banned = matches!(
                 state.eviction(peer),
                 Some(EvictReason::InvalidContribution | EvictReason::WrongMerge)
@@ -138,7 +138,7 @@ impl Balance {
         let epochs = state.spec().training.epochs;
         let coming = |stage: StageIndex| {
             let admitted = self.admitting.values().any(|(to, _)| *to == stage);
-            admitted || self.moving.values().any(|(to, _)| *to == stage)
+            admitted || self.is_taking(stage)
         };
         let bereaved = state.spec().stages().zip(state.stages()).find(|(index, stage)| {
             let empty = state.replicas(*index).next().is_none();
@@ -163,10 +163,15 @@ impl Balance {
         release.into_iter().chain([Decision::Move { peer, stage }]).collect()
     }
 
+    /// Whether a miner is on its way to `stage`.
+    fn is_taking(&self, stage: StageIndex) -> bool {
+        self.moving.values().any(|(to, _)| *to == stage)
+    }
+
     /// Whether the last miner that `stage` took from another, if any, has had time to show its effect.
     fn may_give(&self, state: &RunState, stage: StageIndex) -> bool {
-        let taking = self.moving.values().any(|(to, _)| *to == stage);
-        !taking && state.stage(stage).is_some_and(|known| is_settled(known.version, known.took))
+        !self.is_taking(stage)
+            && state.stage(stage).is_some_and(|known| is_settled(known.version, known.took))
     }
 
     /// Whether the last miner that `stage` gave to another, if any, has had time to show its effect.
@@ -270,7 +275,8 @@ fn crews(
     let overall = if means.is_empty() { 1.0 } else { average(&means) };
     let crew = |(stage, peers): (StageIndex, Vec<PeerId>)| {
         let (mean, doubt) = measured.get(&stage).copied().unwrap_or((overall, 0.0));
-        let pace = overall + (mean - overall) - (mean - overall).clamp(-doubt, doubt);
+        let difference = mean - overall;
+        let pace = overall + difference - difference.clamp(-doubt, doubt);
         let relative =
             |peer: PeerId| (peer, book.speed(peer, stage).map_or(1.0, |speed| speed.mean() / mean));
         (stage, Crew { miners: peers.into_iter().map(relative).collect(), pace })
@@ -311,10 +317,10 @@ mod tests {
 
     use super::*;
     use crate::RunSpec;
-    use crate::id::{Hash, LogIndex};
-    use crate::orchestrator::tests::record;
+    use crate::id::Hash;
+    use crate::orchestrator::tests::{apply, record};
     use crate::spec::{Candidate, OrchestratorSpec};
-    use crate::wire::message::{Entry, PeerRecord};
+    use crate::wire::message::PeerRecord;
 
     /// A run of stages with this many miners each, all waiting.
     fn waiting(sizes: &[u8]) -> RunState {
@@ -327,8 +333,7 @@ mod tests {
             for _ in 0..*size {
                 name += 1;
                 let decision = Decision::Admit { peer: PeerId([name; 32]), stage };
-                let entry = Entry { proposer: PeerId([255; 32]), decision };
-                state.apply(LogIndex(state.applied()), Hash::default(), Some(&entry));
+                apply(&mut state, decision);
             }
         }
         state
@@ -377,8 +382,7 @@ mod tests {
         let members = (3..=5).map(|name| (PeerId([name; 32]), 1)).collect();
         let open =
             Decision::OpenEpoch { stage: StageIndex(2), epoch: Epoch(0), base: Hash::default(), members };
-        let entry = Entry { proposer: PeerId([255; 32]), decision: open };
-        state.apply(LogIndex(state.applied()), Hash::default(), Some(&entry));
+        apply(&mut state, open);
         let release = Decision::Release { stage: StageIndex(2), epoch: Epoch(0), peer: last };
         assert_eq!(rescued(&state), [release, Decision::Move { peer: last, stage: StageIndex(1) }]);
         assert_eq!(rescued(&waiting(&[1, 0, 1])), [], "no stage is emptied for it");

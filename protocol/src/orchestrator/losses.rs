@@ -56,7 +56,7 @@ impl Losses {
 fn lost(now: Instant, state: &RunState, book: &Book, index: StageIndex, stage: &Stage) -> Option<Epoch> {
     let newest = |held: WeightsRecord| held.stage == index && held.version == stage.version;
     let eviction = state.spec().timing.eviction.duration();
-    let is_gone = |peer: &PeerId| book.silence(now, *peer).is_none_or(|silence| silence >= eviction);
+    let is_gone = |peer: &PeerId| !book.hears(now, *peer, eviction);
     let held = book.records().any(|(peer, record)| record.weights.is_some_and(newest) && !is_gone(&peer));
     if held || !matches!(stage.phase, Phase::Waiting) {
         return None;
@@ -78,22 +78,17 @@ mod tests {
 
     use super::*;
     use crate::id::{Hash, LogIndex};
-    use crate::orchestrator::tests::record;
+    use crate::orchestrator::tests::{apply, record};
     use crate::run_state::{Closed, Plan, Training};
     use crate::samples::Deal;
     use crate::spec::{Candidate, OrchestratorSpec, RunSpec};
-    use crate::wire::message::{Entry, LackRecord, PeerRecord};
+    use crate::wire::message::{LackRecord, PeerRecord};
 
     const STAGE: StageIndex = StageIndex(0);
     const MINERS: [PeerId; 2] = [PeerId([1; 32]), PeerId([2; 32])];
     /// Who alone has merged a part of it, and is not heard of.
     const OWNER: PeerId = PeerId([3; 32]);
     const BASE: Hash = Hash([7; 32]);
-
-    fn apply(state: &mut RunState, decision: Decision) -> usize {
-        let entry = Entry { proposer: PeerId([255; 32]), decision };
-        state.apply(LogIndex(state.applied()), Hash::default(), Some(&entry)).len()
-    }
 
     /// Two miners of a stage that has merged epoch 3.
     fn merged() -> RunState {
@@ -136,10 +131,10 @@ mod tests {
         losses.observe(later, &state, &book);
         let undo = Decision::Undo { stage: STAGE, epoch: Epoch(3) };
         assert_eq!(losses.decisions(later, &state), std::slice::from_ref(&undo));
-        assert_eq!(apply(&mut state, undo.clone()), 1);
+        assert_eq!(apply(&mut state, undo.clone()).len(), 1);
         let stage = &state.stages()[0];
-        assert_eq!((stage.version, stage.partitions_of(Epoch(3))), (Epoch(4), Some(&Vec::new())));
-        assert_eq!(apply(&mut state, undo), 0, "once");
+        assert_eq!((stage.version, stage.merge_of(Epoch(3))), (Epoch(4), Some((BASE, [].as_slice()))));
+        assert_eq!(apply(&mut state, undo), [], "once");
     }
 
     #[test]

@@ -3,6 +3,7 @@ use std::time::Duration;
 use super::*;
 use crate::id::LogIndex;
 use crate::limits::WIRE_VERSION;
+use crate::run_state::StateEvent;
 use crate::spec::{Candidate, OrchestratorSpec, RunSpec};
 use crate::wire::message::{Entry, PeerRecord};
 
@@ -10,6 +11,12 @@ const MEMBER: PeerId = PeerId([2; 32]);
 
 pub(super) fn record() -> PeerRecord {
     PeerRecord { wire_version_max: WIRE_VERSION, ..PeerRecord::new(1) }
+}
+
+/// Applies a decision as the next entry of the log.
+pub(super) fn apply(state: &mut RunState, decision: Decision) -> Vec<StateEvent> {
+    let entry = Entry { proposer: PeerId([255; 32]), decision };
+    state.apply(LogIndex(state.applied()), Hash::default(), Some(&entry))
 }
 
 #[test]

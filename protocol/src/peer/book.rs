@@ -115,6 +115,12 @@ impl Book {
         }
     }
 
+    /// Whether `peer` was heard less than `patience` ago.
+    #[must_use]
+    pub fn hears(&self, now: Instant, peer: PeerId, patience: Duration) -> bool {
+        self.silence(now, peer).is_some_and(|silence| silence < patience)
+    }
+
     /// Forgets peers silent for longer than `silence`, except those for whom `keep` holds; returns them with the numbers
     /// of their last records.
     pub fn forget(

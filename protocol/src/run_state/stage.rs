@@ -146,24 +146,20 @@ impl Stage {
         }
     }
 
-    /// What was merged in `epoch`, if that is remembered.
+    /// What the merge of `epoch` started from, and what it merged, if that is remembered.
     #[must_use]
-    pub fn partitions_of(&self, epoch: Epoch) -> Option<&Vec<Hash>> {
-        let closed = self.closed_epoch(epoch).map(|closed| &closed.partitions);
+    pub fn merge_of(&self, epoch: Epoch) -> Option<(Hash, &[Hash])> {
+        let closed =
+            self.closed_epoch(epoch).map(|closed| (closed.training.base, closed.partitions.as_slice()));
         let outcome = || self.outcomes.iter().find(|outcome| outcome.epoch == epoch);
-        closed.or_else(|| outcome().map(|outcome| &outcome.partitions))
+        closed.or_else(|| outcome().map(|outcome| (outcome.base, outcome.partitions.as_slice())))
     }
 
     /// Passes over the merge of `epoch` and those after it; returns whether there was something to pass over. Only a stage
     /// that waits can: one that trains has members with the newest weights.
     pub(super) fn undo(&mut self, epoch: Epoch) -> bool {
-        let merged = self.partitions_of(epoch).is_some_and(|partitions| !partitions.is_empty());
-        if !merged || !matches!(self.phase, Phase::Waiting) {
-            return false;
-        }
-        let closed = self.closed_epoch(epoch).map(|closed| closed.training.base);
-        let outcome = || self.outcomes.iter().find(|outcome| outcome.epoch == epoch);
-        let Some(base) = closed.or_else(|| outcome().map(|outcome| outcome.base)) else { return false };
+        let merge = self.merge_of(epoch).filter(|(_, partitions)| !partitions.is_empty());
+        let Some((base, _)) = merge.filter(|_| matches!(self.phase, Phase::Waiting)) else { return false };
         for closed in self.closed.iter_mut().filter(|closed| closed.training.epoch >= epoch) {
             (closed.training.base, closed.partitions) = (base, Vec::new());
         }
