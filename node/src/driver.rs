@@ -26,7 +26,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use iota_protocol::limits::{ADDRESSES_MAX, TRANSFER_DEADLINE};
-use iota_protocol::log::LogBytes;
+use iota_protocol::log::{LogBytes, Snapshot};
 use iota_protocol::miner::{Action, JobDone};
 use iota_protocol::peer::{Addresses, Peer};
 use iota_protocol::wire::frame::{PushAck, PushHeader, PushRefusal, check_payload};
@@ -126,6 +126,8 @@ pub(crate) struct Driver {
     cancelled: bool,
     run: RunId,
     keeping: Keeping,
+    /// What the log begins with, as long as that is not on disk.
+    unkept: Option<Arc<Snapshot>>,
 }
 
 impl Driver {
@@ -137,6 +139,7 @@ impl Driver {
         Self {
             run: parts.spec.run_id(),
             keeping: Keeping::default(),
+            unkept: None,
             parts,
             tasks: JoinSet::new(),
             tickets: BTreeMap::new(),
@@ -326,6 +329,7 @@ impl Driver {
 
     fn handle_report(&mut self, now: Instant) -> Option<Ended> {
         self.parts.reporter.report(&self.parts.peer);
+        self.keep_snapshot();
         if self.bootstrap_until.is_some_and(|until| tokio::time::Instant::now() >= until) {
             return Some(Ended::Unreachable);
         }
@@ -411,6 +415,10 @@ impl Driver {
             }
             Action::Release { prefix } => self.release(prefix),
             Action::Remember(state) => self.parts.reporter.remember(&state),
+            Action::KeepSnapshot(snapshot) => {
+                self.unkept = Some(snapshot);
+                self.keep_snapshot();
+            }
             Action::Mirror { id, state, first } => self.mirror_state(id, state, first),
             Action::MirrorBlobs { blobs } => self.mirror_blobs(blobs),
             Action::Checkpoint(checkpoint) => self.keeping.take(checkpoint),
@@ -430,6 +438,16 @@ impl Driver {
             }
             Action::Forget { peer } => plane.forget(peer.0),
             Action::Notice(notice) => self.parts.reporter.notice(&self.parts.peer, notice),
+        }
+    }
+
+    fn keep_snapshot(&mut self) {
+        let Some(snapshot) = self.unkept.take() else { return };
+        if self.parts.reporter.keep_snapshot(&snapshot) {
+            let now = self.now();
+            self.parts.peer.handle_snapshot_kept(now, snapshot.entries);
+        } else {
+            self.unkept = Some(snapshot);
         }
     }
 

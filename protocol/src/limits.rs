@@ -44,6 +44,11 @@ const LOG_RANGE_FRAME_BYTES: usize = 8 * 1024;
 pub const LOG_RANGE_BYTES_MAX: usize = RPC_BYTES_MAX / 2;
 /// Bytes of entries and hashes in one range of the log that is gossiped.
 pub const LOG_GOSSIP_BYTES_MAX: usize = GOSSIP_BYTES_MAX - LOG_RANGE_FRAME_BYTES;
+/// Entries after which the log names the state that they lead to: some megabytes, a few hundred epochs of a small run.
+pub const SNAPSHOT_EVERY_ENTRIES: u64 = 1024;
+/// Bytes of the state of a run, as a snapshot of it is fetched. Deals take two or three bytes for each sample of the
+/// newest epochs of each stage.
+pub const SNAPSHOT_BYTES_MAX: usize = 256 * 1024 * 1024;
 /// Bytes that the hash of an entry takes in a range.
 pub const ENTRY_HASH_BYTES: usize = 34;
 /// Entries that a leader has under way. More are undecided only if it has lost touch with the other candidates.

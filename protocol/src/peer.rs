@@ -8,6 +8,7 @@
 
 pub mod book;
 mod candidate;
+mod history;
 pub mod scope;
 pub mod speed;
 
@@ -17,13 +18,12 @@ use std::time::Duration;
 
 use omnipaxos::storage::Storage;
 
-use crate::id::{Identity, LogIndex, PeerId};
-use crate::limits::{HEAD_REPEAT, LOG_RANGE_BYTES_MAX, RPC_BYTES_MAX, TRANSFER_DEADLINE};
-use crate::log::certificate::Certified;
-use crate::log::decided::Extended;
-use crate::log::{DecidedLog, LogBytes};
+use crate::id::{Identity, PeerId};
+use crate::limits::{RPC_BYTES_MAX, TRANSFER_DEADLINE};
+use crate::log::snapshot::Snapshots;
+use crate::log::{DecidedLog, LogBytes, Snapshot};
 use crate::miner::{Action, Context, JobDone, Miner, Notice, Outbox};
-use crate::run_state::{RunState, StateEvent};
+use crate::run_state::RunState;
 use crate::spec::RunSpec;
 use crate::time::Instant;
 use crate::wire::frame::{PushAck, PushHeader, PushRefusal};
@@ -35,6 +35,7 @@ use crate::wire::{Outdated, Payload, RejectReason, ReplayWindow, Versions, decod
 
 use book::Book;
 use candidate::Candidate;
+use history::Anchor;
 use scope::Scope;
 
 /// Silence of a peer that is no member, in evictions, after which its record is forgotten.
@@ -66,8 +67,10 @@ pub struct Addresses {
 /// What earlier processes of a peer left on its disk.
 #[derive(Clone, Debug, Default)]
 pub struct Remains {
-    /// Certified entries from the first on.
+    /// Certified entries from the first on, or from the one on that names the snapshot.
     pub log: Option<ControlUpdate>,
+    /// What the last [`Action::KeepSnapshot`] said.
+    pub snapshot: Option<Snapshot>,
     /// What the last [`Action::Remember`] said.
     pub state: Option<StateOffer>,
     /// Tags of the blobs kept, or their beginnings; those of one epoch need be named once.
@@ -78,7 +81,8 @@ pub struct Remains {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Asked {
     Consensus(PeerId),
-    Log,
+    Log(PeerId),
+    Snapshot,
     State,
 }
 
@@ -90,6 +94,9 @@ pub struct Peer<S: Storage<LogBytes>> {
     versions: Versions,
     addresses: Addresses,
     log: DecidedLog,
+    snapshots: Snapshots,
+    /// What is being fetched to begin the log with.
+    anchor: Option<Anchor>,
     state: RunState,
     book: Book,
     scope: Scope,
@@ -118,7 +125,7 @@ pub struct Peer<S: Storage<LogBytes>> {
     told_finish: bool,
 }
 
-impl<S: Storage<LogBytes>> Peer<S> {
+impl<S: Storage<LogBytes> + Clone> Peer<S> {
     /// A peer of `spec`'s run.
     ///
     /// `parameters` holds the length of each stage's flat vector. `storage` is what consensus remembers, used
@@ -140,6 +147,8 @@ impl<S: Storage<LogBytes>> Peer<S> {
             versions: Versions::PROGRAM,
             addresses: Addresses::default(),
             log: DecidedLog::new(&spec),
+            snapshots: Snapshots::default(),
+            anchor: None,
             state: RunState::new(Arc::clone(&spec), parameters),
             book: Book::default(),
             scope: Scope::default(),
@@ -172,6 +181,16 @@ impl<S: Storage<LogBytes>> Peer<S> {
         self
     }
 
+    /// The peer as one that takes a snapshot every so many entries; [`SNAPSHOT_EVERY_ENTRIES`] unless told otherwise. Leaders
+    /// decide when, so peers of a run need not agree.
+    ///
+    /// [`SNAPSHOT_EVERY_ENTRIES`]: crate::limits::SNAPSHOT_EVERY_ENTRIES
+    #[must_use]
+    pub fn with_snapshots_every(mut self, entries: u64) -> Self {
+        self.snapshots.set_every(entries);
+        self
+    }
+
     /// Takes over what earlier processes left, before anything else is handled. Blobs that nobody needs any more are let
     /// go of.
     ///
@@ -179,16 +198,12 @@ impl<S: Storage<LogBytes>> Peer<S> {
     /// [`RejectReason`] if the log is damaged or another run's. Everything else was taken over; the log will be fetched
     /// from others.
     pub fn recover(&mut self, remains: Remains) -> Result<(), RejectReason> {
-        let Remains { log, state, tags } = remains;
+        let Remains { log, snapshot, state, tags } = remains;
         match &mut self.miner {
             Some(miner) => miner.recover(&mut self.out, state, tags),
             None => tags.into_iter().for_each(|tag| self.out.release(tag)),
         }
-        // A candidate's consensus has kept the log.
-        let Some(update) = log.filter(|_| self.candidate.is_none()) else { return Ok(()) };
-        self.take_update(&self.log.electorate().certify(update)?)?;
-        self.out.forget_history();
-        Ok(())
+        log.map_or(Ok(()), |update| self.recover_log(update, snapshot))
     }
 
     /// Why this peer has stopped, if it has: the run uses a wire version that its program does not speak. It takes no
@@ -416,62 +431,6 @@ impl<S: Storage<LogBytes>> Peer<S> {
         Ok(())
     }
 
-    /// Takes certified entries.
-    fn take_update(&mut self, certified: &Certified) -> Result<(), RejectReason> {
-        if let Some(candidate) = &mut self.candidate {
-            // A candidate hears of decisions from consensus; the certificate is what it may lack.
-            candidate.certifier_mut().adopt(certified);
-            self.log.set_certificate(certified.update().certificate.clone());
-            return Ok(());
-        }
-        match self.log.extend(certified)? {
-            Extended::By(_) => self.apply_log(),
-            Extended::Gap => (self.behind, self.log_fetch_due) = (true, Instant::ZERO),
-        }
-        Ok(())
-    }
-
-    fn apply_log(&mut self) {
-        while self.outdated.is_none()
-            && let Ok(index) = usize::try_from(self.state.applied())
-        {
-            let Some((entry, chain)) = self.log.entry(index) else { break };
-            for event in self.state.apply(LogIndex(index as u64), chain, entry.as_ref()) {
-                if let StateEvent::Admitted(peer, stage) | StateEvent::Moved(peer, stage) = &event
-                    && *peer != self.me
-                    && self.state.stage_of(self.me) == Some(*stage)
-                {
-                    // It has to hear who holds the weights of its stage.
-                    let soon = self.now + self.spec.timing.heartbeat.duration() / SOON_PARTS;
-                    self.record_due = self.record_due.min(soon);
-                }
-                if let (StateEvent::EpochOpened(stage, ..), Some(candidate)) = (&event, &mut self.candidate) {
-                    candidate.orchestrator_mut().handle_opened(*stage);
-                }
-                if let (StateEvent::Checkpointed(_), Some(_), Some(checkpoint)) =
-                    (&event, &self.candidate, self.state.checkpoint())
-                {
-                    self.out.checkpoint(checkpoint.clone());
-                }
-                self.out.notice(Notice::State(event));
-            }
-            self.follow_version();
-        }
-    }
-
-    /// Writes in the version that was decided, or stops. Entries after the one that decided it may be of kinds that this
-    /// program cannot decode and others can: to take them for void would be to hold another state than theirs.
-    fn follow_version(&mut self) {
-        let decided = self.state.wire_version();
-        if decided > self.versions.newest() {
-            let outdated = Outdated { decided, spoken: self.versions };
-            self.outdated = Some(outdated);
-            self.out.notice(Notice::Outdated(outdated));
-        } else {
-            self.out.set_version(decided);
-        }
-    }
-
     /// Takes a request; the answer comes as [`Action::Respond`] with the same ticket.
     ///
     /// # Errors
@@ -492,10 +451,9 @@ impl<S: Storage<LogBytes>> Peer<S> {
                 candidate.handle_bundle(from, bundle)?;
                 self.out.answer(ticket, &Response::Done);
             }
-            Request::Log { from } => {
-                let response =
-                    self.log.range(from, LOG_RANGE_BYTES_MAX).map_or(Response::Unavailable, Response::Log);
-                self.out.answer(ticket, &response);
+            Request::Log { from } => self.out.answer(ticket, &self.answer_log(from)),
+            Request::Snapshot { state, offset } => {
+                self.out.answer(ticket, &self.answer_snapshot(state, offset));
             }
             Request::State { stage, version } => {
                 let member = self.state.stage_of(from) == Some(stage);
@@ -529,15 +487,8 @@ impl<S: Storage<LogBytes>> Peer<S> {
                     candidate.handle_delivered(peer, matches!(response, Ok(Some(Response::Done))));
                 }
             }
-            Asked::Log => {
-                if let Ok(Some(Response::Log(update))) = &response {
-                    self.take_update(&self.log.electorate().certify(update.clone())?)?;
-                    // More may be waiting behind what one message holds.
-                    (self.behind, self.log_fetch_due) = (true, Instant::ZERO);
-                } else {
-                    self.newer = None;
-                }
-            }
+            Asked::Log(from) => self.take_log(from, response.as_ref().ok().and_then(Option::as_ref))?,
+            Asked::Snapshot => self.take_part(response.as_ref().ok().and_then(Option::as_ref))?,
             Asked::State => {
                 let offer = match &response {
                     Ok(Some(Response::State(offer))) => Some(offer.clone()),
@@ -570,6 +521,14 @@ impl<S: Storage<LogBytes>> Peer<S> {
     /// Takes the end of a store: whether the blobs survive the process.
     pub fn handle_stored(&mut self, now: Instant, id: u64, kept: bool) {
         self.with_miner(now, |miner, cx| miner.handle_stored(cx, id, kept));
+        self.pump(now);
+    }
+
+    /// Takes the end of [`Action::KeepSnapshot`]: the snapshot of so many entries is on disk.
+    pub fn handle_snapshot_kept(&mut self, now: Instant, entries: u64) {
+        if let Some(candidate) = &mut self.candidate {
+            candidate.handle_snapshot_kept(entries);
+        }
         self.pump(now);
     }
 
@@ -680,13 +639,14 @@ impl<S: Storage<LogBytes>> Peer<S> {
                 self.leader = leader;
                 self.out.notice(Notice::Leader(leader));
             }
-            let proposed = !decided && candidate.propose(now, self.me, &self.state, &self.book);
+            let proposed = !decided && candidate.propose(now, self.me, &self.state, &self.book, &self.snapshots);
             if decided {
                 self.apply_log();
                 if self.outdated.is_some() {
                     // Votes for what was decided stay here: a certificate of an upgrade says that a majority speaks it.
                     return;
                 }
+                self.vote();
             } else if !proposed {
                 break;
             }
@@ -698,43 +658,10 @@ impl<S: Storage<LogBytes>> Peer<S> {
         }
     }
 
-    /// A candidate learns what is decided from consensus. Where that has lost something and nothing more is decided, it would
-    /// not notice: if other candidates have had more entries for a while, it asks the leader for all that it lacks.
-    fn resume_consensus(&mut self, now: Instant) {
-        if !self.behind || now < self.log_fetch_due {
-            return;
+    fn vote(&mut self) {
+        if let Some(candidate) = &mut self.candidate {
+            candidate.vote(&self.log, self.snapshots.diverged());
         }
-        let have = self.log.len() as u64;
-        let ahead = |peer| self.book.record(peer).is_some_and(|record| record.log_length > have);
-        self.behind = self.spec.orchestrator.candidates.iter().any(|candidate| ahead(candidate.peer));
-        self.log_fetch_due = now + self.spec.timing.heartbeat.duration() * 2;
-        let stands_still = self.lacked_from.replace(have) == Some(have);
-        if let (Some(candidate), Some(leader)) = (&mut self.candidate, self.leader)
-            && self.behind
-            && stands_still
-        {
-            candidate.handle_connected(leader);
-        }
-    }
-
-    /// Asks for missing entries when somebody says it has more.
-    fn fetch_log(&mut self, now: Instant) {
-        if self.candidate.is_some() {
-            return self.resume_consensus(now);
-        }
-        if !self.behind || now < self.log_fetch_due || self.asked.values().any(|asked| *asked == Asked::Log) {
-            return;
-        }
-        let have = self.log.len() as u64;
-        let ahead = self.book.records().filter(|(_, record)| record.log_length > have).map(|(peer, _)| peer);
-        let ahead: Vec<PeerId> = ahead.chain(self.newer).collect();
-        self.behind = !ahead.is_empty();
-        // In turn, so that one that only says so holds nothing up.
-        self.log_fetch_turn = self.log_fetch_turn.wrapping_add(1);
-        let Some(&peer) = ahead.get(self.log_fetch_turn % ahead.len().max(1)) else { return };
-        self.log_fetch_due = now + HEAD_REPEAT;
-        let id = self.out.request(peer, &Request::Log { from: LogIndex(have) });
-        self.asked.insert(id, Asked::Log);
     }
 
     fn publish_record(&mut self, now: Instant) {

@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::time::Instant as Clock;
 
 use iota_protocol::limits::WIRE_VERSION;
+use iota_protocol::log::Snapshot;
 use iota_protocol::merge::mean_nats;
 use iota_protocol::miner::Notice;
 use iota_protocol::run_state::{Phase, StateEvent};
@@ -130,10 +131,16 @@ impl Reporter {
                 Some(LogRecord { index, entry, certificate: certificate_bytes.clone() })
             })
             .collect();
-        self.stored = certificate.index.0 + 1;
-        if let Err(error) = self.store.append_log(&records) {
-            tracing::warn!(%error, "log not stored");
+        match self.store.append_log(&records) {
+            Ok(()) => self.stored = certificate.index.0 + 1,
+            Err(error) => tracing::warn!(%error, "log not stored"),
         }
+    }
+
+    /// Writes down what the log begins with; returns whether it is on disk.
+    pub(crate) fn keep_snapshot(&self, snapshot: &Snapshot) -> bool {
+        let kept = recovery::keep_snapshot(&self.store, snapshot);
+        kept.inspect_err(|error| tracing::warn!(%error, "log not shortened, trying again")).is_ok()
     }
 
     /// Writes down which state is in the blob store.
@@ -157,6 +164,11 @@ impl Reporter {
                 self.metrics.stage.set(i64::from(stage.0));
                 self.event(NodeEvent::WeightsReady { stage: stage.0, version: version.0, hash });
             }
+            Notice::Snapshot(entries) => tracing::info!(entries, "the log goes on from a snapshot"),
+            Notice::Diverged(index) => tracing::error!(
+                entry = index.0,
+                "the log names another state than the one found here: the orchestrator lies, or programs disagree; nothing from this entry on is certified"
+            ),
             Notice::Outdated(why) => tracing::error!(%why, "this program cannot go on"),
             Notice::JobFailed(reason) => tracing::warn!(reason, "job failed"),
         }
@@ -194,6 +206,7 @@ impl Reporter {
             StateEvent::Skipped(stage, epoch) => {
                 tracing::warn!(stage = stage.0, epoch = epoch.0, "epoch passed over: what it takes is gone");
             }
+            StateEvent::Snapshot(entries) => tracing::debug!(entries, "the log names the state"),
             StateEvent::Undone(stage, epoch) => {
                 let (stage, epoch) = (stage.0, epoch.0);
                 tracing::warn!(stage, epoch, "merge passed over: everybody who had it is gone");

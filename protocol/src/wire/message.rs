@@ -313,6 +313,13 @@ pub enum Request {
         /// First index wanted.
         from: LogIndex,
     },
+    /// A part of the state that a [`Decision::Snapshot`] names.
+    Snapshot {
+        /// Hash of the state.
+        state: Hash,
+        /// Bytes before the part.
+        offset: u64,
+    },
     /// The state of a stage, for a peer that has none or an old one.
     State {
         /// The stage.
@@ -340,10 +347,26 @@ pub enum Response {
     Done,
     /// Decided entries.
     Log(ControlUpdate),
+    /// The entries asked for are no longer kept; what they lead to is.
+    Snapshot(SnapshotOffer),
+    /// A part of a state.
+    Part(ByteBuf),
     /// The state asked for, as blobs of this peer.
     State(StateOffer),
     /// Not available here.
     Unavailable,
+}
+
+/// From where on a peer has the log.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct SnapshotOffer {
+    /// Chain hash before the entries. The certificate proves it along with them.
+    pub chain: Hash,
+    /// Bytes of the state that the first of them names.
+    pub bytes: u64,
+    /// Entries from the one on that names the state.
+    pub update: ControlUpdate,
 }
 
 /// Where the state of a stage can be fetched.
@@ -483,6 +506,14 @@ pub enum Decision {
         /// For each stage the hash of its [`StateOffer`]'s encoding.
         stages: Vec<Hash>,
     },
+    /// Names the state that all entries before this one lead to, so that whoever fetches it needs none of them. Void unless
+    /// it stands where it says.
+    Snapshot {
+        /// Entries before this one.
+        entries: u64,
+        /// Hash of the state's [canonical bytes](crate::run_state::RunState::to_bytes).
+        state: Hash,
+    },
     /// The run goes on in the next version of the wire format. Peers that do not speak it stop here.
     Upgrade {
         /// The version.
@@ -517,6 +548,7 @@ impl Decision {
             | Self::MergeAbort { .. }
             | Self::MergeOutcome { .. }
             | Self::Checkpoint { .. }
+            | Self::Snapshot { .. }
             | Self::Upgrade { .. }
             | Self::Finish => WIRE_VERSION_FIRST,
             #[cfg(test)]

@@ -10,7 +10,7 @@ use iota_protocol::wire::encode;
 use iota_protocol::wire::frame::{Direction, PushHeader};
 use iota_protocol::wire::message::{
     ConsensusBundle, ContributionFault, ControlUpdate, Decision, DigestReport, Entry, EvictReason, FaultKind,
-    Manifest, ManifestAnnounce, MergeMessage, PeerRecord, Request, Response, StateOffer, Submission,
+    Manifest, ManifestAnnounce, MergeMessage, PeerRecord, Request, Response, SnapshotOffer, StateOffer, Submission,
     WeightsRecord,
 };
 use iota_protocol::{
@@ -136,6 +136,7 @@ pub(crate) fn decisions() -> Vec<(&'static str, Decision)> {
         ("cutoff", Decision::Cutoff { stage, epoch }),
         ("skip", Decision::Skip { stage, epoch }),
         ("undo", Decision::Undo { stage, epoch }),
+        ("snapshot", Decision::Snapshot { entries: 4096, state: hash("state of the run") }),
         (
             "merge-plan",
             Decision::MergePlan {
@@ -210,6 +211,7 @@ pub(crate) fn requests() -> Vec<(&'static str, Request)> {
     vec![
         ("consensus", Request::Consensus(bundle)),
         ("log", Request::Log { from: LogIndex(300) }),
+        ("snapshot", Request::Snapshot { state: hash("state of the run"), offset: 2_097_152 }),
         ("state", Request::State { stage: StageIndex(1), version: Epoch(2) }),
     ]
 }
@@ -224,6 +226,11 @@ pub(crate) fn responses() -> Vec<(&'static str, Response)> {
     vec![
         ("done", Response::Done),
         ("log", Response::Log(control_update())),
+        (
+            "snapshot",
+            Response::Snapshot(SnapshotOffer { chain: hash("chain before"), bytes: 3_000_000, update: control_update() }),
+        ),
+        ("part", Response::Part(ByteBuf::from(b"part of a state".to_vec()))),
         ("state", Response::State(offer)),
         ("unavailable", Response::Unavailable),
     ]

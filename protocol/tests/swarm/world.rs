@@ -565,6 +565,9 @@ impl World {
             }
             // No process of this world starts again.
             Action::Remember(_) => {}
+            Action::KeepSnapshot(snapshot) => {
+                self.nodes[i].peer.handle_snapshot_kept(self.now, snapshot.entries);
+            }
             Action::Mirror { id, state, first } => {
                 let mut parts = state.parts.clone();
                 parts.rotate_left(first);

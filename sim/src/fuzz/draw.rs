@@ -5,6 +5,7 @@ use std::collections::BTreeSet;
 use std::time::Duration;
 
 use iota_protocol::RunSpec;
+use iota_protocol::limits::SNAPSHOT_EVERY_ENTRIES;
 use iota_protocol::spec::TrainingMode;
 use iota_protocol::time::Millis;
 use iota_protocol::wire::Versions;
@@ -55,6 +56,7 @@ impl Draw {
         let healed_at = self.random.duration(Duration::from_secs(40), Duration::from_secs(160));
         let mut faults = self.faults(&setup, present, candidates, healed_at);
         self.upgrade(&mut setup, &mut faults, healed_at);
+        self.snapshots(&mut setup);
         self.blackout(&mut faults, healed_at);
         faults.sort_by_key(|(at, _)| *at);
         let (seed, nodes, without) = (self.seed, self.nodes, BTreeSet::new());
@@ -97,6 +99,16 @@ impl Draw {
         spec.timing.ready_grace = self.millis(500, 5_000);
         spec.timing.linger = self.millis(2_000, 10_000);
         spec
+    }
+
+    /// In most runs the log is cut so often that whoever was away for a while finds its beginning gone. Drawn apart, so that
+    /// all else is what the seed alone makes it.
+    fn snapshots(&self, setup: &mut Setup) {
+        let mut random = Random::new(self.seed, "snapshots");
+        let every = [6, 16, 40, SNAPSHOT_EVERY_ENTRIES][random.below(4)];
+        for host in &mut setup.hosts {
+            host.snapshots_every = every;
+        }
     }
 
     fn engines(&mut self, setup: &mut Setup) {
