@@ -16,6 +16,7 @@
 
 mod cache;
 pub(crate) mod engine_thread;
+mod history;
 mod mirror;
 mod reporter;
 pub(crate) mod vault;
@@ -26,7 +27,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use iota_protocol::limits::{ADDRESSES_MAX, TRANSFER_DEADLINE};
-use iota_protocol::log::{LogBytes, Snapshot};
+use iota_protocol::log::LogBytes;
 use iota_protocol::miner::{Action, JobDone};
 use iota_protocol::peer::{Addresses, Peer};
 use iota_protocol::wire::frame::{PushAck, PushHeader, PushRefusal, check_payload};
@@ -44,6 +45,7 @@ use crate::net::{self, NetEvent, NetHandle, Reply, Verdict};
 use crate::push::IncomingPush;
 use crate::store::PaxosStorage;
 use engine_thread::Order;
+use history::History;
 use mirror::Keeping;
 pub(crate) use reporter::Reporter;
 use vault::Vault;
@@ -79,6 +81,7 @@ enum Completion {
     Stored { id: u64, kept: bool },
     Mirrored { id: u64, there: bool },
     CheckpointKept(bool),
+    LogMirrored(u64),
     Checked { push: IncomingPush, header: Result<PushHeader, PushRefusal> },
     Listening(Vec<Multiaddr>),
     Done,
@@ -126,8 +129,7 @@ pub(crate) struct Driver {
     cancelled: bool,
     run: RunId,
     keeping: Keeping,
-    /// What the log begins with, as long as that is not on disk.
-    unkept: Option<Arc<Snapshot>>,
+    history: History,
 }
 
 impl Driver {
@@ -138,8 +140,11 @@ impl Driver {
         report.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         Self {
             run: parts.spec.run_id(),
+            history: History::new(
+                parts.mirror.is_some() && parts.spec.candidate_index(parts.peer.id()).is_some(),
+                parts.reporter.store.log_first().unwrap_or(0),
+            ),
             keeping: Keeping::default(),
-            unkept: None,
             parts,
             tasks: JoinSet::new(),
             tickets: BTreeMap::new(),
@@ -322,6 +327,10 @@ impl Driver {
                 let _ = push.reply.send(ack.to_bytes());
             }
             Completion::CheckpointKept(done) => self.keeping.ended(done),
+            Completion::LogMirrored(written) => {
+                self.history.ended(written);
+                self.keep_snapshot();
+            }
             Completion::Listening(listen) => self.tell_addresses(now, &listen),
             Completion::Done => {}
         }
@@ -337,6 +346,7 @@ impl Driver {
         if !state.finished() {
             return None;
         }
+        self.history.finish(peer.log().certified());
         let last = Epoch(state.spec().training.epochs);
         let own = peer.miner().and_then(|miner| miner.weights());
         let behind = state.stage_of(peer.id()).is_some() && own.is_none_or(|weights| weights.version < last);
@@ -349,7 +359,8 @@ impl Driver {
                 trained && record.log_length >= state.applied()
             });
         let finished = now.since(since);
-        if self.parts.mirror.is_some() && !self.keeping.is_idle() && finished < LAST_CHECKPOINT_KEPT {
+        let idle = self.keeping.is_idle() && self.history.is_idle();
+        if self.parts.mirror.is_some() && !idle && finished < LAST_CHECKPOINT_KEPT {
             return None;
         }
         let lingered = finished >= state.spec().timing.linger.duration();
@@ -360,6 +371,12 @@ impl Driver {
     fn act(&mut self) {
         while let Some(action) = self.parts.peer.poll_action() {
             self.carry_out(action);
+        }
+        if let (Some(mirror), Some(entries)) = (self.parts.mirror.clone(), self.history.next()) {
+            let (store, run) = (self.parts.reporter.store.clone(), self.run);
+            self.tasks.spawn(async move {
+                Completion::LogMirrored(history::write(mirror, store, run, entries).await)
+            });
         }
         let mirror = self.parts.mirror.clone();
         if let Some((mirror, checkpoint)) = mirror.and_then(|mirror| Some((mirror, self.keeping.next()?))) {
@@ -416,7 +433,7 @@ impl Driver {
             Action::Release { prefix } => self.release(prefix),
             Action::Remember(state) => self.parts.reporter.remember(&state),
             Action::KeepSnapshot(snapshot) => {
-                self.unkept = Some(snapshot);
+                self.history.begin_with(snapshot);
                 self.keep_snapshot();
             }
             Action::Mirror { id, state, first } => self.mirror_state(id, state, first),
@@ -442,12 +459,12 @@ impl Driver {
     }
 
     fn keep_snapshot(&mut self) {
-        let Some(snapshot) = self.unkept.take() else { return };
+        let Some(snapshot) = self.history.due() else { return };
         if self.parts.reporter.keep_snapshot(&snapshot) {
             let now = self.now();
             self.parts.peer.handle_snapshot_kept(now, snapshot.entries);
         } else {
-            self.unkept = Some(snapshot);
+            self.history.begin_with(snapshot);
         }
     }
 

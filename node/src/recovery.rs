@@ -118,7 +118,9 @@ fn kept_state(store: &Store) -> Result<Option<StateOffer>, StoreError> {
 fn kept_snapshot(store: &Store) -> Result<Option<Snapshot>, StoreError> {
     let Some(bytes) = store.log_snapshot()? else { return Ok(None) };
     let snapshot = decode(&bytes, bytes.len());
-    Ok(snapshot.inspect_err(|error| tracing::warn!(%error, "the snapshot in the data folder is damaged")).ok())
+    Ok(snapshot
+        .inspect_err(|error| tracing::warn!(%error, "the snapshot in the data folder is damaged"))
+        .ok())
 }
 
 /// The entries kept, proven by their newest certificate, if there are any and it can be read.

@@ -80,6 +80,8 @@ pub struct JoinConfig {
     pub mdns: bool,
     /// Where status pages are served.
     pub http: SocketAddr,
+    /// Entries of the log after which it names the state they lead to, while this node leads.
+    pub snapshot_every: u64,
     /// Bytes per second that uploads to the mirror may take; as fast as they go without one.
     pub mirror_upload_rate: Option<NonZeroU64>,
     /// The corpus, if this node reads it.
@@ -249,7 +251,9 @@ fn new_peer(config: &JoinConfig, spec: &Arc<RunSpec>, identity: Identity, store:
     let model = bridge::model_config(spec);
     let parameters: Vec<usize> = (0..model.stages).map(|stage| model.parameter_count(stage)).collect();
     let roles = iota_protocol::peer::Roles { miner: config.roles.miner, validator: config.roles.validator };
-    Peer::new(Arc::clone(spec), identity, roles, &parameters, wall_micros(), PaxosStorage::new(store))
+    let storage = PaxosStorage::new(store);
+    Peer::new(Arc::clone(spec), identity, roles, &parameters, wall_micros(), storage)
+        .with_snapshots_every(config.snapshot_every)
 }
 
 /// Builds and drops an engine, so that a device that is not there is an error before anything starts.

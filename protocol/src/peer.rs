@@ -639,7 +639,8 @@ impl<S: Storage<LogBytes> + Clone> Peer<S> {
                 self.leader = leader;
                 self.out.notice(Notice::Leader(leader));
             }
-            let proposed = !decided && candidate.propose(now, self.me, &self.state, &self.book, &self.snapshots);
+            let proposed =
+                !decided && candidate.propose(now, self.me, &self.state, &self.book, &self.snapshots);
             if decided {
                 self.apply_log();
                 if self.outdated.is_some() {

@@ -192,6 +192,12 @@ impl Host {
         }
     }
 
+    /// What its candidate's consensus has on disk.
+    #[must_use]
+    pub const fn disk(&self) -> &Disk {
+        &self.disk
+    }
+
     /// Its process, while one runs.
     #[must_use]
     pub const fn peer(&self) -> Option<&VirtualPeer> {
@@ -223,13 +229,12 @@ impl Host {
         let sequence = self.setup.clock.local(now).as_nanos() / 1_000;
         self.incarnation += 1;
         if self.setup.double == Some(Double::LosesItsLog) {
-            self.disk = Disk::default();
+            (self.disk, self.log, self.snapshot) = (Disk::default(), None, None);
         }
         self.trainer = engines.trainer();
         let (spec, identity) = (Arc::clone(spec), self.identity.clone());
         let peer = Peer::new(spec, identity, roles, &engines.parameters(), sequence, self.disk.clone());
-        let mut peer =
-            peer.speaking(self.setup.versions).with_snapshots_every(self.setup.snapshots_every);
+        let mut peer = peer.speaking(self.setup.versions).with_snapshots_every(self.setup.snapshots_every);
         let tags = self.store.tags().map(str::to_owned).collect();
         let snapshot = self.snapshot.as_deref().cloned();
         let remains = Remains { log: self.log.clone(), snapshot, state: self.remembered.clone(), tags };

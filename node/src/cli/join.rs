@@ -11,6 +11,7 @@ use std::time::Duration;
 use clap::Args;
 use iota_model::Device;
 use iota_model::data::Corpus;
+use iota_protocol::limits::SNAPSHOT_EVERY_ENTRIES;
 use iota_protocol::spec::DataSource;
 use iota_protocol::time::{ByteCount, Millis};
 use iota_protocol::{Identity, RunSpec};
@@ -68,6 +69,9 @@ pub(super) struct JoinOptions {
     /// Bytes per second that uploads to the mirror may take, such as `10MiB` [default: as fast as they go]
     #[arg(long, value_name = "BYTES")]
     mirror_upload_rate: Option<ByteCount>,
+    /// Decisions after which the log names the state they lead to, and peers let go of them, while this node leads
+    #[arg(long, default_value_t = SNAPSHOT_EVERY_ENTRIES, value_name = "N", value_parser = clap::value_parser!(u64).range(1..))]
+    snapshot_every: u64,
     /// Miners in this process, each with its own identity
     #[arg(long, default_value_t = 1, value_name = "N")]
     num_miners: u16,
@@ -187,6 +191,7 @@ impl JoinOptions {
             bootstrap_timeout: self.bootstrap_timeout.duration(),
             mdns: self.mdns,
             http: shifted(self.http, index),
+            snapshot_every: self.snapshot_every,
             mirror_upload_rate: self.mirror_upload_rate.and_then(|rate| NonZeroU64::new(rate.0)),
             corpus,
         })

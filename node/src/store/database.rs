@@ -5,10 +5,7 @@ use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use redb::{
-    Database, DatabaseError, ReadableDatabase, ReadableTable, ReadableTableMetadata, StorageError,
-    TableDefinition,
-};
+use redb::{Database, DatabaseError, ReadableDatabase, ReadableTable, StorageError, TableDefinition};
 
 /// Name of the file in the data directory.
 const FILE: &str = "node.redb";
@@ -181,6 +178,14 @@ impl Store {
         })
     }
 
+    /// Returns how many entries the snapshot stands for that the log begins with.
+    ///
+    /// # Errors
+    /// When the disk fails or the file is damaged.
+    pub fn log_first(&self) -> Result<u64, StoreError> {
+        self.read(|database| first_index(&database.begin_read()?.open_table(STATE)?))
+    }
+
     /// Returns the snapshot that the log begins with, if it does.
     ///
     /// # Errors
@@ -294,9 +299,13 @@ fn next_index(
     entries: &impl ReadableTable<u64, &'static [u8]>,
 ) -> Result<u64, redb::Error> {
     let after_last = entries.last()?.map_or(0, |(index, _)| index.value() + 1);
+    Ok(after_last.max(first_index(state)?))
+}
+
+/// The index after the entries that the snapshot stands for.
+fn first_index(state: &impl ReadableTable<&'static str, &'static [u8]>) -> Result<u64, redb::Error> {
     let first = state.get(LOG_FIRST_KEY)?;
-    let first = first.and_then(|first| first.value().try_into().ok()).map_or(0, u64::from_le_bytes);
-    Ok(after_last.max(first))
+    Ok(first.and_then(|first| first.value().try_into().ok()).map_or(0, u64::from_le_bytes))
 }
 
 fn open_error(path: &Path, error: DatabaseError) -> StoreError {
@@ -374,7 +383,7 @@ mod tests {
         store.begin_log(2, b"two").unwrap();
         assert_eq!((store.log_len().unwrap(), store.log(0..9, usize::MAX).unwrap()), (3, vec![record(2)]));
         store.begin_log(7, b"seven").unwrap();
-        assert_eq!(store.log_len().unwrap(), 7, "all before it are gone");
+        assert_eq!((store.log_first().unwrap(), store.log_len().unwrap()), (7, 7), "all before it are gone");
         store.append_log(&[record(2), record(7)]).unwrap();
         drop(store);
         let store = Store::open(folder.path()).unwrap();

@@ -5,6 +5,7 @@ mod chaos;
 mod checkpoints;
 mod exactness;
 mod faults;
+mod history;
 mod hostile;
 mod rebalancing;
 mod restarts;

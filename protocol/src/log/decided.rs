@@ -206,7 +206,8 @@ impl DecidedLog {
         let first = usize::try_from(from.0).ok()?;
         let fitting = |bytes: usize| {
             let mut room = bytes;
-            let entries = self.slice(first..self.len()).unwrap_or_default().iter().take(LOG_RANGE_ENTRIES_MAX);
+            let entries =
+                self.slice(first..self.len()).unwrap_or_default().iter().take(LOG_RANGE_ENTRIES_MAX);
             entries
                 .take_while(|(entry, _)| {
                     let left = room.checked_sub(entry.len());
@@ -227,10 +228,8 @@ impl DecidedLog {
                 (first + fitting(bytes.checked_sub(hashes)?)).checked_sub(1)?
             }
         };
-        let entries: Vec<_> =
-            self.slice(first..last + 1)?.iter().map(|(entry, _)| entry.clone()).collect();
-        let beyond =
-            self.slice(last + 1..certified + 1)?.iter().map(|(entry, _)| Hash::of(entry)).collect();
+        let entries: Vec<_> = self.slice(first..last + 1)?.iter().map(|(entry, _)| entry.clone()).collect();
+        let beyond = self.slice(last + 1..certified + 1)?.iter().map(|(entry, _)| Hash::of(entry)).collect();
         (!entries.is_empty()).then(|| ControlUpdate {
             first: from,
             entries,

@@ -272,7 +272,8 @@ impl<S: Storage<LogBytes> + Clone> Peer<S> {
         let have = self.log.len() as u64;
         let ahead = |peer| self.book.record(peer).is_some_and(|record| record.log_length > have);
         let lacks = self.candidate.as_ref().is_some_and(|candidate| candidate.lacks());
-        self.behind = lacks || self.spec.orchestrator.candidates.iter().any(|candidate| ahead(candidate.peer));
+        self.behind =
+            lacks || self.spec.orchestrator.candidates.iter().any(|candidate| ahead(candidate.peer));
         self.log_fetch_due = now + self.spec.timing.heartbeat.duration() * 2;
         let stands_still = self.lacked_from.replace(have) == Some(have) && self.behind;
         if let (Some(candidate), Some(leader)) = (&mut self.candidate, self.leader)

@@ -10,8 +10,8 @@ use iota_protocol::wire::encode;
 use iota_protocol::wire::frame::{Direction, PushHeader};
 use iota_protocol::wire::message::{
     ConsensusBundle, ContributionFault, ControlUpdate, Decision, DigestReport, Entry, EvictReason, FaultKind,
-    Manifest, ManifestAnnounce, MergeMessage, PeerRecord, Request, Response, SnapshotOffer, StateOffer, Submission,
-    WeightsRecord,
+    Manifest, ManifestAnnounce, MergeMessage, PeerRecord, Request, Response, SnapshotOffer, StateOffer,
+    Submission, WeightsRecord,
 };
 use iota_protocol::{
     Epoch, Hash, Identity, LogIndex, PartitionIndex, PeerId, RunId, RunSpec, SampleId, StageIndex,
@@ -228,7 +228,11 @@ pub(crate) fn responses() -> Vec<(&'static str, Response)> {
         ("log", Response::Log(control_update())),
         (
             "snapshot",
-            Response::Snapshot(SnapshotOffer { chain: hash("chain before"), bytes: 3_000_000, update: control_update() }),
+            Response::Snapshot(SnapshotOffer {
+                chain: hash("chain before"),
+                bytes: 3_000_000,
+                update: control_update(),
+            }),
         ),
         ("part", Response::Part(ByteBuf::from(b"part of a state".to_vec()))),
         ("state", Response::State(offer)),
