@@ -125,6 +125,11 @@ pub enum NodeEvent {
         /// Why.
         reason: String,
     },
+    /// This node leaves, and waits for something before it ends.
+    Leaving {
+        /// What it waits for: words for people.
+        awaits: String,
+    },
     /// A peer was released from an epoch; its samples moved.
     Released {
         /// The stage.

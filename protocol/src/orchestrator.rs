@@ -6,6 +6,7 @@
 
 mod balance;
 mod checkpoints;
+mod departures;
 mod losses;
 mod upgrade;
 mod waits;
@@ -16,6 +17,7 @@ use std::time::Duration;
 
 use balance::{Balance, Relief};
 use checkpoints::Checkpoints;
+use departures::Departures;
 use losses::Losses;
 use upgrade::Upgrade;
 use waits::Waits;
@@ -60,6 +62,7 @@ pub struct Orchestrator {
     tallies: BTreeMap<(StageIndex, Epoch, u16), Tally>,
     agreement: BTreeMap<StageIndex, AgreementMatrix>,
     balance: Balance,
+    departures: Departures,
     checkpoints: Checkpoints,
     losses: Losses,
     upgrade: Upgrade,
@@ -149,7 +152,7 @@ impl Orchestrator {
             self.handle_pause(now);
             return Vec::new();
         }
-        let mut wanted = balance::departures(now, listening_since, state, book);
+        let mut wanted = self.departures.decisions(now, listening_since, state, book);
         wanted.extend(self.balance.admissions(now, state, book));
         wanted.extend(self.upgrade.decision(now, listening_since, state, book));
         wanted.extend(self.checkpoints.decision(state));
@@ -174,7 +177,8 @@ impl Orchestrator {
         if begun {
             let patience = state.spec().timing.eviction.duration() * RESCUE_EVICTIONS;
             let waits = &self.waits;
-            wanted.extend(self.balance.rescue(now, state, |stage| waits.waited(now, stage) >= patience));
+            let waited = |stage| waits.waited(now, stage) >= patience;
+            wanted.extend(self.balance.rescue(now, state, book, waited));
         }
         if checkpoints::is_trained(state) && !self.checkpoints.is_awaited(now, state, book) {
             wanted.push(Decision::Finish);
@@ -239,7 +243,7 @@ impl Orchestrator {
         }
         let mut ready: BTreeMap<Hash, Vec<PeerId>> = BTreeMap::new();
         let mut expected = 0_usize;
-        for peer in state.replicas(index) {
+        for peer in state.replicas(index).filter(|peer| !book.leaves(*peer)) {
             let Some(weights) = book.weights(peer).filter(|weights| weights.stage == index) else {
                 continue;
             };

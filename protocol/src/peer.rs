@@ -8,6 +8,7 @@
 
 pub mod book;
 mod candidate;
+pub mod departure;
 pub mod scope;
 pub mod speed;
 
@@ -35,6 +36,7 @@ use crate::wire::{Outdated, Payload, RejectReason, ReplayWindow, Versions, decod
 
 use book::Book;
 use candidate::Candidate;
+use departure::{Awaits, awaits};
 use scope::Scope;
 
 /// Silence of a peer that is no member, in evictions, after which its record is forgotten.
@@ -82,6 +84,15 @@ enum Asked {
     State,
 }
 
+/// How far a peer is with leaving.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Leave {
+    Stays,
+    Begun,
+    Awaits(Awaits),
+    Left,
+}
+
 /// A peer of a run.
 pub struct Peer<S: Storage<LogBytes>> {
     me: PeerId,
@@ -116,6 +127,7 @@ pub struct Peer<S: Storage<LogBytes>> {
     outdated: Option<Outdated>,
     leader: Option<PeerId>,
     told_finish: bool,
+    leave: Leave,
 }
 
 impl<S: Storage<LogBytes>> Peer<S> {
@@ -161,6 +173,7 @@ impl<S: Storage<LogBytes>> Peer<S> {
             outdated: None,
             leader: None,
             told_finish: false,
+            leave: Leave::Stays,
             spec,
         }
     }
@@ -265,11 +278,37 @@ impl<S: Storage<LogBytes>> Peer<S> {
         }
     }
 
-    /// Stops asking for a miner's place: the peer leaves politely.
+    /// Leaves politely: the peer finishes the epoch that it has a part in, takes none in another, and
+    /// [has left](Self::has_left) when it is told that its place is free.
     pub fn leave(&mut self, now: Instant) {
+        if self.leave == Leave::Stays {
+            self.leave = Leave::Begun;
+            self.record_due = now;
+            self.handle_timeout(now);
+        }
+    }
+
+    /// Says that the peer is gone, whatever it had begun. Its process should end.
+    pub fn quit(&mut self, now: Instant) {
         self.roles.miner = false;
         self.record_due = now;
         self.handle_timeout(now);
+    }
+
+    /// What the peer waits for before it has left, if it leaves.
+    #[must_use]
+    pub const fn leaves(&self) -> Option<Awaits> {
+        match self.leave {
+            Leave::Awaits(awaits) => Some(awaits),
+            Leave::Begun => Some(Awaits::Decision),
+            Leave::Stays | Leave::Left => None,
+        }
+    }
+
+    /// Whether the peer left politely and nobody needs it any more. Its process should end.
+    #[must_use]
+    pub fn has_left(&self) -> bool {
+        self.leave == Leave::Left
     }
 
     /// Takes a gossiped message.
@@ -653,12 +692,30 @@ impl<S: Storage<LogBytes>> Peer<S> {
             let _ = self.take_merge_message(self.me, &message.into());
         }
         self.follow_scope();
+        self.follow_leave();
         if self.state.finished() && !std::mem::replace(&mut self.told_finish, true) {
             // Peers stay until everybody knows that the run is over.
             self.record_due = now;
         }
         if now >= self.record_due || self.miner.as_mut().is_some_and(Miner::take_news) {
             self.publish_record(now);
+        }
+    }
+
+    /// Looks what a peer that leaves waits for.
+    fn follow_leave(&mut self) {
+        if matches!(self.leave, Leave::Stays | Leave::Left) {
+            return;
+        }
+        let leave = match self.state.stage_of(self.me) {
+            Some(_) if self.miner.is_some() => Leave::Awaits(awaits(&self.state, &self.book, self.me)),
+            _ => Leave::Left,
+        };
+        if std::mem::replace(&mut self.leave, leave) != leave {
+            self.out.notice(match leave {
+                Leave::Awaits(awaits) => Notice::Leaving(awaits),
+                Leave::Stays | Leave::Begun | Leave::Left => Notice::Left,
+            });
         }
     }
 
@@ -750,6 +807,7 @@ impl<S: Storage<LogBytes>> Peer<S> {
             sequence: self.sequence,
             incarnation: self.incarnation,
             miner: self.roles.miner,
+            leaving: self.leave != Leave::Stays,
             validator: self.roles.validator,
             multiaddrs: self.addresses.multiaddrs.clone(),
             data_addresses: self.addresses.data.clone(),

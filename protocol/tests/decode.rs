@@ -171,9 +171,9 @@ fn record() -> impl Strategy<Value = PeerRecord> {
     let lacks = any::<(u16, u32)>()
         .prop_map(|(stage, epoch)| LackRecord { stage: StageIndex(stage), epoch: Epoch(epoch) });
     let held = (option::of(weights), option::of(mirror), option::of(lacks));
-    (any::<(u64, u64, bool, bool, u64)>(), text(), text(), held, counts).prop_map(
+    (any::<(u64, u64, bool, bool, bool, u64)>(), text(), text(), held, counts).prop_map(
         |(
-            (sequence, incarnation, miner, validator, log_length),
+            (sequence, incarnation, miner, leaving, validator, log_length),
             multiaddrs,
             data_addresses,
             (weights, mirror, lacks),
@@ -184,6 +184,7 @@ fn record() -> impl Strategy<Value = PeerRecord> {
                 sequence,
                 incarnation,
                 miner,
+                leaving,
                 validator,
                 multiaddrs,
                 data_addresses,

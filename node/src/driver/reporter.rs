@@ -157,6 +157,11 @@ impl Reporter {
                 self.metrics.stage.set(i64::from(stage.0));
                 self.event(NodeEvent::WeightsReady { stage: stage.0, version: version.0, hash });
             }
+            Notice::Leaving(awaits) => {
+                tracing::info!(%awaits, "leaving");
+                self.event(NodeEvent::Leaving { awaits: awaits.to_string() });
+            }
+            Notice::Left => tracing::info!("left"),
             Notice::Outdated(why) => tracing::error!(%why, "this program cannot go on"),
             Notice::JobFailed(reason) => tracing::warn!(reason, "job failed"),
         }
@@ -309,6 +314,7 @@ impl Reporter {
             "run": state.spec().run_id(),
             "stage": state.stage_of(peer.id()),
             "phase": phase,
+            "leaving": peer.leaves().map(|awaits| awaits.to_string()),
             "weights": weights.map(|weights| json!({ "version": weights.version, "hash": weights.hash })),
             "evicted": state.eviction(peer.id()).map(|reason| reason.to_string()),
             "leader": peer.leader(),

@@ -179,11 +179,13 @@ pub fn program(threads: usize) -> Result<Command, CliError> {
     Ok(command)
 }
 
-/// Stops every process: SIGTERM, and SIGKILL for those that have not ended by the deadline.
+/// Stops every process: SIGTERM, the end of its pipe, so that it does not take the time to leave, and SIGKILL for those
+/// that have not ended by the deadline.
 pub async fn stop_all(processes: &mut [Process]) {
     for process in processes.iter_mut().filter(|process| process.is_alive()) {
         process.thaw();
         process.signal(Signal::SIGTERM);
+        drop(process.child.stdin.take());
     }
     let start = Instant::now();
     while start.elapsed() < STOP_DEADLINE && processes.iter().any(Process::is_alive) {

@@ -267,6 +267,7 @@ impl SwarmView {
             NodeEvent::Evicted { peer, reason } => {
                 self.once(format!("peer {} was evicted: {reason}", peer.short()))
             }
+            NodeEvent::Leaving { awaits } => self.once(format!("process {index} leaves, and waits for {awaits}")),
             NodeEvent::Released { stage, epoch, peer, reason } => self.once(format!(
                 "peer {} was released from epoch {epoch} of stage {stage}: {reason}",
                 peer.short()

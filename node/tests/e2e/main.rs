@@ -6,6 +6,7 @@ mod checkpoints;
 mod exactness;
 mod faults;
 mod hostile;
+mod leaving;
 mod rebalancing;
 mod restarts;
 mod support;

@@ -6,6 +6,7 @@ use std::fmt;
 use super::job::Job;
 use crate::id::{Epoch, Hash, Identity, PeerId, RunId, StageIndex};
 use crate::limits::WIRE_VERSION_FIRST;
+use crate::peer::departure::Awaits;
 use crate::run_state::{Checkpoint, StateEvent};
 use crate::wire::frame::PushHeader;
 use crate::wire::message::{MergeMessage, Request, Response, StateOffer, Topic};
@@ -132,6 +133,10 @@ pub enum Notice {
     Leader(Option<PeerId>),
     /// This miner's weights are ready.
     WeightsReady(StageIndex, Epoch, Hash),
+    /// This peer leaves, and waits for this.
+    Leaving(Awaits),
+    /// This peer has left; its process should end.
+    Left,
     /// A job failed.
     JobFailed(String),
     /// This program does not speak the version that the run has decided on. The peer has stopped; the process should end.

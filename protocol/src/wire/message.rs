@@ -65,6 +65,10 @@ pub struct PeerRecord {
     pub incarnation: u64,
     /// Whether it asks for, or holds, a miner's place.
     pub miner: bool,
+    /// Whether it leaves: as a member it finishes the epoch that it has a part in and takes none in another; without a
+    /// place it asks for none. Left out otherwise.
+    #[serde(default, skip_serializing_if = "is_staying")]
+    pub leaving: bool,
     /// Whether it validates.
     pub validator: bool,
     /// libp2p multiaddresses it can be dialled at.
@@ -95,6 +99,11 @@ pub struct PeerRecord {
     /// start and in every version; any other field that a version adds waits until that version is decided.
     #[serde(default = "first_version", skip_serializing_if = "is_first_version")]
     pub wire_version_max: u16,
+}
+
+#[expect(clippy::trivially_copy_pass_by_ref, reason = "the signature that serde asks for")]
+const fn is_staying(leaving: &bool) -> bool {
+    !*leaving
 }
 
 const fn first_version() -> u16 {
@@ -158,6 +167,7 @@ impl PeerRecord {
             sequence,
             incarnation: 0,
             miner: false,
+            leaving: false,
             validator: false,
             multiaddrs: Vec::new(),
             data_addresses: Vec::new(),

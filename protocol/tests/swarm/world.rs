@@ -4,6 +4,7 @@
 //! difference in what was merged shows in the weights.
 
 use std::cmp::Reverse;
+use std::collections::binary_heap::PeekMut;
 use std::collections::{BTreeMap, BTreeSet, BinaryHeap};
 use std::sync::Arc;
 use std::time::Duration;
@@ -31,6 +32,7 @@ pub(crate) enum Fault {
     Kill(usize),
     KillLeader,
     Freeze(usize, Duration),
+    Leave(usize),
     Join,
 }
 
@@ -113,6 +115,10 @@ pub(crate) struct World {
     /// Uploads that found their blob there.
     present: usize,
     checkpoints: BTreeSet<Epoch>,
+    /// Who has finished which sample of which stage.
+    trained: Vec<(StageIndex, u64, usize)>,
+    /// Who has left, and when.
+    left: BTreeMap<usize, Duration>,
 }
 
 fn identity(i: usize) -> Identity {
@@ -177,6 +183,8 @@ impl World {
             mirror_down: false,
             present: 0,
             checkpoints: BTreeSet::new(),
+            trained: Vec::new(),
+            left: BTreeMap::new(),
         };
         for _ in 0..count {
             world.add_node();
@@ -296,6 +304,16 @@ impl World {
         &self.events
     }
 
+    /// Who has finished which sample of which stage, one entry for each time.
+    pub(crate) fn trained(&self) -> &[(StageIndex, u64, usize)] {
+        &self.trained
+    }
+
+    /// When a peer had left, if it has.
+    pub(crate) fn left(&self, i: usize) -> Option<Duration> {
+        self.left.get(&i).copied()
+    }
+
     pub(crate) fn election_time(&self) -> Duration {
         self.election
     }
@@ -360,10 +378,7 @@ impl World {
     pub(crate) fn run_for(&mut self, limit: Duration, done: impl Fn(&Self) -> bool) -> bool {
         let end = self.now + limit;
         let mut steps = 0_u64;
-        while let Some(Reverse(Queued(at, _, event))) = self.queue.pop() {
-            if at > end {
-                return false;
-            }
+        while let Some(Reverse(Queued(at, _, event))) = self.next_until(end) {
             self.now = at;
             self.dispatch(event);
             steps += 1;
@@ -372,6 +387,10 @@ impl World {
             }
         }
         false
+    }
+
+    fn next_until(&mut self, end: Instant) -> Option<Reverse<Queued>> {
+        self.queue.peek_mut().filter(|next| next.0.0 <= end).map(PeekMut::pop)
     }
 
     fn target(event: &Event) -> Option<usize> {
@@ -440,6 +459,10 @@ impl World {
             Fault::Freeze(i, time) => {
                 self.nodes[i].frozen = true;
                 self.push(time, Event::Thaw(i));
+            }
+            Fault::Leave(i) => {
+                self.nodes[i].peer.leave(self.now);
+                self.drain(i);
             }
             Fault::Join => self.add_node(),
         }
@@ -603,6 +626,10 @@ impl World {
         self.trace.update(format!("{:?} {i} {notice:?}\n", self.now).as_bytes());
         match notice {
             Notice::JobFailed(reason) => panic!("job failed at {i}: {reason}"),
+            Notice::Left => {
+                self.nodes[i].alive = false;
+                self.left.insert(i, self.elapsed());
+            }
             Notice::State(event) if self.alive().next() == Some(i) => self.events.push(event),
             Notice::Leader(Some(_)) => {
                 if let Some(killed) = self.leader_killed.take() {
@@ -759,6 +786,8 @@ impl World {
     }
 
     fn accumulate(&mut self, i: usize, sample: u64) {
+        let stage = self.peer(i).state().stage_of(self.peer(i).id()).unwrap_or_default();
+        self.trained.push((stage, sample, i));
         let fresh = self.nodes[i].engine.accumulated.insert((sample, Hash::default()));
         assert!(fresh, "sample {sample} accumulated twice at {i}");
         self.nodes[i].engine.unspent += 1;
