@@ -24,7 +24,14 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
+use crate::blobs::{DataError, DataPlane};
+use crate::mirror::Mirror;
+use crate::net::{self, NetEvent, NetHandle, Reply, Verdict};
+use crate::push::IncomingPush;
+use crate::run::Stop;
+use crate::store::PaxosStorage;
 use bytes::Bytes;
+use engine_thread::Order;
 use iota_protocol::limits::{ADDRESSES_MAX, TRANSFER_DEADLINE};
 use iota_protocol::log::LogBytes;
 use iota_protocol::miner::{Action, JobDone};
@@ -35,17 +42,10 @@ use iota_protocol::wire::message::{StateOffer, Topic};
 use iota_protocol::wire::{Outdated, encode};
 use iota_protocol::{Epoch, Hash, Instant, PeerId, RunId, RunSpec};
 use libp2p::Multiaddr;
-use tokio::sync::{mpsc, oneshot};
-use tokio::task::JoinSet;
-use crate::blobs::{DataError, DataPlane};
-use crate::mirror::Mirror;
-use crate::net::{self, NetEvent, NetHandle, Reply, Verdict};
-use crate::push::IncomingPush;
-use crate::run::Stop;
-use crate::store::PaxosStorage;
-use engine_thread::Order;
 use mirror::Keeping;
 pub(crate) use reporter::Reporter;
+use tokio::sync::{mpsc, oneshot};
+use tokio::task::JoinSet;
 use vault::Vault;
 
 /// Pushed payloads above this size are checked off the async threads.
@@ -239,7 +239,9 @@ impl Driver {
                 stage = stage.0,
                 "the newest weights of the stage are here alone; they are on this disk, and a node that starts in this folder brings them back"
             ),
-            Some(awaits) => tracing::warn!(%awaits, "ends before its turn; others do its part of the epoch again"),
+            Some(awaits) => {
+                tracing::warn!(%awaits, "ends before its turn; others do its part of the epoch again")
+            }
             None => {}
         }
     }

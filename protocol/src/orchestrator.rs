@@ -8,6 +8,7 @@ mod balance;
 mod checkpoints;
 mod departures;
 mod losses;
+mod queue;
 mod upgrade;
 mod waits;
 
@@ -19,6 +20,7 @@ use balance::{Balance, Relief};
 use checkpoints::Checkpoints;
 use departures::Departures;
 use losses::Losses;
+use queue::Queue;
 use upgrade::Upgrade;
 use waits::Waits;
 
@@ -63,6 +65,7 @@ pub struct Orchestrator {
     agreement: BTreeMap<StageIndex, AgreementMatrix>,
     balance: Balance,
     departures: Departures,
+    queue: Queue,
     checkpoints: Checkpoints,
     losses: Losses,
     upgrade: Upgrade,
@@ -77,6 +80,12 @@ impl Orchestrator {
     #[must_use]
     pub fn agreement(&self, stage: StageIndex) -> Option<&AgreementMatrix> {
         self.agreement.get(&stage)
+    }
+
+    /// Who waits for a place, the first first, if no stage has room.
+    #[must_use]
+    pub fn queue(&self, state: &RunState) -> Vec<PeerId> {
+        self.queue.told(state)
     }
 
     /// Takes a miner's commitment. The newest of a peer and stage stands; an honest peer sends another only
@@ -153,7 +162,7 @@ impl Orchestrator {
             return Vec::new();
         }
         let mut wanted = self.departures.decisions(now, listening_since, state, book);
-        wanted.extend(self.balance.admissions(now, state, book));
+        wanted.extend(self.balance.admissions(now, state, book, &self.queue.in_order()));
         wanted.extend(self.upgrade.decision(now, listening_since, state, book));
         wanted.extend(self.checkpoints.decision(state));
         wanted.extend(self.losses.decisions(now, state));
@@ -204,6 +213,7 @@ impl Orchestrator {
         self.waits.observe(now, state, |stage, training| done(manifests, book, stage, training));
         self.checkpoints.observe(now, state, book);
         self.losses.observe(now, state, book);
+        self.queue.observe(now, state, book);
         let version = |stage: StageIndex| state.stage(stage).map(|stage| stage.version);
         self.manifests.retain(|(stage, _), submitted| {
             version(*stage).is_some_and(|version| submitted.manifest.epoch >= version)

@@ -6,6 +6,7 @@
 //!
 //! Long, since it is the list of all doors; what is behind them is in the files of the roles.
 
+pub mod arrival;
 pub mod book;
 mod candidate;
 pub mod departure;
@@ -18,7 +19,7 @@ use std::time::Duration;
 
 use omnipaxos::storage::Storage;
 
-use crate::id::{Identity, LogIndex, PeerId};
+use crate::id::{Epoch, Identity, LogIndex, PeerId, StageIndex};
 use crate::limits::{HEAD_REPEAT, LOG_RANGE_BYTES_MAX, RPC_BYTES_MAX, TRANSFER_DEADLINE};
 use crate::log::certificate::Certified;
 use crate::log::decided::Extended;
@@ -34,6 +35,7 @@ use crate::wire::message::{
 };
 use crate::wire::{Outdated, Payload, RejectReason, ReplayWindow, Versions, decode};
 
+use arrival::{Arrival, Step};
 use book::Book;
 use candidate::Candidate;
 use departure::{Awaits, awaits};
@@ -128,6 +130,9 @@ pub struct Peer<S: Storage<LogBytes>> {
     leader: Option<PeerId>,
     told_finish: bool,
     leave: Leave,
+    arrival: Arrival,
+    /// Its place among those who wait for one, as far as it was told.
+    queued: Option<usize>,
 }
 
 impl<S: Storage<LogBytes>> Peer<S> {
@@ -174,6 +179,8 @@ impl<S: Storage<LogBytes>> Peer<S> {
             leader: None,
             told_finish: false,
             leave: Leave::Stays,
+            arrival: Arrival::default(),
+            queued: None,
             spec,
         }
     }
@@ -295,6 +302,18 @@ impl<S: Storage<LogBytes>> Peer<S> {
         self.handle_timeout(now);
     }
 
+    /// How far it has come since its process started.
+    #[must_use]
+    pub const fn arrival(&self) -> &Arrival {
+        &self.arrival
+    }
+
+    /// Its place among those who wait for one, from 1, if the run is full and a candidate names it.
+    #[must_use]
+    pub const fn queued(&self) -> Option<usize> {
+        self.queued
+    }
+
     /// What the peer waits for before it has left, if it leaves.
     #[must_use]
     pub const fn leaves(&self) -> Option<Awaits> {
@@ -334,6 +353,7 @@ impl<S: Storage<LogBytes>> Peer<S> {
             self.take_foreign(now, &reason);
             return Err(reason);
         }
+        self.arrival.note(now, Step::Connected);
         match &gossip.0 {
             Opened::Control(certified) => self.take_update(certified)?,
             Opened::Record(sender, record) => {
@@ -484,6 +504,9 @@ impl<S: Storage<LogBytes>> Peer<S> {
                     let soon = self.now + self.spec.timing.heartbeat.duration() / SOON_PARTS;
                     self.record_due = self.record_due.min(soon);
                 }
+                if let StateEvent::Merged(stage, epoch, ..) = &event {
+                    self.note_merged(*stage, *epoch);
+                }
                 if let (StateEvent::EpochOpened(stage, ..), Some(candidate)) = (&event, &mut self.candidate) {
                     candidate.orchestrator_mut().handle_opened(*stage);
                 }
@@ -633,6 +656,7 @@ impl<S: Storage<LogBytes>> Peer<S> {
 
     /// A connection to `peer` was made; messages to it may have been lost before.
     pub fn handle_connected(&mut self, now: Instant, peer: PeerId) {
+        self.arrival.note(now, Step::Connected);
         if let Some(candidate) = &mut self.candidate {
             candidate.handle_connected(peer);
         }
@@ -668,6 +692,7 @@ impl<S: Storage<LogBytes>> Peer<S> {
             }
         }
         self.now = self.now.max(now);
+        self.arrival.start(now);
         self.pump_candidate(now);
         // What a miner says may be decided at once, if its own process leads alone, and be a reason to say more.
         while self.outdated.is_none() {
@@ -692,6 +717,7 @@ impl<S: Storage<LogBytes>> Peer<S> {
             let _ = self.take_merge_message(self.me, &message.into());
         }
         self.follow_scope();
+        self.follow_arrival(now);
         self.follow_leave();
         if self.state.finished() && !std::mem::replace(&mut self.told_finish, true) {
             // Peers stay until everybody knows that the run is over.
@@ -699,6 +725,37 @@ impl<S: Storage<LogBytes>> Peer<S> {
         }
         if now >= self.record_due || self.miner.as_mut().is_some_and(Miner::take_news) {
             self.publish_record(now);
+        }
+    }
+
+    /// Looks how far a miner has come that joins, and which place it has among those who wait for one.
+    fn follow_arrival(&mut self, now: Instant) {
+        let Some(miner) = &self.miner else { return };
+        let Some(place) = self.state.stage_of(self.me) else {
+            let candidates = self.spec.orchestrator.candidates.iter();
+            let mut told = candidates.filter_map(|candidate| self.book.record(candidate.peer));
+            let place = told.find_map(|record| record.queue.iter().position(|peer| *peer == self.me));
+            let queued = place.map(|place| place + 1);
+            if std::mem::replace(&mut self.queued, queued) != queued {
+                self.out.notice(Notice::Queued(queued));
+            }
+            return;
+        };
+        self.queued = None;
+        self.arrival.note(now, Step::Admitted);
+        let version = self.state.stage(place).map(|stage| stage.version);
+        if miner.weights().is_some_and(|held| held.stage == place && Some(held.version) == version) {
+            self.arrival.note(now, Step::Ready);
+        }
+    }
+
+    /// Notes the first merge that counts a contribution of this process.
+    fn note_merged(&mut self, stage: StageIndex, epoch: Epoch) {
+        let closed = self.state.stage(stage).and_then(|stage| stage.closed_epoch(epoch));
+        let counts = closed
+            .is_some_and(|closed| closed.plan.submitters.iter().any(|submission| submission.peer == self.me));
+        if counts && self.arrival.note(self.now, Step::Counted) {
+            self.out.notice(Notice::Arrived(self.arrival));
         }
     }
 
@@ -820,6 +877,7 @@ impl<S: Storage<LogBytes>> Peer<S> {
             tokens: self.miner.as_ref().map_or(0, Miner::tokens),
             mirror: self.miner.as_ref().and_then(Miner::mirror),
             lacks: self.miner.as_ref().and_then(Miner::lacks),
+            queue: self.orchestrator().map(|mind| mind.queue(&self.state)).unwrap_or_default(),
             wire_version_max: self.versions.newest(),
         };
         self.out.publish(scope::record_topic(self.me, &self.state), &record);

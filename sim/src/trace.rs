@@ -150,6 +150,8 @@ fn change(seen: &Seen<'_>) -> Option<Change> {
         Seen::Notice(Notice::Leader(None)) => line("leader", "none".to_owned()),
         Seen::Notice(Notice::Outdated(why)) => line("outdated", why.to_string()),
         Seen::Notice(Notice::Leaving(awaits)) => line("leaving", awaits.to_string()),
+        Seen::Notice(Notice::Queued(place)) => line("queued", format!("{place:?}")),
+        Seen::Notice(Notice::Arrived(arrival)) => line("arrived", format!("{:?}", arrival.counted)),
         Seen::Notice(Notice::Left) => line("left", String::new()),
         Seen::Notice(Notice::JobFailed(why)) => line("failed", why.clone()),
         Seen::Notice(Notice::WeightsReady(stage, version, hash)) => {

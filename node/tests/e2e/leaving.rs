@@ -41,12 +41,15 @@ fn decisions(run: &Run) -> Vec<Decision> {
 /// merges it submitted.
 fn assert_left_in_its_turn(run: &Run, peer: PeerId) {
     let decisions = decisions(run);
-    let is_its = |decision: &Decision| matches!(decision, Decision::Evict { peer: evicted, .. } if *evicted == peer);
+    let is_its =
+        |decision: &Decision| matches!(decision, Decision::Evict { peer: evicted, .. } if *evicted == peer);
     let at = decisions.iter().position(is_its).expect("it was evicted");
     assert_eq!(decisions[at], Decision::Evict { peer, reason: EvictReason::Left });
     let (before, after) = decisions.split_at(at);
     let member = |decision: &Decision| match decision {
-        Decision::OpenEpoch { stage, epoch, members, .. } if members.iter().any(|(member, _)| *member == peer) => {
+        Decision::OpenEpoch { stage, epoch, members, .. }
+            if members.iter().any(|(member, _)| *member == peer) =>
+        {
             Some((*stage, *epoch))
         }
         _ => None,
@@ -75,8 +78,7 @@ fn a_miner_told_to_stop_in_mid_epoch_finishes_it_and_nothing_is_done_again() {
     let peer = swarm.peer(LEAVER);
     swarm.signal(LEAVER, Signal::SIGTERM);
     swarm.until("its end", LEAVER, |timed| matches!(timed.event, NodeEvent::Finished { .. }).then_some(()));
-    let evicted =
-        |timed: &TimedEvent| matches!(timed.event, NodeEvent::Evicted { peer: evicted, .. } if evicted == peer);
+    let evicted = |timed: &TimedEvent| matches!(timed.event, NodeEvent::Evicted { peer: evicted, .. } if evicted == peer);
     swarm.until("its eviction", 0, |timed| evicted(timed).then_some(()));
     let last = swarm.last_epoch(0);
     swarm.until_epoch(0, last + 3);

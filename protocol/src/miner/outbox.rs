@@ -6,6 +6,7 @@ use std::fmt;
 use super::job::Job;
 use crate::id::{Epoch, Hash, Identity, PeerId, RunId, StageIndex};
 use crate::limits::WIRE_VERSION_FIRST;
+use crate::peer::arrival::Arrival;
 use crate::peer::departure::Awaits;
 use crate::run_state::{Checkpoint, StateEvent};
 use crate::wire::frame::PushHeader;
@@ -133,6 +134,10 @@ pub enum Notice {
     Leader(Option<PeerId>),
     /// This miner's weights are ready.
     WeightsReady(StageIndex, Epoch, Hash),
+    /// The run is full, and this is the place of this peer among those who wait, if it was told one.
+    Queued(Option<usize>),
+    /// A first contribution of this process counts.
+    Arrived(Arrival),
     /// This peer leaves, and waits for this.
     Leaving(Awaits),
     /// This peer has left; its process should end.

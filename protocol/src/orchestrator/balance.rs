@@ -20,12 +20,12 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use super::holders;
 use crate::id::{Epoch, PeerId, StageIndex};
-use crate::limits::PROPOSAL_REPEAT;
+use crate::limits::{PROPOSAL_REPEAT, REPLICAS_MAX};
 use crate::peer::book::Book;
 use crate::peer::speed::Speed;
 use crate::run_state::{Phase, RunState, Stage};
 use crate::time::Instant;
-use crate::wire::message::{Decision, EvictReason, WeightsRecord};
+use crate::wire::message::{Decision, WeightsRecord};
 
 /// Least factor by which a move must raise the slower of the two stages it touches.
 const GAIN_MIN: f64 = 1.05;
@@ -68,13 +68,23 @@ impl Crew {
 }
 
 impl Balance {
-    /// Admits the asking: to a stage whose newest weights it alone has, else to the stage with the fewest miners, to its
-    /// former stage among equals.
-    pub(super) fn admissions(&mut self, now: Instant, state: &RunState, book: &Book) -> Vec<Decision> {
+    /// Admits the asking, in the order of the `queue`: to a stage whose newest weights it alone has, else to the stage with
+    /// the fewest miners, to its former stage among equals.
+    pub(super) fn admissions(
+        &mut self,
+        now: Instant,
+        state: &RunState,
+        book: &Book,
+        queue: &[PeerId],
+    ) -> Vec<Decision> {
         self.admitting
             .retain(|peer, (_, at)| state.stage_of(*peer).is_none() && now.since(*at) < PROPOSAL_REPEAT);
         let mut sizes: BTreeMap<StageIndex, usize> = state.spec().stages().map(|stage| (stage, 0)).collect();
         let pending = self.admitting.values().map(|(stage, _)| stage);
+        let mut taken = sizes.clone();
+        for stage in state.members().values().chain(self.admitting.values().map(|(stage, _)| stage)) {
+            taken.entry(*stage).and_modify(|taken| *taken += 1);
+        }
         let staying = state.members().iter().filter(|(peer, _)| !book.leaves(**peer)).map(|(_, stage)| stage);
         for stage in staying.chain(pending) {
             sizes.entry(*stage).and_modify(|size| *size += 1);
@@ -83,25 +93,20 @@ impl Balance {
         let bereft: BTreeSet<StageIndex> =
             state.spec().stages().filter(|s| is_bereft(state, book, *s)).collect();
         let mut decisions = Vec::new();
-        for (peer, record) in book.records() {
-            let asks = record.miner && !record.leaving && state.stage_of(peer).is_none();
-            if !asks || self.admitting.contains_key(&peer) {
-                continue;
-            }
-            let recent = book.hears(now, peer, eviction);
-            let banned = matches!(
-                state.eviction(peer),
-                Some(EvictReason::InvalidContribution | EvictReason::WrongMerge)
-            );
+        for &peer in queue {
+            let heard = book.record(peer).filter(|_| book.hears(now, peer, eviction));
+            let Some(record) = heard.filter(|_| !self.admitting.contains_key(&peer)) else { continue };
             let former = record.weights.map(|weights| weights.stage);
             let saves =
                 |stage| bereft.contains(&stage) && record.weights.is_some_and(|w| is_near(state, stage, w));
             let key = |(stage, size): &(&StageIndex, &usize)| {
                 (!saves(**stage), **size, former != Some(**stage), **stage)
             };
-            let fewest = sizes.iter().min_by_key(key);
-            let Some((&stage, _)) = fewest.filter(|_| recent && !banned) else { continue };
+            let has_room = |stage: &StageIndex| taken.get(stage).is_some_and(|taken| *taken < REPLICAS_MAX);
+            let fewest = sizes.iter().filter(|(stage, _)| has_room(stage)).min_by_key(key);
+            let Some((&stage, _)) = fewest else { break };
             sizes.entry(stage).and_modify(|size| *size += 1);
+            taken.entry(stage).and_modify(|taken| *taken += 1);
             self.admitting.insert(peer, (stage, now));
             decisions.push(Decision::Admit { peer, stage });
         }
@@ -210,8 +215,7 @@ impl Balance {
         let after = |relative: f64| {
             (from.throughput() - from.pace * relative).min(to.throughput() + to.pace * relative)
         };
-        let holders: Vec<PeerId> =
-            holders(state, book, donor).filter(|peer| !book.leaves(*peer)).collect();
+        let holders: Vec<PeerId> = holders(state, book, donor).filter(|peer| !book.leaves(*peer)).collect();
         // Right after a merge the first to have applied it are the only ones that have the stage's weights.
         let spared = |peer: PeerId| holders.iter().filter(|holder| **holder != peer).count() >= KEPT_MIN;
         let best = from

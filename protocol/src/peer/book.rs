@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use crate::id::{PeerId, StageIndex};
-use crate::limits::{ADDRESS_BYTES_MAX, ADDRESSES_MAX, BOOK_PEERS_MAX};
+use crate::limits::{ADDRESS_BYTES_MAX, ADDRESSES_MAX, BOOK_PEERS_MAX, QUEUE_TOLD_MAX};
 use crate::peer::speed::Speed;
 use crate::time::Instant;
 use crate::wire::RejectReason;
@@ -46,6 +46,9 @@ impl Book {
             list.len() > ADDRESSES_MAX || list.iter().any(|address| address.len() > ADDRESS_BYTES_MAX)
         }) {
             return Err(RejectReason::Inconsistent("addresses"));
+        }
+        if record.queue.len() > QUEUE_TOLD_MAX {
+            return Err(RejectReason::Inconsistent("queue"));
         }
         if record.incarnation > record.sequence {
             return Err(RejectReason::Inconsistent("incarnation"));

@@ -95,6 +95,10 @@ pub struct PeerRecord {
     /// The merge of its stage that it needs and nobody has for it, if it looked for one in vain. Left out otherwise.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub lacks: Option<LackRecord>,
+    /// As a candidate, if no stage has room: who waits for a place, the first first, at most
+    /// [`QUEUE_TOLD_MAX`](crate::limits::QUEUE_TOLD_MAX). Left out otherwise.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub queue: Vec<PeerId>,
     /// The newest wire version that its program speaks. Left out where it is the first, so that it can be told from the
     /// start and in every version; any other field that a version adds waits until that version is decided.
     #[serde(default = "first_version", skip_serializing_if = "is_first_version")]
@@ -180,6 +184,7 @@ impl PeerRecord {
             tokens: 0,
             mirror: None,
             lacks: None,
+            queue: Vec::new(),
             wire_version_max: first_version(),
         }
     }

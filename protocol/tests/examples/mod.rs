@@ -59,6 +59,7 @@ pub(crate) fn record() -> PeerRecord {
         tokens: 65_536,
         mirror: None,
         lacks: None,
+        queue: Vec::new(),
         wire_version_max: 1,
     }
 }

@@ -65,7 +65,8 @@ fn a_leaver_finishes_its_epoch_and_takes_part_in_no_other() {
         for at in 4..8 {
             let mut world = World::with_epochs(at, 2, 3, mode, 12);
             wait(&mut world, at);
-            let (_, epoch, _) = world.peer(LEAVER).miner().and_then(|miner| miner.progress()).expect("an epoch");
+            let stage = stage_of(&world, LEAVER).expect("a place");
+            let epoch = world.best().state().stage(stage).expect("its stage").version;
             leave(&mut world, LEAVER);
             let world = finish(world);
             assert_left(&world, LEAVER);

@@ -135,6 +135,10 @@ fn a_late_joiner_contributes_in_the_next_epoch() {
         closed.iter().all(|closed| closed.plan.submitters.iter().any(|s| s.peer == joiner)),
         "the joiner submitted"
     );
+    let arrival = *world.peer(6).arrival();
+    let steps = [arrival.connected, arrival.admitted, arrival.ready, arrival.counted];
+    assert!(steps.iter().all(Option::is_some) && steps.is_sorted(), "{steps:?}");
+    assert_eq!(world.arrived(6), Some(arrival), "it was told once, when the first contribution counted");
 }
 
 #[test]

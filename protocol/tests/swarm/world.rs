@@ -11,6 +11,7 @@ use std::time::Duration;
 
 use iota_protocol::log::{LogBytes, MemoryStorage};
 use iota_protocol::miner::{Action, Job, JobDone, Notice};
+use iota_protocol::peer::arrival::Arrival;
 use iota_protocol::peer::{Peer, Roles};
 use iota_protocol::run_state::StateEvent;
 use iota_protocol::spec::{Candidate, RunSpec, TrainingMode};
@@ -119,6 +120,8 @@ pub(crate) struct World {
     trained: Vec<(StageIndex, u64, usize)>,
     /// Who has left, and when.
     left: BTreeMap<usize, Duration>,
+    /// Whose first contribution counted, and how it came there.
+    arrived: BTreeMap<usize, Arrival>,
 }
 
 fn identity(i: usize) -> Identity {
@@ -185,6 +188,7 @@ impl World {
             checkpoints: BTreeSet::new(),
             trained: Vec::new(),
             left: BTreeMap::new(),
+            arrived: BTreeMap::new(),
         };
         for _ in 0..count {
             world.add_node();
@@ -307,6 +311,11 @@ impl World {
     /// Who has finished which sample of which stage, one entry for each time.
     pub(crate) fn trained(&self) -> &[(StageIndex, u64, usize)] {
         &self.trained
+    }
+
+    /// How a peer came to its first contribution that counted.
+    pub(crate) fn arrived(&self, i: usize) -> Option<Arrival> {
+        self.arrived.get(&i).copied()
     }
 
     /// When a peer had left, if it has.
@@ -626,6 +635,7 @@ impl World {
         self.trace.update(format!("{:?} {i} {notice:?}\n", self.now).as_bytes());
         match notice {
             Notice::JobFailed(reason) => panic!("job failed at {i}: {reason}"),
+            Notice::Arrived(arrival) => assert_eq!(self.arrived.insert(i, arrival), None, "once"),
             Notice::Left => {
                 self.nodes[i].alive = false;
                 self.left.insert(i, self.elapsed());

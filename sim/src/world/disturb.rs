@@ -146,9 +146,10 @@ impl World {
         let fault = self.schedule[index].1.clone();
         let about = match &fault {
             Fault::Crash(host) | Fault::Restart(host) | Fault::Freeze(host, _) | Fault::Join(host) => *host,
-            Fault::Reinstall(host, ..) | Fault::Leave(host, _) | Fault::Group(host, _) | Fault::Cut(host, _) => {
-                *host
-            }
+            Fault::Reinstall(host, ..)
+            | Fault::Leave(host, _)
+            | Fault::Group(host, _)
+            | Fault::Cut(host, _) => *host,
             Fault::Relink(host, _) | Fault::Speed(host, _) | Fault::Disk(host, _) => *host,
             Fault::CrashLeader(_) => self.leader().unwrap_or(0),
             Fault::Heal | Fault::DropGossip(_) | Fault::RepeatGossip(_) => 0,
