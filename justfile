@@ -26,7 +26,7 @@ test *arguments="--workspace":
 up *arguments:
     cargo run --release -- up {{ arguments }}
 
-# One benchmark: hop, throughput, merge or idle.
+# One benchmark: hop, throughput, merge, idle or outage.
 bench name:
     cargo bench --workspace --bench {{ name }}
 
