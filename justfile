@@ -30,7 +30,7 @@ up *arguments:
 soak seconds="3600":
     cargo bench -p iota-node --bench soak -- {{ seconds }}
 
-# One benchmark: hop, throughput, merge or idle.
+# One benchmark: hop, throughput, merge, idle or outage.
 bench name:
     cargo bench --workspace --bench {{ name }}
 

@@ -29,6 +29,7 @@ use bytes::Bytes;
 use iota_protocol::limits::{ADDRESSES_MAX, TRANSFER_DEADLINE};
 use iota_protocol::log::LogBytes;
 use iota_protocol::miner::{Action, JobDone};
+use iota_protocol::peer::departure::Awaits;
 use iota_protocol::peer::{Addresses, Peer};
 use iota_protocol::wire::frame::{PushAck, PushHeader, PushRefusal, check_payload};
 use iota_protocol::wire::message::{StateOffer, Topic};
@@ -37,12 +38,12 @@ use iota_protocol::{Epoch, Hash, Instant, PeerId, RunId, RunSpec};
 use libp2p::Multiaddr;
 use tokio::sync::{mpsc, oneshot};
 use tokio::task::JoinSet;
-use tokio_util::sync::CancellationToken;
 
 use crate::blobs::{DataError, DataPlane};
 use crate::mirror::Mirror;
 use crate::net::{self, NetEvent, NetHandle, Reply, Verdict};
 use crate::push::IncomingPush;
+use crate::run::Stop;
 use crate::store::PaxosStorage;
 use engine_thread::Order;
 use history::History;
@@ -95,6 +96,7 @@ enum Input {
     Job(JobDone),
     Timeout,
     Report,
+    Leave,
     Cancelled,
     Closed,
 }
@@ -104,6 +106,8 @@ enum Input {
 pub(crate) enum Ended {
     /// The run is finished; the weights held, if a miner.
     Finished,
+    /// Asked to leave, and nobody needs it any more.
+    Left,
     /// Asked to stop.
     Cancelled,
     /// No bootstrap peer answered in time.
@@ -126,7 +130,7 @@ pub(crate) struct Driver {
     report: tokio::time::Interval,
     bootstrap_until: Option<tokio::time::Instant>,
     finished_at: Option<Instant>,
-    cancelled: bool,
+    leaving: bool,
     run: RunId,
     keeping: Keeping,
     history: History,
@@ -153,7 +157,7 @@ impl Driver {
             report,
             bootstrap_until: bootstrap_within.map(|within| started + within),
             finished_at: None,
-            cancelled: false,
+            leaving: false,
         }
     }
 
@@ -163,12 +167,12 @@ impl Driver {
         Instant::from_nanos(u64::try_from(nanos).unwrap_or(u64::MAX).max(1))
     }
 
-    /// Runs until the run is finished, `cancel` fires, or something essential fails.
-    pub(crate) async fn run(&mut self, cancel: CancellationToken) -> Ended {
+    /// Runs until the run is finished, `stop` says so, or something essential fails.
+    pub(crate) async fn run(&mut self, stop: Stop) -> Ended {
         let listen = self.parts.net.snapshot().await.listen;
         self.tell_addresses(self.now(), &listen);
         loop {
-            let input = self.next(&cancel).await;
+            let input = self.next(&stop).await;
             let now = self.now();
             if let Some(ended) = self.handle(now, input) {
                 return ended;
@@ -178,11 +182,21 @@ impl Driver {
             if let Some(outdated) = self.parts.peer.outdated() {
                 return Ended::Outdated(outdated);
             }
+            if self.parts.peer.has_left() {
+                self.quit(now);
+                return Ended::Left;
+            }
         }
     }
 
+    /// Says that this node is gone.
+    fn quit(&mut self, now: Instant) {
+        self.parts.peer.quit(now);
+        self.act();
+    }
+
     /// Waits for the next input. Cancel-safe.
-    async fn next(&mut self, cancel: &CancellationToken) -> Input {
+    async fn next(&mut self, stop: &Stop) -> Input {
         let wake = self.started + Duration::from_nanos(self.parts.peer.deadline().as_nanos());
         let job = async {
             match &mut self.parts.engine {
@@ -192,7 +206,8 @@ impl Driver {
         };
         tokio::select! {
             biased;
-            () = cancel.cancelled(), if !self.cancelled => Input::Cancelled,
+            () = stop.now.cancelled() => Input::Cancelled,
+            () = stop.leave.cancelled(), if !self.leaving => Input::Leave,
             done = job => done.map_or(Input::Closed, Input::Job),
             Some(completed) = self.tasks.join_next() => Input::Completed(completed.unwrap_or(Completion::Done)),
             push = self.parts.pushes.recv() => push.map_or(Input::Closed, Input::Push),
@@ -212,15 +227,32 @@ impl Driver {
             Input::Job(done) => self.parts.peer.handle_job_done(now, done),
             Input::Timeout => self.parts.peer.handle_timeout(now),
             Input::Report => return self.handle_report(now),
-            Input::Cancelled => {
-                self.cancelled = true;
+            Input::Leave => {
+                self.leaving = true;
                 self.parts.peer.leave(now);
-                self.act();
+            }
+            Input::Cancelled => {
+                self.tell_loss();
+                self.quit(now);
                 return Some(Ended::Cancelled);
             }
             Input::Closed => return Some(Ended::Closed),
         }
         None
+    }
+
+    /// Warns of what goes with a node that ends before its turn.
+    fn tell_loss(&self) {
+        match self.parts.peer.leaves() {
+            Some(Awaits::Successors(stage)) => tracing::warn!(
+                stage = stage.0,
+                "the newest weights of the stage are here alone; they are on this disk, and a node that starts in this folder brings them back"
+            ),
+            Some(awaits) => {
+                tracing::warn!(%awaits, "ends before its turn; others do its part of the epoch again")
+            }
+            None => {}
+        }
     }
 
     fn handle_net(&mut self, now: Instant, event: NetEvent) {

@@ -73,6 +73,10 @@ pub const CONSENSUS_BUNDLE_MAX: usize = 64;
 pub const EARLY_MESSAGES_MAX: usize = 1024;
 /// Peers whose records are remembered.
 pub const BOOK_PEERS_MAX: usize = 8192;
+/// Peers that wait for a place whom a candidate's record names, the first first: 2 KiB each heartbeat of a full run.
+pub const QUEUE_TOLD_MAX: usize = 64;
+/// Evictions for which a silent peer keeps its place among those who wait: time to start again.
+pub const QUEUE_EVICTIONS: u32 = 10;
 /// Forwarded activations held for an epoch that has not opened here yet.
 pub const HELD_ACTIVATIONS_MAX: usize = 256;
 /// Closed epochs of a stage whose plan and outcome stay in [`RunState`](crate::run_state::RunState),

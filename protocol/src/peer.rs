@@ -6,8 +6,10 @@
 //!
 //! Long, since it is the list of all doors; what is behind them is in the files of the roles.
 
+pub mod arrival;
 pub mod book;
 mod candidate;
+pub mod departure;
 mod history;
 pub mod scope;
 pub mod speed;
@@ -18,7 +20,7 @@ use std::time::Duration;
 
 use omnipaxos::storage::Storage;
 
-use crate::id::{Identity, PeerId};
+use crate::id::{Epoch, Identity, PeerId, StageIndex};
 use crate::limits::{RPC_BYTES_MAX, TRANSFER_DEADLINE};
 use crate::log::snapshot::Snapshots;
 use crate::log::{DecidedLog, LogBytes, Snapshot};
@@ -33,8 +35,10 @@ use crate::wire::message::{
 };
 use crate::wire::{Outdated, Payload, RejectReason, ReplayWindow, Versions, decode};
 
+use arrival::{Arrival, Step};
 use book::Book;
 use candidate::Candidate;
+use departure::{Awaits, awaits};
 use history::Anchor;
 use scope::Scope;
 
@@ -86,6 +90,15 @@ enum Asked {
     State,
 }
 
+/// How far a peer is with leaving.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Leave {
+    Stays,
+    Begun,
+    Awaits(Awaits),
+    Left,
+}
+
 /// A peer of a run.
 pub struct Peer<S: Storage<LogBytes>> {
     me: PeerId,
@@ -123,6 +136,10 @@ pub struct Peer<S: Storage<LogBytes>> {
     outdated: Option<Outdated>,
     leader: Option<PeerId>,
     told_finish: bool,
+    leave: Leave,
+    arrival: Arrival,
+    /// Its place among those who wait for one, as far as it was told.
+    queued: Option<usize>,
 }
 
 impl<S: Storage<LogBytes> + Clone> Peer<S> {
@@ -170,6 +187,9 @@ impl<S: Storage<LogBytes> + Clone> Peer<S> {
             outdated: None,
             leader: None,
             told_finish: false,
+            leave: Leave::Stays,
+            arrival: Arrival::default(),
+            queued: None,
             spec,
         }
     }
@@ -280,11 +300,49 @@ impl<S: Storage<LogBytes> + Clone> Peer<S> {
         }
     }
 
-    /// Stops asking for a miner's place: the peer leaves politely.
+    /// Leaves politely: the peer finishes the epoch that it has a part in, takes none in another, and
+    /// [has left](Self::has_left) when it is told that its place is free.
     pub fn leave(&mut self, now: Instant) {
+        if self.leave == Leave::Stays {
+            self.leave = Leave::Begun;
+            self.record_due = now;
+            self.handle_timeout(now);
+        }
+    }
+
+    /// Says that the peer is gone, whatever it had begun. Its process should end.
+    pub fn quit(&mut self, now: Instant) {
         self.roles.miner = false;
         self.record_due = now;
         self.handle_timeout(now);
+    }
+
+    /// How far it has come since its process started.
+    #[must_use]
+    pub const fn arrival(&self) -> &Arrival {
+        &self.arrival
+    }
+
+    /// Its place among those who wait for one, from 1, if the run is full and a candidate names it.
+    #[must_use]
+    pub const fn queued(&self) -> Option<usize> {
+        self.queued
+    }
+
+    /// What the peer waits for before it has left, if it leaves.
+    #[must_use]
+    pub const fn leaves(&self) -> Option<Awaits> {
+        match self.leave {
+            Leave::Awaits(awaits) => Some(awaits),
+            Leave::Begun => Some(Awaits::Decision),
+            Leave::Stays | Leave::Left => None,
+        }
+    }
+
+    /// Whether the peer left politely and nobody needs it any more. Its process should end.
+    #[must_use]
+    pub fn has_left(&self) -> bool {
+        self.leave == Leave::Left
     }
 
     /// Takes a gossiped message.
@@ -310,6 +368,7 @@ impl<S: Storage<LogBytes> + Clone> Peer<S> {
             self.take_foreign(now, &reason);
             return Err(reason);
         }
+        self.arrival.note(now, Step::Connected);
         match &gossip.0 {
             Opened::Control(certified) => self.take_update(certified)?,
             Opened::Record(sender, record) => {
@@ -553,6 +612,7 @@ impl<S: Storage<LogBytes> + Clone> Peer<S> {
 
     /// A connection to `peer` was made; messages to it may have been lost before.
     pub fn handle_connected(&mut self, now: Instant, peer: PeerId) {
+        self.arrival.note(now, Step::Connected);
         if let Some(candidate) = &mut self.candidate {
             candidate.handle_connected(peer);
         }
@@ -588,6 +648,7 @@ impl<S: Storage<LogBytes> + Clone> Peer<S> {
             }
         }
         self.now = self.now.max(now);
+        self.arrival.start(now);
         self.pump_candidate(now);
         // What a miner says may be decided at once, if its own process leads alone, and be a reason to say more.
         while self.outdated.is_none() {
@@ -612,12 +673,62 @@ impl<S: Storage<LogBytes> + Clone> Peer<S> {
             let _ = self.take_merge_message(self.me, &message.into());
         }
         self.follow_scope();
+        self.follow_arrival(now);
+        self.follow_leave();
         if self.state.finished() && !std::mem::replace(&mut self.told_finish, true) {
             // Peers stay until everybody knows that the run is over.
             self.record_due = now;
         }
         if now >= self.record_due || self.miner.as_mut().is_some_and(Miner::take_news) {
             self.publish_record(now);
+        }
+    }
+
+    /// Looks how far a miner has come that joins, and which place it has among those who wait for one.
+    fn follow_arrival(&mut self, now: Instant) {
+        let Some(miner) = &self.miner else { return };
+        let Some(place) = self.state.stage_of(self.me) else {
+            let candidates = self.spec.orchestrator.candidates.iter();
+            let mut told = candidates.filter_map(|candidate| self.book.record(candidate.peer));
+            let place = told.find_map(|record| record.queue.iter().position(|peer| *peer == self.me));
+            let queued = place.map(|place| place + 1);
+            if std::mem::replace(&mut self.queued, queued) != queued {
+                self.out.notice(Notice::Queued(queued));
+            }
+            return;
+        };
+        self.queued = None;
+        self.arrival.note(now, Step::Admitted);
+        let version = self.state.stage(place).map(|stage| stage.version);
+        if miner.weights().is_some_and(|held| held.stage == place && Some(held.version) == version) {
+            self.arrival.note(now, Step::Ready);
+        }
+    }
+
+    /// Notes the first merge that counts a contribution of this process.
+    fn note_merged(&mut self, stage: StageIndex, epoch: Epoch) {
+        let closed = self.state.stage(stage).and_then(|stage| stage.closed_epoch(epoch));
+        let counts = closed
+            .is_some_and(|closed| closed.plan.submitters.iter().any(|submission| submission.peer == self.me));
+        if counts && self.arrival.note(self.now, Step::Counted) {
+            self.out.notice(Notice::Arrived(self.arrival));
+        }
+    }
+
+    /// Looks what a peer that leaves waits for.
+    fn follow_leave(&mut self) {
+        if matches!(self.leave, Leave::Stays | Leave::Left) {
+            return;
+        }
+        let leave = match self.state.stage_of(self.me) {
+            Some(_) if self.miner.is_some() => Leave::Awaits(awaits(&self.state, &self.book, self.me)),
+            _ => Leave::Left,
+        };
+        if std::mem::replace(&mut self.leave, leave) != leave {
+            self.out.notice(match leave {
+                Leave::Awaits(awaits) => Notice::Leaving(awaits),
+                Leave::Stays | Leave::Begun | Leave::Left => Notice::Left,
+            });
         }
     }
 
@@ -678,6 +789,7 @@ impl<S: Storage<LogBytes> + Clone> Peer<S> {
             sequence: self.sequence,
             incarnation: self.incarnation,
             miner: self.roles.miner,
+            leaving: self.leave != Leave::Stays,
             validator: self.roles.validator,
             multiaddrs: self.addresses.multiaddrs.clone(),
             data_addresses: self.addresses.data.clone(),
@@ -690,6 +802,7 @@ impl<S: Storage<LogBytes> + Clone> Peer<S> {
             tokens: self.miner.as_ref().map_or(0, Miner::tokens),
             mirror: self.miner.as_ref().and_then(Miner::mirror),
             lacks: self.miner.as_ref().and_then(Miner::lacks),
+            queue: self.orchestrator().map(|mind| mind.queue(&self.state)).unwrap_or_default(),
             wire_version_max: self.versions.newest(),
         };
         self.out.publish(scope::record_topic(self.me, &self.state), &record);

@@ -151,6 +151,10 @@ fn change(seen: &Seen<'_>) -> Option<Change> {
         Seen::Notice(Notice::Snapshot(entries)) => line("skipped-ahead", format!("{entries} entries")),
         Seen::Notice(Notice::Diverged(index)) => line("diverged", format!("entry {index}")),
         Seen::Notice(Notice::Outdated(why)) => line("outdated", why.to_string()),
+        Seen::Notice(Notice::Leaving(awaits)) => line("leaving", awaits.to_string()),
+        Seen::Notice(Notice::Queued(place)) => line("queued", format!("{place:?}")),
+        Seen::Notice(Notice::Arrived(arrival)) => line("arrived", format!("{:?}", arrival.counted)),
+        Seen::Notice(Notice::Left) => line("left", String::new()),
         Seen::Notice(Notice::JobFailed(why)) => line("failed", why.clone()),
         Seen::Notice(Notice::WeightsReady(stage, version, hash)) => {
             Some(Change { place: Some((*stage, Some(*version))), what: "weights", details: hash.to_string() })

@@ -1,12 +1,13 @@
 //! What a node tells people and programs: event log, logs, metrics, `/health`.
 
 use std::collections::BTreeMap;
-use std::time::Instant as Clock;
+use std::time::{Duration, Instant as Clock};
 
 use iota_protocol::limits::WIRE_VERSION;
 use iota_protocol::log::Snapshot;
 use iota_protocol::merge::mean_nats;
 use iota_protocol::miner::Notice;
+use iota_protocol::peer::arrival::Arrival;
 use iota_protocol::run_state::{Phase, StateEvent};
 use iota_protocol::wire::frame::PushRefusal;
 use iota_protocol::wire::message::StateOffer;
@@ -169,9 +170,32 @@ impl Reporter {
                 entry = index.0,
                 "the log names another state than the one found here: the orchestrator lies, or programs disagree; nothing from this entry on is certified"
             ),
+            Notice::Queued(Some(place)) => tracing::info!(place, "the run is full; waiting for a place"),
+            Notice::Queued(None) => tracing::info!("not among the first who wait for a place"),
+            Notice::Arrived(arrival) => self.arrived(&arrival),
+            Notice::Leaving(awaits) => {
+                tracing::info!(%awaits, "leaving");
+                self.event(NodeEvent::Leaving { awaits: awaits.to_string() });
+            }
+            Notice::Left => tracing::info!("left"),
             Notice::Outdated(why) => tracing::error!(%why, "this program cannot go on"),
             Notice::JobFailed(reason) => tracing::warn!(reason, "job failed"),
         }
+    }
+
+    /// A first contribution of this process counts.
+    fn arrived(&mut self, arrival: &Arrival) {
+        let seconds = |time: Option<Duration>| time.map(|time| time.as_secs_f64());
+        let (connected, admitted) = (seconds(arrival.connected), seconds(arrival.admitted));
+        let (ready, counted) = (seconds(arrival.ready), seconds(arrival.counted));
+        tracing::info!(connected, admitted, ready, counted, "joined: a first contribution counts");
+        self.metrics.joined(arrival);
+        self.event(NodeEvent::Joined {
+            connected_seconds: connected,
+            admitted_seconds: admitted,
+            ready_seconds: ready,
+            counted_seconds: counted,
+        });
     }
 
     fn state_event(&mut self, peer: &NodePeer, event: StateEvent) {
@@ -322,6 +346,9 @@ impl Reporter {
             "run": state.spec().run_id(),
             "stage": state.stage_of(peer.id()),
             "phase": phase,
+            "joined": joined(peer.arrival()),
+            "queued": peer.queued(),
+            "leaving": peer.leaves().map(|awaits| awaits.to_string()),
             "weights": weights.map(|weights| json!({ "version": weights.version, "hash": weights.hash })),
             "evicted": state.eviction(peer.id()).map(|reason| reason.to_string()),
             "leader": peer.leader(),
@@ -335,6 +362,17 @@ impl Reporter {
             "finished": state.finished(),
         })
     }
+}
+
+/// Seconds from the start to each step of joining; null for those that are to come.
+fn joined(arrival: &Arrival) -> Value {
+    let seconds = |time: Option<Duration>| time.map(|time| time.as_secs_f64());
+    json!({
+        "connected": seconds(arrival.connected),
+        "admitted": seconds(arrival.admitted),
+        "ready": seconds(arrival.ready),
+        "counted": seconds(arrival.counted),
+    })
 }
 
 /// What a node is doing, in a word.

@@ -7,6 +7,7 @@ mod exactness;
 mod faults;
 mod history;
 mod hostile;
+mod leaving;
 mod rebalancing;
 mod restarts;
 mod support;

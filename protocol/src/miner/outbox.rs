@@ -8,6 +8,8 @@ use super::job::Job;
 use crate::id::{Epoch, Hash, Identity, LogIndex, PeerId, RunId, StageIndex};
 use crate::limits::WIRE_VERSION_FIRST;
 use crate::log::Snapshot;
+use crate::peer::arrival::Arrival;
+use crate::peer::departure::Awaits;
 use crate::run_state::{Checkpoint, StateEvent};
 use crate::wire::frame::PushHeader;
 use crate::wire::message::{MergeMessage, Request, Response, StateOffer, Topic};
@@ -141,6 +143,14 @@ pub enum Notice {
     Snapshot(u64),
     /// The entry at this index names another state than the one that the entries before it led to here.
     Diverged(LogIndex),
+    /// The run is full, and this is the place of this peer among those who wait, if it was told one.
+    Queued(Option<usize>),
+    /// A first contribution of this process counts.
+    Arrived(Arrival),
+    /// This peer leaves, and waits for this.
+    Leaving(Awaits),
+    /// This peer has left; its process should end.
+    Left,
     /// A job failed.
     JobFailed(String),
     /// This program does not speak the version that the run has decided on. The peer has stopped; the process should end.

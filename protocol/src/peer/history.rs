@@ -65,6 +65,9 @@ impl<S: Storage<LogBytes> + Clone> Peer<S> {
                     let soon = self.now + self.spec.timing.heartbeat.duration() / SOON_PARTS;
                     self.record_due = self.record_due.min(soon);
                 }
+                if let StateEvent::Merged(stage, epoch, ..) = &event {
+                    self.note_merged(*stage, *epoch);
+                }
                 if let (StateEvent::EpochOpened(stage, ..), Some(candidate)) = (&event, &mut self.candidate) {
                     candidate.orchestrator_mut().handle_opened(*stage);
                 }

@@ -65,6 +65,10 @@ pub struct PeerRecord {
     pub incarnation: u64,
     /// Whether it asks for, or holds, a miner's place.
     pub miner: bool,
+    /// Whether it leaves: as a member it finishes the epoch that it has a part in and takes none in another; without a
+    /// place it asks for none. Left out otherwise.
+    #[serde(default, skip_serializing_if = "is_staying")]
+    pub leaving: bool,
     /// Whether it validates.
     pub validator: bool,
     /// libp2p multiaddresses it can be dialled at.
@@ -91,10 +95,19 @@ pub struct PeerRecord {
     /// The merge of its stage that it needs and nobody has for it, if it looked for one in vain. Left out otherwise.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub lacks: Option<LackRecord>,
+    /// As a candidate, if no stage has room: who waits for a place, the first first, at most
+    /// [`QUEUE_TOLD_MAX`](crate::limits::QUEUE_TOLD_MAX). Left out otherwise.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub queue: Vec<PeerId>,
     /// The newest wire version that its program speaks. Left out where it is the first, so that it can be told from the
     /// start and in every version; any other field that a version adds waits until that version is decided.
     #[serde(default = "first_version", skip_serializing_if = "is_first_version")]
     pub wire_version_max: u16,
+}
+
+#[expect(clippy::trivially_copy_pass_by_ref, reason = "the signature that serde asks for")]
+const fn is_staying(leaving: &bool) -> bool {
+    !*leaving
 }
 
 const fn first_version() -> u16 {
@@ -158,6 +171,7 @@ impl PeerRecord {
             sequence,
             incarnation: 0,
             miner: false,
+            leaving: false,
             validator: false,
             multiaddrs: Vec::new(),
             data_addresses: Vec::new(),
@@ -170,6 +184,7 @@ impl PeerRecord {
             tokens: 0,
             mirror: None,
             lacks: None,
+            queue: Vec::new(),
             wire_version_max: first_version(),
         }
     }

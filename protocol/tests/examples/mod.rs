@@ -46,6 +46,7 @@ pub(crate) fn record() -> PeerRecord {
         sequence: 1_700_000_000_000_000,
         incarnation: 1_699_999_999_000_000,
         miner: true,
+        leaving: false,
         validator: false,
         multiaddrs: vec!["/ip4/192.0.2.7/udp/4001/quic-v1".to_owned()],
         data_addresses: vec!["192.0.2.7:4002".to_owned()],
@@ -58,6 +59,7 @@ pub(crate) fn record() -> PeerRecord {
         tokens: 65_536,
         mirror: None,
         lacks: None,
+        queue: Vec::new(),
         wire_version_max: 1,
     }
 }

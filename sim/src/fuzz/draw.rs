@@ -13,7 +13,7 @@ use iota_protocol::wire::Versions;
 use super::Case;
 use crate::clock::Clock;
 use crate::costs::Costs;
-use crate::faults::{Fault, Scheduled};
+use crate::faults::{Fault, LEAVE_WITHIN, Scheduled};
 use crate::host::HostSetup;
 use crate::network::{HostIndex, Link};
 use crate::random::Random;
@@ -24,6 +24,10 @@ use crate::world::Setup;
 const KIND_CHANCE: f64 = 0.4;
 /// A disk this small holds a few activations.
 const SMALL_DISK_BYTES: u64 = 2 << 20;
+/// How long a miner that leaves waits for its turn: not at all, too short for most epochs, as long as a node does, or longer
+/// than any run.
+const LEAVES_WITHIN: [Duration; 4] =
+    [Duration::ZERO, Duration::from_secs(5), LEAVE_WITHIN, Duration::from_secs(3600)];
 /// How often the program is upgraded in the course of a run.
 const UPGRADE_CHANCE: f64 = 0.2;
 /// How often all hosts lose their power at once.
@@ -270,10 +274,12 @@ impl Draw {
 
     fn leaves(&mut self, faults: &mut Vec<Scheduled>, _: &Setup, candidates: usize, until: Duration) {
         // A third may go for good; candidates stay.
+        let mut patience = Random::new(self.seed, "fuzz leave");
         for _ in 0..1 + self.random.below(self.nodes / 3 + 1) {
             let (host, at) = (self.host(), self.time(until));
             if host >= candidates {
-                faults.push((at, Fault::Leave(host)));
+                let within = LEAVES_WITHIN[patience.below(LEAVES_WITHIN.len())];
+                faults.push((at, Fault::Leave(host, within)));
             }
         }
     }
