@@ -32,7 +32,9 @@ pub mod traffic;
 /// Joining a run.
 pub mod run;
 
+mod disk;
 mod driver;
+mod rate;
 mod recovery;
 
 /// The command line.

@@ -8,6 +8,7 @@
 
 pub mod book;
 mod candidate;
+pub mod room;
 pub mod scope;
 pub mod speed;
 
@@ -35,6 +36,7 @@ use crate::wire::{Outdated, Payload, RejectReason, ReplayWindow, Versions, decod
 
 use book::Book;
 use candidate::Candidate;
+use room::{DiskUse, Room};
 use scope::Scope;
 
 /// Silence of a peer that is no member, in evictions, after which its record is forgotten.
@@ -87,6 +89,9 @@ pub struct Peer<S: Storage<LogBytes>> {
     me: PeerId,
     spec: Arc<RunSpec>,
     roles: Roles,
+    room: Room,
+    /// Whether its last record asked for, or kept, a miner's place.
+    asked_for_place: bool,
     versions: Versions,
     addresses: Addresses,
     log: DecidedLog,
@@ -137,6 +142,8 @@ impl<S: Storage<LogBytes>> Peer<S> {
         Self {
             me,
             roles,
+            room: Room::default(),
+            asked_for_place: roles.miner,
             versions: Versions::PROGRAM,
             addresses: Addresses::default(),
             log: DecidedLog::new(&spec),
@@ -222,6 +229,12 @@ impl<S: Storage<LogBytes>> Peer<S> {
         &self.book
     }
 
+    /// How much room its disk has.
+    #[must_use]
+    pub const fn room(&self) -> Room {
+        self.room
+    }
+
     /// The gossip topics it listens to.
     #[must_use]
     pub const fn scope(&self) -> &Scope {
@@ -270,6 +283,27 @@ impl<S: Storage<LogBytes>> Peer<S> {
         self.roles.miner = false;
         self.record_due = now;
         self.handle_timeout(now);
+    }
+
+    /// Takes what there is on this peer's disk. A miner that runs out of room stops and gives its place up as one that
+    /// leaves, and asks for one again when there is room.
+    pub fn handle_disk(&mut self, now: Instant, disk: &DiskUse) {
+        let room = self.room.after(disk);
+        if std::mem::replace(&mut self.room, room) != room {
+            self.out.notice(Notice::Room(room, *disk));
+            self.with_miner(now, |miner, cx| miner.handle_room(cx, room));
+            self.pump(now);
+        }
+    }
+
+    /// Whether it wants a miner's place: with little room it keeps the one it has until its epoch is over.
+    fn wants_place(&self) -> bool {
+        self.roles.miner
+            && match self.room {
+                Room::Enough => true,
+                Room::Near => is_at_work(&self.state, self.me),
+                Room::Full => false,
+            }
     }
 
     /// Takes a gossiped message.
@@ -657,6 +691,9 @@ impl<S: Storage<LogBytes>> Peer<S> {
             // Peers stay until everybody knows that the run is over.
             self.record_due = now;
         }
+        if self.wants_place() != self.asked_for_place {
+            self.record_due = now;
+        }
         if now >= self.record_due || self.miner.as_mut().is_some_and(Miner::take_news) {
             self.publish_record(now);
         }
@@ -746,10 +783,11 @@ impl<S: Storage<LogBytes>> Peer<S> {
         }
         let share =
             self.miner.as_ref().and_then(Miner::progress).map(|(_, _, share)| share).unwrap_or_default();
+        self.asked_for_place = self.wants_place();
         let record = PeerRecord {
             sequence: self.sequence,
             incarnation: self.incarnation,
-            miner: self.roles.miner,
+            miner: self.asked_for_place,
             validator: self.roles.validator,
             multiaddrs: self.addresses.multiaddrs.clone(),
             data_addresses: self.addresses.data.clone(),
@@ -780,4 +818,14 @@ impl<S: Storage<LogBytes>> Peer<S> {
             self.out.forget(peer);
         }
     }
+}
+
+/// Whether `peer` has a part in the epoch of its stage that is under way.
+fn is_at_work(state: &RunState, peer: PeerId) -> bool {
+    let stage = state.stage_of(peer).and_then(|stage| state.stage(stage));
+    stage.is_some_and(|stage| {
+        let owns = |owners: &Vec<PeerId>| owners.contains(&peer);
+        stage.training().is_some_and(|training| training.deal.is_live(peer))
+            || stage.plan().is_some_and(|(_, plan)| plan.owners.iter().any(owns))
+    })
 }

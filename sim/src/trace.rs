@@ -149,6 +149,7 @@ fn change(seen: &Seen<'_>) -> Option<Change> {
         Seen::Notice(Notice::Leader(Some(leader))) => line("leader", leader.short()),
         Seen::Notice(Notice::Leader(None)) => line("leader", "none".to_owned()),
         Seen::Notice(Notice::Outdated(why)) => line("outdated", why.to_string()),
+        Seen::Notice(Notice::Room(room, _)) => line("room", room.to_string()),
         Seen::Notice(Notice::JobFailed(why)) => line("failed", why.clone()),
         Seen::Notice(Notice::WeightsReady(stage, version, hash)) => {
             Some(Change { place: Some((*stage, Some(*version))), what: "weights", details: hash.to_string() })

@@ -42,7 +42,6 @@ mod health;
 mod layout;
 mod metrics;
 
-mod rate;
 mod store;
 
 mod objects;

@@ -300,6 +300,9 @@ impl SwarmView {
             NodeEvent::Undone { stage, epoch } => self.once(format!(
                 "the merge of epoch {epoch} of stage {stage} was passed over: everybody who had it is gone"
             )),
+            NodeEvent::Room { room, kept_bytes, free_bytes, .. } => self.once(format!(
+                "process {index}: room on the disk is {room}, {kept_bytes} bytes are kept and {free_bytes} free"
+            )),
             NodeEvent::Refused { .. } => None,
             NodeEvent::EpochOpened { .. }
             | NodeEvent::MergePlanned { .. }

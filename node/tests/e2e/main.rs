@@ -3,9 +3,11 @@
 mod blobs;
 mod chaos;
 mod checkpoints;
+mod disk;
 mod exactness;
 mod faults;
 mod hostile;
+mod late_joiner;
 mod rebalancing;
 mod restarts;
 mod support;

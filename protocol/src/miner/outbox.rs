@@ -6,6 +6,7 @@ use std::fmt;
 use super::job::Job;
 use crate::id::{Epoch, Hash, Identity, PeerId, RunId, StageIndex};
 use crate::limits::WIRE_VERSION_FIRST;
+use crate::peer::room::{DiskUse, Room};
 use crate::run_state::{Checkpoint, StateEvent};
 use crate::wire::frame::PushHeader;
 use crate::wire::message::{MergeMessage, Request, Response, StateOffer, Topic};
@@ -134,6 +135,8 @@ pub enum Notice {
     WeightsReady(StageIndex, Epoch, Hash),
     /// A job failed.
     JobFailed(String),
+    /// There is more or less room on the disk than before.
+    Room(Room, DiskUse),
     /// This program does not speak the version that the run has decided on. The peer has stopped; the process should end.
     Outdated(Outdated),
 }

@@ -1,6 +1,7 @@
 //! Whole swarms of protocol peers in virtual time: real state machines, a made-up network and engine.
 
 mod mirror;
+mod room;
 mod world;
 
 use std::collections::BTreeMap;
