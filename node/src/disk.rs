@@ -87,7 +87,7 @@ impl DiskWatch {
 }
 
 /// Allocates `bytes` in the holes of a file, from the first on, and beyond its end. What is allocated and not written is
-/// still a hole, so nothing is allocated twice.
+/// still a hole, so nothing is allocated twice; what was read too is none, and all holes together are less than the file.
 fn allocate_ahead(file: &File, bytes: u64) -> rustix::io::Result<()> {
     let (mut at, mut left) = (0, bytes);
     while left > 0 {
@@ -152,16 +152,16 @@ mod tests {
         file.set_len(192 << 10).unwrap();
         file.write_all_at(&[2; 64 << 10], 192 << 10).unwrap();
         file.sync_all().unwrap();
-        let before = fs::read(&path).unwrap();
         let watch = DiskWatch::new(folder.path(), None);
         // Again and again, as the driver does.
         (0..3).for_each(|_| watch.reserve(&DiskUse { kept: 0, quota: None, free: 0, size: 32 << 20 }));
-        assert!(fs::read(&path).unwrap() == before);
         let allocated = fs::metadata(&path).unwrap().blocks() * BLOCK_BYTES;
         let expected = (128 << 10) + (1 << 20);
         assert!(
             (expected..expected + (64 << 10)).contains(&allocated),
             "{allocated} bytes, {expected} expected"
         );
+        let (one, zero, two) = (vec![1; 64 << 10], vec![0; 128 << 10], vec![2; 64 << 10]);
+        assert!(fs::read(&path).unwrap() == [one, zero, two].concat());
     }
 }
