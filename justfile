@@ -3,12 +3,16 @@
 _list:
     @just --list --unsorted
 
-# What a change has to pass: fmt, clippy, doc, test.
-check: fmt clippy doc test
+# What a change has to pass: fmt, golden, clippy, doc, test.
+check: fmt golden clippy doc test
 
 # Formatting, as a check; `cargo fmt` mends it.
 fmt:
     cargo fmt --all --check
+
+# The wire format's golden bytes against a second implementation of docs/WIRE.md.
+golden:
+    python3 fixtures/golden/check.py
 
 # Lints; warnings are errors.
 clippy:
