@@ -30,7 +30,11 @@ test *arguments="--workspace":
 up *arguments:
     cargo run --release -- up {{ arguments }}
 
-# One benchmark: hop, throughput, merge or idle.
+# An hour of a swarm of which a process is killed every half minute: does anything grow? E.g. `just soak 600`.
+soak seconds="3600":
+    cargo bench -p iota-node --bench soak -- {{ seconds }}
+
+# One benchmark: hop, throughput, merge, idle or outage.
 bench name:
     cargo bench --workspace --bench {{ name }}
 

@@ -7,6 +7,7 @@ mod config;
 mod control;
 mod eval;
 mod generate;
+mod history;
 mod init;
 mod join;
 mod keys;
@@ -52,6 +53,8 @@ enum Verb {
     Resume(resume::ResumeOptions),
     /// Look at the checkpoints in a mirror
     Checkpoint(checkpoint::CheckpointOptions),
+    /// Print what was decided in a run, from its mirror, and check it
+    History(history::HistoryOptions),
     /// Sample text from a checkpoint
     Generate(generate::GenerateOptions),
     /// Measure the loss of a checkpoint on a text
@@ -95,6 +98,7 @@ fn run(args: &[OsString]) -> Result<(), CliError> {
         Verb::Init(options) => init::run(&options, matches),
         Verb::Resume(options) => resume::run(&options),
         Verb::Checkpoint(options) => checkpoint::run(&options),
+        Verb::History(options) => history::run(&options),
         Verb::Generate(options) => generate::run(&options),
         Verb::Eval(options) => eval::run(&options),
         Verb::Config(options) => config::run(&options, matches, cli.config.as_deref()),

@@ -16,6 +16,7 @@
 
 mod cache;
 pub(crate) mod engine_thread;
+mod history;
 mod mirror;
 mod reporter;
 pub(crate) mod vault;
@@ -28,6 +29,7 @@ use bytes::Bytes;
 use iota_protocol::limits::{ADDRESSES_MAX, TRANSFER_DEADLINE};
 use iota_protocol::log::LogBytes;
 use iota_protocol::miner::{Action, JobDone};
+use iota_protocol::peer::departure::Awaits;
 use iota_protocol::peer::{Addresses, Peer};
 use iota_protocol::wire::frame::{PushAck, PushHeader, PushRefusal, check_payload};
 use iota_protocol::wire::message::{StateOffer, Topic};
@@ -36,14 +38,15 @@ use iota_protocol::{Epoch, Hash, Instant, PeerId, RunId, RunSpec};
 use libp2p::Multiaddr;
 use tokio::sync::{mpsc, oneshot};
 use tokio::task::JoinSet;
-use tokio_util::sync::CancellationToken;
 
 use crate::blobs::{DataError, DataPlane};
 use crate::mirror::Mirror;
 use crate::net::{self, NetEvent, NetHandle, Reply, Verdict};
 use crate::push::IncomingPush;
+use crate::run::Stop;
 use crate::store::PaxosStorage;
 use engine_thread::Order;
+use history::History;
 use mirror::Keeping;
 pub(crate) use reporter::Reporter;
 use vault::Vault;
@@ -79,6 +82,7 @@ enum Completion {
     Stored { id: u64, kept: bool },
     Mirrored { id: u64, there: bool },
     CheckpointKept(bool),
+    LogMirrored(u64),
     Checked { push: IncomingPush, header: Result<PushHeader, PushRefusal> },
     Listening(Vec<Multiaddr>),
     Done,
@@ -92,6 +96,7 @@ enum Input {
     Job(JobDone),
     Timeout,
     Report,
+    Leave,
     Cancelled,
     Closed,
 }
@@ -101,6 +106,8 @@ enum Input {
 pub(crate) enum Ended {
     /// The run is finished; the weights held, if a miner.
     Finished,
+    /// Asked to leave, and nobody needs it any more.
+    Left,
     /// Asked to stop.
     Cancelled,
     /// No bootstrap peer answered in time.
@@ -123,9 +130,10 @@ pub(crate) struct Driver {
     report: tokio::time::Interval,
     bootstrap_until: Option<tokio::time::Instant>,
     finished_at: Option<Instant>,
-    cancelled: bool,
+    leaving: bool,
     run: RunId,
     keeping: Keeping,
+    history: History,
 }
 
 impl Driver {
@@ -136,6 +144,10 @@ impl Driver {
         report.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         Self {
             run: parts.spec.run_id(),
+            history: History::new(
+                parts.mirror.is_some() && parts.spec.candidate_index(parts.peer.id()).is_some(),
+                parts.reporter.store.log_first().unwrap_or(0),
+            ),
             keeping: Keeping::default(),
             parts,
             tasks: JoinSet::new(),
@@ -145,7 +157,7 @@ impl Driver {
             report,
             bootstrap_until: bootstrap_within.map(|within| started + within),
             finished_at: None,
-            cancelled: false,
+            leaving: false,
         }
     }
 
@@ -155,12 +167,12 @@ impl Driver {
         Instant::from_nanos(u64::try_from(nanos).unwrap_or(u64::MAX).max(1))
     }
 
-    /// Runs until the run is finished, `cancel` fires, or something essential fails.
-    pub(crate) async fn run(&mut self, cancel: CancellationToken) -> Ended {
+    /// Runs until the run is finished, `stop` says so, or something essential fails.
+    pub(crate) async fn run(&mut self, stop: Stop) -> Ended {
         let listen = self.parts.net.snapshot().await.listen;
         self.tell_addresses(self.now(), &listen);
         loop {
-            let input = self.next(&cancel).await;
+            let input = self.next(&stop).await;
             let now = self.now();
             if let Some(ended) = self.handle(now, input) {
                 return ended;
@@ -170,11 +182,21 @@ impl Driver {
             if let Some(outdated) = self.parts.peer.outdated() {
                 return Ended::Outdated(outdated);
             }
+            if self.parts.peer.has_left() {
+                self.quit(now);
+                return Ended::Left;
+            }
         }
     }
 
+    /// Says that this node is gone.
+    fn quit(&mut self, now: Instant) {
+        self.parts.peer.quit(now);
+        self.act();
+    }
+
     /// Waits for the next input. Cancel-safe.
-    async fn next(&mut self, cancel: &CancellationToken) -> Input {
+    async fn next(&mut self, stop: &Stop) -> Input {
         let wake = self.started + Duration::from_nanos(self.parts.peer.deadline().as_nanos());
         let job = async {
             match &mut self.parts.engine {
@@ -184,7 +206,8 @@ impl Driver {
         };
         tokio::select! {
             biased;
-            () = cancel.cancelled(), if !self.cancelled => Input::Cancelled,
+            () = stop.now.cancelled() => Input::Cancelled,
+            () = stop.leave.cancelled(), if !self.leaving => Input::Leave,
             done = job => done.map_or(Input::Closed, Input::Job),
             Some(completed) = self.tasks.join_next() => Input::Completed(completed.unwrap_or(Completion::Done)),
             push = self.parts.pushes.recv() => push.map_or(Input::Closed, Input::Push),
@@ -204,15 +227,32 @@ impl Driver {
             Input::Job(done) => self.parts.peer.handle_job_done(now, done),
             Input::Timeout => self.parts.peer.handle_timeout(now),
             Input::Report => return self.handle_report(now),
-            Input::Cancelled => {
-                self.cancelled = true;
+            Input::Leave => {
+                self.leaving = true;
                 self.parts.peer.leave(now);
-                self.act();
+            }
+            Input::Cancelled => {
+                self.tell_loss();
+                self.quit(now);
                 return Some(Ended::Cancelled);
             }
             Input::Closed => return Some(Ended::Closed),
         }
         None
+    }
+
+    /// Warns of what goes with a node that ends before its turn.
+    fn tell_loss(&self) {
+        match self.parts.peer.leaves() {
+            Some(Awaits::Successors(stage)) => tracing::warn!(
+                stage = stage.0,
+                "the newest weights of the stage are here alone; they are on this disk, and a node that starts in this folder brings them back"
+            ),
+            Some(awaits) => {
+                tracing::warn!(%awaits, "ends before its turn; others do its part of the epoch again")
+            }
+            None => {}
+        }
     }
 
     fn handle_net(&mut self, now: Instant, event: NetEvent) {
@@ -319,6 +359,10 @@ impl Driver {
                 let _ = push.reply.send(ack.to_bytes());
             }
             Completion::CheckpointKept(done) => self.keeping.ended(done),
+            Completion::LogMirrored(written) => {
+                self.history.ended(written);
+                self.keep_snapshot();
+            }
             Completion::Listening(listen) => self.tell_addresses(now, &listen),
             Completion::Done => {}
         }
@@ -326,6 +370,7 @@ impl Driver {
 
     fn handle_report(&mut self, now: Instant) -> Option<Ended> {
         self.parts.reporter.report(&self.parts.peer);
+        self.keep_snapshot();
         if self.bootstrap_until.is_some_and(|until| tokio::time::Instant::now() >= until) {
             return Some(Ended::Unreachable);
         }
@@ -333,6 +378,7 @@ impl Driver {
         if !state.finished() {
             return None;
         }
+        self.history.finish(peer.log().certified());
         let last = Epoch(state.spec().training.epochs);
         let own = peer.miner().and_then(|miner| miner.weights());
         let behind = state.stage_of(peer.id()).is_some() && own.is_none_or(|weights| weights.version < last);
@@ -345,7 +391,8 @@ impl Driver {
                 trained && record.log_length >= state.applied()
             });
         let finished = now.since(since);
-        if self.parts.mirror.is_some() && !self.keeping.is_idle() && finished < LAST_CHECKPOINT_KEPT {
+        let idle = self.keeping.is_idle() && self.history.is_idle();
+        if self.parts.mirror.is_some() && !idle && finished < LAST_CHECKPOINT_KEPT {
             return None;
         }
         let lingered = finished >= state.spec().timing.linger.duration();
@@ -356,6 +403,12 @@ impl Driver {
     fn act(&mut self) {
         while let Some(action) = self.parts.peer.poll_action() {
             self.carry_out(action);
+        }
+        if let (Some(mirror), Some(entries)) = (self.parts.mirror.clone(), self.history.next()) {
+            let (store, run) = (self.parts.reporter.store.clone(), self.run);
+            self.tasks.spawn(async move {
+                Completion::LogMirrored(history::write(mirror, store, run, entries).await)
+            });
         }
         let mirror = self.parts.mirror.clone();
         if let Some((mirror, checkpoint)) = mirror.and_then(|mirror| Some((mirror, self.keeping.next()?))) {
@@ -411,6 +464,10 @@ impl Driver {
             }
             Action::Release { prefix } => self.release(prefix),
             Action::Remember(state) => self.parts.reporter.remember(&state),
+            Action::KeepSnapshot(snapshot) => {
+                self.history.begin_with(snapshot);
+                self.keep_snapshot();
+            }
             Action::Mirror { id, state, first } => self.mirror_state(id, state, first),
             Action::MirrorBlobs { blobs } => self.mirror_blobs(blobs),
             Action::Checkpoint(checkpoint) => self.keeping.take(checkpoint),
@@ -430,6 +487,16 @@ impl Driver {
             }
             Action::Forget { peer } => plane.forget(peer.0),
             Action::Notice(notice) => self.parts.reporter.notice(&self.parts.peer, notice),
+        }
+    }
+
+    fn keep_snapshot(&mut self) {
+        let Some(snapshot) = self.history.due() else { return };
+        if self.parts.reporter.keep_snapshot(&snapshot) {
+            let now = self.now();
+            self.parts.peer.handle_snapshot_kept(now, snapshot.entries);
+        } else {
+            self.history.begin_with(snapshot);
         }
     }
 

@@ -125,6 +125,23 @@ pub enum NodeEvent {
         /// Why.
         reason: String,
     },
+    /// A first contribution of this process counts. Seconds since it started; the steps before it are missing where they
+    /// were not taken.
+    Joined {
+        /// To the first word of another peer.
+        connected_seconds: Option<f64>,
+        /// To its place.
+        admitted_seconds: Option<f64>,
+        /// To the newest weights of its stage.
+        ready_seconds: Option<f64>,
+        /// To the merge with its contribution.
+        counted_seconds: Option<f64>,
+    },
+    /// This node leaves, and waits for something before it ends.
+    Leaving {
+        /// What it waits for: words for people.
+        awaits: String,
+    },
     /// A peer was released from an epoch; its samples moved.
     Released {
         /// The stage.

@@ -12,6 +12,8 @@ pub mod corpus;
 pub mod error;
 /// What a node reports while it runs.
 pub mod events;
+/// The log of a run, from its mirror.
+pub mod history;
 /// The local status pages.
 pub mod http;
 /// The node's secret key on disk.

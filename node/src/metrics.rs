@@ -5,6 +5,7 @@
 
 use std::sync::atomic::AtomicU64;
 
+use iota_protocol::peer::arrival::Arrival;
 use prometheus_client::encoding::{EncodeLabelSet, EncodeLabelValue};
 use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::family::Family;
@@ -24,6 +25,11 @@ struct ReasonLabel {
 struct VerdictLabels {
     verdict: &'static str,
     reason: &'static str,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct StepLabel {
+    step: &'static str,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
@@ -192,6 +198,7 @@ pub struct NodeMetrics {
     gossip: Family<VerdictLabels, Counter>,
     rpc_rejected: Family<ReasonLabel, Counter>,
     push_refused: Family<ReasonLabel, Counter>,
+    joined: Family<StepLabel, FloatGauge>,
     /// Increments when a push was acknowledged by its receiver.
     pub pushes_sent: Counter,
     /// Increments when an epoch of this peer's stage opens.
@@ -252,6 +259,11 @@ impl NodeMetrics {
             "Last training loss this peer measured, in nats per token",
             self.loss.clone(),
         );
+        registry.register(
+            "iota_join_seconds",
+            "Seconds from the start to each step of joining, set when a first contribution counts",
+            self.joined.clone(),
+        );
         let mut add = |name: &str, help: &str, gauge: &Gauge| {
             registry.register(name, help, gauge.clone());
         };
@@ -259,6 +271,18 @@ impl NodeMetrics {
         add("iota_log_index", "Index of the last decided entry this peer has folded", &self.log_index);
         add("iota_peers", "Connected peers", &self.peers);
         add("iota_stored_bytes", "Bytes in the blob store", &self.stored);
+    }
+
+    /// Sets how long each step of joining took.
+    pub fn joined(&self, arrival: &Arrival) {
+        let Arrival { connected, admitted, ready, counted, .. } = arrival;
+        let steps =
+            [("connected", connected), ("admitted", admitted), ("ready", ready), ("counted", counted)];
+        for (step, time) in steps {
+            if let Some(time) = time {
+                self.joined.get_or_create(&StepLabel { step }).set(time.as_secs_f64());
+            }
+        }
     }
 
     /// Counts a gossip message that was accepted.

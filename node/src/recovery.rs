@@ -4,14 +4,14 @@
 //! |---|---|---|
 //! | whose folder it is | `node.redb` | once, at the first start |
 //! | consensus state of a candidate | `node.redb` | before anything is said that rests on it |
-//! | certified log | `node.redb` | as it comes |
+//! | certified log, and the snapshot it begins with | `node.redb` | as it comes |
 //! | which state of a stage is kept | `node.redb` | when its blobs are on disk |
 //! | blobs and their tags | `blobs/` | states, contributions and what receipts name before they are announced |
 //!
 //! `node.redb` and the blob store's tables are transactional, so a process may end at any instant. What comes out damaged
 //! all the same, after a power failure or on a bad disk, is noticed by its hash, and had from other peers again.
 
-use iota_protocol::log::Certificate;
+use iota_protocol::log::{Certificate, Snapshot};
 use iota_protocol::peer::Remains;
 use iota_protocol::wire::message::{ControlUpdate, StateOffer};
 use iota_protocol::wire::{decode, encode};
@@ -64,6 +64,14 @@ pub(crate) fn claim(store: &Store, run: RunId, peer: PeerId) -> Result<(), Recov
     }
 }
 
+/// Writes down what the log begins with, and lets go of the entries it stands for.
+///
+/// # Errors
+/// When the disk fails; then the log is what it was.
+pub(crate) fn keep_snapshot(store: &Store, snapshot: &Snapshot) -> Result<(), StoreError> {
+    store.begin_log(snapshot.entries, &encode(snapshot))
+}
+
 /// Writes down that the blobs of this state are on disk.
 ///
 /// # Errors
@@ -83,6 +91,7 @@ pub(crate) async fn recover(
 ) -> Result<(), RecoveryError> {
     let remains = Remains {
         log: kept_log(store)?,
+        snapshot: kept_snapshot(store)?,
         state: kept_state(store)?,
         tags: without_blobs(plane.tags().await?),
     };
@@ -105,16 +114,26 @@ fn kept_state(store: &Store) -> Result<Option<StateOffer>, StoreError> {
     Ok(state.inspect_err(|error| tracing::warn!(%error, "the state in the data folder is damaged")).ok())
 }
 
+/// The snapshot that the log begins with, if it does and can be read.
+fn kept_snapshot(store: &Store) -> Result<Option<Snapshot>, StoreError> {
+    let Some(bytes) = store.log_snapshot()? else { return Ok(None) };
+    let snapshot = decode(&bytes, bytes.len());
+    Ok(snapshot
+        .inspect_err(|error| tracing::warn!(%error, "the snapshot in the data folder is damaged"))
+        .ok())
+}
+
 /// The entries kept, proven by their newest certificate, if there are any and it can be read.
 fn kept_log(store: &Store) -> Result<Option<ControlUpdate>, StoreError> {
     let records = store.log(0..u64::MAX, usize::MAX)?;
-    let Some(last) = records.last() else { return Ok(None) };
+    let (Some(first), Some(last)) = (records.first(), records.last()) else { return Ok(None) };
+    let first = LogIndex(first.index);
     let certificate: Certificate = match decode(&last.certificate, last.certificate.len()) {
         Ok(certificate) => certificate,
         Err(error) => return drop_log(store, &error).map(|()| None),
     };
     let entries = records.into_iter().map(|record| ByteBuf::from(record.entry)).collect();
-    Ok(Some(ControlUpdate { first: LogIndex(0), entries, beyond: Vec::new(), certificate }))
+    Ok(Some(ControlUpdate { first, entries, beyond: Vec::new(), certificate }))
 }
 
 /// Lets go of a log that is damaged: other peers have it.

@@ -97,6 +97,8 @@ pub struct Replica {
     pub hash: Hash,
     /// Whether it equals the other replicas of its stage.
     pub agrees: bool,
+    /// Seconds from the start of its process to the first merge with its contribution.
+    pub join_seconds: Option<f64>,
 }
 
 /// Training loss of each epoch, in nats per token.
@@ -173,6 +175,7 @@ pub(crate) mod tests {
             version: 2,
             hash: Hash([hash; 32]),
             agrees,
+            join_seconds: Some(1.5),
         };
         Summary {
             name: "up-1".into(),

@@ -80,17 +80,39 @@ pub struct JoinConfig {
     pub mdns: bool,
     /// Where status pages are served.
     pub http: SocketAddr,
+    /// Entries of the log after which it names the state they lead to, while this node leads.
+    pub snapshot_every: u64,
     /// Bytes per second that uploads to the mirror may take; as fast as they go without one.
     pub mirror_upload_rate: Option<NonZeroU64>,
     /// The corpus, if this node reads it.
     pub corpus: Option<Arc<Corpus>>,
 }
 
+/// How a node is asked to stop.
+#[derive(Clone, Debug, Default)]
+pub struct Stop {
+    /// It is to leave: what it has begun is finished and handed over first.
+    pub leave: CancellationToken,
+    /// It is to end at once.
+    pub now: CancellationToken,
+}
+
+/// Why a node's part in a run ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Conclusion {
+    /// The run is finished.
+    Finished,
+    /// It left, and nobody needs it any more.
+    Left,
+    /// It was told to end at once.
+    Stopped,
+}
+
 /// How a node's part in a run ended.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct RunSummary {
-    /// Whether the run is finished, rather than this node asked to stop.
-    pub finished: bool,
+    /// Why it ended.
+    pub conclusion: Conclusion,
     /// Hash of the weights it held.
     pub weights: Option<Hash>,
     /// The file it wrote them to.
@@ -163,11 +185,11 @@ impl From<HttpError> for RunError {
     }
 }
 
-/// Takes part in a run until it is finished or `cancel` fires.
+/// Takes part in a run until it is finished or `stop` says so.
 ///
 /// # Errors
 /// [`RunError`] if the node cannot start, nobody can be reached, or the engine fails.
-pub async fn join(config: JoinConfig, cancel: CancellationToken) -> Result<RunSummary, RunError> {
+pub async fn join(config: JoinConfig, stop: Stop) -> Result<RunSummary, RunError> {
     check_device(&config)?;
     let mut registry = Registry::default();
     let traffic = Traffic::register(&mut registry);
@@ -210,7 +232,7 @@ pub async fn join(config: JoinConfig, cancel: CancellationToken) -> Result<RunSu
     let parts = Parts { peer, spec, mirror, net, net_events, plane, pushes, vault, engine, reporter };
     let bootstrap_within = (!config.bootstrap.is_empty()).then_some(config.bootstrap_timeout);
     let mut driver = Driver::new(parts, bootstrap_within);
-    let ended = driver.run(cancel).await;
+    let ended = driver.run(stop).await;
     let summary = conclude(&mut driver, &config, &ended).await;
 
     let Parts { net, net_events, plane, vault, engine, mut reporter, pushes, .. } = driver.into_parts();
@@ -249,7 +271,9 @@ fn new_peer(config: &JoinConfig, spec: &Arc<RunSpec>, identity: Identity, store:
     let model = bridge::model_config(spec);
     let parameters: Vec<usize> = (0..model.stages).map(|stage| model.parameter_count(stage)).collect();
     let roles = iota_protocol::peer::Roles { miner: config.roles.miner, validator: config.roles.validator };
-    Peer::new(Arc::clone(spec), identity, roles, &parameters, wall_micros(), PaxosStorage::new(store))
+    let storage = PaxosStorage::new(store);
+    Peer::new(Arc::clone(spec), identity, roles, &parameters, wall_micros(), storage)
+        .with_snapshots_every(config.snapshot_every)
 }
 
 /// Builds and drops an engine, so that a device that is not there is an error before anything starts.
@@ -318,9 +342,10 @@ async fn started(
 
 /// Writes the checkpoint of a finished run, or says why the loop ended.
 async fn conclude(driver: &mut Driver, config: &JoinConfig, ended: &Ended) -> Result<RunSummary, RunError> {
-    let finished = match ended {
-        Ended::Finished => true,
-        Ended::Cancelled => false,
+    let conclusion = match ended {
+        Ended::Finished => Conclusion::Finished,
+        Ended::Left => Conclusion::Left,
+        Ended::Cancelled => Conclusion::Stopped,
         Ended::Unreachable => {
             let (addrs, waited) = (config.bootstrap.clone(), config.bootstrap_timeout);
             return Err(RunError::BootstrapUnreachable { addrs, waited });
@@ -329,8 +354,8 @@ async fn conclude(driver: &mut Driver, config: &JoinConfig, ended: &Ended) -> Re
         Ended::Engine(reason) => return Err(RunError::Engine(reason.clone())),
         Ended::Closed => return Err(RunError::Other("a part of the node stopped".to_owned())),
     };
-    let mut summary = RunSummary { finished, weights: driver.weights(), checkpoint: None };
-    if finished {
+    let mut summary = RunSummary { conclusion, weights: driver.weights(), checkpoint: None };
+    if conclusion == Conclusion::Finished {
         let written = driver.checkpoint(config.data_dir.join("checkpoint")).await.transpose();
         summary.checkpoint =
             written.map_err(|reason| RunError::Other(format!("write the checkpoint: {reason}")))?;
@@ -343,7 +368,8 @@ fn finished(summary: &RunSummary, config: &JoinConfig) -> NodeEvent {
         .checkpoint
         .as_ref()
         .and_then(|path| path.file_stem()?.to_str()?.strip_prefix("stage-")?.parse().ok());
-    let version = if summary.finished { Epoch(config.spec.training.epochs) } else { Epoch(0) };
+    let finished = summary.conclusion == Conclusion::Finished;
+    let version = if finished { Epoch(config.spec.training.epochs) } else { Epoch(0) };
     NodeEvent::Finished {
         stage,
         version: version.0,

@@ -44,6 +44,11 @@ const LOG_RANGE_FRAME_BYTES: usize = 8 * 1024;
 pub const LOG_RANGE_BYTES_MAX: usize = RPC_BYTES_MAX / 2;
 /// Bytes of entries and hashes in one range of the log that is gossiped.
 pub const LOG_GOSSIP_BYTES_MAX: usize = GOSSIP_BYTES_MAX - LOG_RANGE_FRAME_BYTES;
+/// Entries after which the log names the state that they lead to: some megabytes, a few hundred epochs of a small run.
+pub const SNAPSHOT_EVERY_ENTRIES: u64 = 1024;
+/// Bytes of the state of a run, as a snapshot of it is fetched. Deals take two or three bytes for each sample of the
+/// newest epochs of each stage.
+pub const SNAPSHOT_BYTES_MAX: usize = 256 * 1024 * 1024;
 /// Bytes that the hash of an entry takes in a range.
 pub const ENTRY_HASH_BYTES: usize = 34;
 /// Entries that a leader has under way. More are undecided only if it has lost touch with the other candidates.
@@ -68,6 +73,10 @@ pub const CONSENSUS_BUNDLE_MAX: usize = 64;
 pub const EARLY_MESSAGES_MAX: usize = 1024;
 /// Peers whose records are remembered.
 pub const BOOK_PEERS_MAX: usize = 8192;
+/// Peers that wait for a place whom a candidate's record names, the first first: 2 KiB each heartbeat of a full run.
+pub const QUEUE_TOLD_MAX: usize = 64;
+/// Evictions for which a silent peer keeps its place among those who wait: time to start again.
+pub const QUEUE_EVICTIONS: u32 = 10;
 /// Forwarded activations held for an epoch that has not opened here yet.
 pub const HELD_ACTIVATIONS_MAX: usize = 256;
 /// Closed epochs of a stage whose plan and outcome stay in [`RunState`](crate::run_state::RunState),

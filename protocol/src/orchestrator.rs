@@ -6,7 +6,9 @@
 
 mod balance;
 mod checkpoints;
+mod departures;
 mod losses;
+mod queue;
 mod upgrade;
 mod waits;
 
@@ -16,7 +18,9 @@ use std::time::Duration;
 
 use balance::{Balance, Relief};
 use checkpoints::Checkpoints;
+use departures::Departures;
 use losses::Losses;
+use queue::Queue;
 use upgrade::Upgrade;
 use waits::Waits;
 
@@ -60,6 +64,8 @@ pub struct Orchestrator {
     tallies: BTreeMap<(StageIndex, Epoch, u16), Tally>,
     agreement: BTreeMap<StageIndex, AgreementMatrix>,
     balance: Balance,
+    departures: Departures,
+    queue: Queue,
     checkpoints: Checkpoints,
     losses: Losses,
     upgrade: Upgrade,
@@ -74,6 +80,12 @@ impl Orchestrator {
     #[must_use]
     pub fn agreement(&self, stage: StageIndex) -> Option<&AgreementMatrix> {
         self.agreement.get(&stage)
+    }
+
+    /// Who waits for a place, the first first, if no stage has room.
+    #[must_use]
+    pub fn queue(&self, state: &RunState) -> Vec<PeerId> {
+        self.queue.told(state)
     }
 
     /// Takes a miner's commitment. The newest of a peer and stage stands; an honest peer sends another only
@@ -149,8 +161,8 @@ impl Orchestrator {
             self.handle_pause(now);
             return Vec::new();
         }
-        let mut wanted = balance::departures(now, listening_since, state, book);
-        wanted.extend(self.balance.admissions(now, state, book));
+        let mut wanted = self.departures.decisions(now, listening_since, state, book);
+        wanted.extend(self.balance.admissions(now, state, book, &self.queue.in_order()));
         wanted.extend(self.upgrade.decision(now, listening_since, state, book));
         wanted.extend(self.checkpoints.decision(state));
         wanted.extend(self.losses.decisions(now, state));
@@ -174,7 +186,8 @@ impl Orchestrator {
         if begun {
             let patience = state.spec().timing.eviction.duration() * RESCUE_EVICTIONS;
             let waits = &self.waits;
-            wanted.extend(self.balance.rescue(now, state, |stage| waits.waited(now, stage) >= patience));
+            let waited = |stage| waits.waited(now, stage) >= patience;
+            wanted.extend(self.balance.rescue(now, state, book, waited));
         }
         if checkpoints::is_trained(state) && !self.checkpoints.is_awaited(now, state, book) {
             wanted.push(Decision::Finish);
@@ -200,6 +213,7 @@ impl Orchestrator {
         self.waits.observe(now, state, |stage, training| done(manifests, book, stage, training));
         self.checkpoints.observe(now, state, book);
         self.losses.observe(now, state, book);
+        self.queue.observe(now, state, book);
         let version = |stage: StageIndex| state.stage(stage).map(|stage| stage.version);
         self.manifests.retain(|(stage, _), submitted| {
             version(*stage).is_some_and(|version| submitted.manifest.epoch >= version)
@@ -239,7 +253,7 @@ impl Orchestrator {
         }
         let mut ready: BTreeMap<Hash, Vec<PeerId>> = BTreeMap::new();
         let mut expected = 0_usize;
-        for peer in state.replicas(index) {
+        for peer in state.replicas(index).filter(|peer| !book.leaves(*peer)) {
             let Some(weights) = book.weights(peer).filter(|weights| weights.stage == index) else {
                 continue;
             };

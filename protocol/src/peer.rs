@@ -6,8 +6,11 @@
 //!
 //! Long, since it is the list of all doors; what is behind them is in the files of the roles.
 
+pub mod arrival;
 pub mod book;
 mod candidate;
+pub mod departure;
+mod history;
 pub mod scope;
 pub mod speed;
 
@@ -17,13 +20,12 @@ use std::time::Duration;
 
 use omnipaxos::storage::Storage;
 
-use crate::id::{Identity, LogIndex, PeerId};
-use crate::limits::{HEAD_REPEAT, LOG_RANGE_BYTES_MAX, RPC_BYTES_MAX, TRANSFER_DEADLINE};
-use crate::log::certificate::Certified;
-use crate::log::decided::Extended;
-use crate::log::{DecidedLog, LogBytes};
+use crate::id::{Epoch, Identity, PeerId, StageIndex};
+use crate::limits::{RPC_BYTES_MAX, TRANSFER_DEADLINE};
+use crate::log::snapshot::Snapshots;
+use crate::log::{DecidedLog, LogBytes, Snapshot};
 use crate::miner::{Action, Context, JobDone, Miner, Notice, Outbox};
-use crate::run_state::{RunState, StateEvent};
+use crate::run_state::RunState;
 use crate::spec::RunSpec;
 use crate::time::Instant;
 use crate::wire::frame::{PushAck, PushHeader, PushRefusal};
@@ -33,8 +35,11 @@ use crate::wire::message::{
 };
 use crate::wire::{Outdated, Payload, RejectReason, ReplayWindow, Versions, decode};
 
+use arrival::{Arrival, Step};
 use book::Book;
 use candidate::Candidate;
+use departure::{Awaits, awaits};
+use history::Anchor;
 use scope::Scope;
 
 /// Silence of a peer that is no member, in evictions, after which its record is forgotten.
@@ -66,8 +71,10 @@ pub struct Addresses {
 /// What earlier processes of a peer left on its disk.
 #[derive(Clone, Debug, Default)]
 pub struct Remains {
-    /// Certified entries from the first on.
+    /// Certified entries from the first on, or from the one on that names the snapshot.
     pub log: Option<ControlUpdate>,
+    /// What the last [`Action::KeepSnapshot`] said.
+    pub snapshot: Option<Snapshot>,
     /// What the last [`Action::Remember`] said.
     pub state: Option<StateOffer>,
     /// Tags of the blobs kept, or their beginnings; those of one epoch need be named once.
@@ -78,8 +85,18 @@ pub struct Remains {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Asked {
     Consensus(PeerId),
-    Log,
+    Log(PeerId),
+    Snapshot,
     State,
+}
+
+/// How far a peer is with leaving.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Leave {
+    Stays,
+    Begun,
+    Awaits(Awaits),
+    Left,
 }
 
 /// A peer of a run.
@@ -90,6 +107,9 @@ pub struct Peer<S: Storage<LogBytes>> {
     versions: Versions,
     addresses: Addresses,
     log: DecidedLog,
+    snapshots: Snapshots,
+    /// What is being fetched to begin the log with.
+    anchor: Option<Anchor>,
     state: RunState,
     book: Book,
     scope: Scope,
@@ -116,9 +136,13 @@ pub struct Peer<S: Storage<LogBytes>> {
     outdated: Option<Outdated>,
     leader: Option<PeerId>,
     told_finish: bool,
+    leave: Leave,
+    arrival: Arrival,
+    /// Its place among those who wait for one, as far as it was told.
+    queued: Option<usize>,
 }
 
-impl<S: Storage<LogBytes>> Peer<S> {
+impl<S: Storage<LogBytes> + Clone> Peer<S> {
     /// A peer of `spec`'s run.
     ///
     /// `parameters` holds the length of each stage's flat vector. `storage` is what consensus remembers, used
@@ -140,6 +164,8 @@ impl<S: Storage<LogBytes>> Peer<S> {
             versions: Versions::PROGRAM,
             addresses: Addresses::default(),
             log: DecidedLog::new(&spec),
+            snapshots: Snapshots::default(),
+            anchor: None,
             state: RunState::new(Arc::clone(&spec), parameters),
             book: Book::default(),
             scope: Scope::default(),
@@ -161,6 +187,9 @@ impl<S: Storage<LogBytes>> Peer<S> {
             outdated: None,
             leader: None,
             told_finish: false,
+            leave: Leave::Stays,
+            arrival: Arrival::default(),
+            queued: None,
             spec,
         }
     }
@@ -172,6 +201,16 @@ impl<S: Storage<LogBytes>> Peer<S> {
         self
     }
 
+    /// The peer as one that takes a snapshot every so many entries; [`SNAPSHOT_EVERY_ENTRIES`] unless told otherwise. Leaders
+    /// decide when, so peers of a run need not agree.
+    ///
+    /// [`SNAPSHOT_EVERY_ENTRIES`]: crate::limits::SNAPSHOT_EVERY_ENTRIES
+    #[must_use]
+    pub fn with_snapshots_every(mut self, entries: u64) -> Self {
+        self.snapshots.set_every(entries);
+        self
+    }
+
     /// Takes over what earlier processes left, before anything else is handled. Blobs that nobody needs any more are let
     /// go of.
     ///
@@ -179,16 +218,12 @@ impl<S: Storage<LogBytes>> Peer<S> {
     /// [`RejectReason`] if the log is damaged or another run's. Everything else was taken over; the log will be fetched
     /// from others.
     pub fn recover(&mut self, remains: Remains) -> Result<(), RejectReason> {
-        let Remains { log, state, tags } = remains;
+        let Remains { log, snapshot, state, tags } = remains;
         match &mut self.miner {
             Some(miner) => miner.recover(&mut self.out, state, tags),
             None => tags.into_iter().for_each(|tag| self.out.release(tag)),
         }
-        // A candidate's consensus has kept the log.
-        let Some(update) = log.filter(|_| self.candidate.is_none()) else { return Ok(()) };
-        self.take_update(&self.log.electorate().certify(update)?)?;
-        self.out.forget_history();
-        Ok(())
+        log.map_or(Ok(()), |update| self.recover_log(update, snapshot))
     }
 
     /// Why this peer has stopped, if it has: the run uses a wire version that its program does not speak. It takes no
@@ -265,11 +300,49 @@ impl<S: Storage<LogBytes>> Peer<S> {
         }
     }
 
-    /// Stops asking for a miner's place: the peer leaves politely.
+    /// Leaves politely: the peer finishes the epoch that it has a part in, takes none in another, and
+    /// [has left](Self::has_left) when it is told that its place is free.
     pub fn leave(&mut self, now: Instant) {
+        if self.leave == Leave::Stays {
+            self.leave = Leave::Begun;
+            self.record_due = now;
+            self.handle_timeout(now);
+        }
+    }
+
+    /// Says that the peer is gone, whatever it had begun. Its process should end.
+    pub fn quit(&mut self, now: Instant) {
         self.roles.miner = false;
         self.record_due = now;
         self.handle_timeout(now);
+    }
+
+    /// How far it has come since its process started.
+    #[must_use]
+    pub const fn arrival(&self) -> &Arrival {
+        &self.arrival
+    }
+
+    /// Its place among those who wait for one, from 1, if the run is full and a candidate names it.
+    #[must_use]
+    pub const fn queued(&self) -> Option<usize> {
+        self.queued
+    }
+
+    /// What the peer waits for before it has left, if it leaves.
+    #[must_use]
+    pub const fn leaves(&self) -> Option<Awaits> {
+        match self.leave {
+            Leave::Awaits(awaits) => Some(awaits),
+            Leave::Begun => Some(Awaits::Decision),
+            Leave::Stays | Leave::Left => None,
+        }
+    }
+
+    /// Whether the peer left politely and nobody needs it any more. Its process should end.
+    #[must_use]
+    pub fn has_left(&self) -> bool {
+        self.leave == Leave::Left
     }
 
     /// Takes a gossiped message.
@@ -295,6 +368,7 @@ impl<S: Storage<LogBytes>> Peer<S> {
             self.take_foreign(now, &reason);
             return Err(reason);
         }
+        self.arrival.note(now, Step::Connected);
         match &gossip.0 {
             Opened::Control(certified) => self.take_update(certified)?,
             Opened::Record(sender, record) => {
@@ -416,62 +490,6 @@ impl<S: Storage<LogBytes>> Peer<S> {
         Ok(())
     }
 
-    /// Takes certified entries.
-    fn take_update(&mut self, certified: &Certified) -> Result<(), RejectReason> {
-        if let Some(candidate) = &mut self.candidate {
-            // A candidate hears of decisions from consensus; the certificate is what it may lack.
-            candidate.certifier_mut().adopt(certified);
-            self.log.set_certificate(certified.update().certificate.clone());
-            return Ok(());
-        }
-        match self.log.extend(certified)? {
-            Extended::By(_) => self.apply_log(),
-            Extended::Gap => (self.behind, self.log_fetch_due) = (true, Instant::ZERO),
-        }
-        Ok(())
-    }
-
-    fn apply_log(&mut self) {
-        while self.outdated.is_none()
-            && let Ok(index) = usize::try_from(self.state.applied())
-        {
-            let Some((entry, chain)) = self.log.entry(index) else { break };
-            for event in self.state.apply(LogIndex(index as u64), chain, entry.as_ref()) {
-                if let StateEvent::Admitted(peer, stage) | StateEvent::Moved(peer, stage) = &event
-                    && *peer != self.me
-                    && self.state.stage_of(self.me) == Some(*stage)
-                {
-                    // It has to hear who holds the weights of its stage.
-                    let soon = self.now + self.spec.timing.heartbeat.duration() / SOON_PARTS;
-                    self.record_due = self.record_due.min(soon);
-                }
-                if let (StateEvent::EpochOpened(stage, ..), Some(candidate)) = (&event, &mut self.candidate) {
-                    candidate.orchestrator_mut().handle_opened(*stage);
-                }
-                if let (StateEvent::Checkpointed(_), Some(_), Some(checkpoint)) =
-                    (&event, &self.candidate, self.state.checkpoint())
-                {
-                    self.out.checkpoint(checkpoint.clone());
-                }
-                self.out.notice(Notice::State(event));
-            }
-            self.follow_version();
-        }
-    }
-
-    /// Writes in the version that was decided, or stops. Entries after the one that decided it may be of kinds that this
-    /// program cannot decode and others can: to take them for void would be to hold another state than theirs.
-    fn follow_version(&mut self) {
-        let decided = self.state.wire_version();
-        if decided > self.versions.newest() {
-            let outdated = Outdated { decided, spoken: self.versions };
-            self.outdated = Some(outdated);
-            self.out.notice(Notice::Outdated(outdated));
-        } else {
-            self.out.set_version(decided);
-        }
-    }
-
     /// Takes a request; the answer comes as [`Action::Respond`] with the same ticket.
     ///
     /// # Errors
@@ -492,10 +510,9 @@ impl<S: Storage<LogBytes>> Peer<S> {
                 candidate.handle_bundle(from, bundle)?;
                 self.out.answer(ticket, &Response::Done);
             }
-            Request::Log { from } => {
-                let response =
-                    self.log.range(from, LOG_RANGE_BYTES_MAX).map_or(Response::Unavailable, Response::Log);
-                self.out.answer(ticket, &response);
+            Request::Log { from } => self.out.answer(ticket, &self.answer_log(from)),
+            Request::Snapshot { state, offset } => {
+                self.out.answer(ticket, &self.answer_snapshot(state, offset));
             }
             Request::State { stage, version } => {
                 let member = self.state.stage_of(from) == Some(stage);
@@ -529,15 +546,8 @@ impl<S: Storage<LogBytes>> Peer<S> {
                     candidate.handle_delivered(peer, matches!(response, Ok(Some(Response::Done))));
                 }
             }
-            Asked::Log => {
-                if let Ok(Some(Response::Log(update))) = &response {
-                    self.take_update(&self.log.electorate().certify(update.clone())?)?;
-                    // More may be waiting behind what one message holds.
-                    (self.behind, self.log_fetch_due) = (true, Instant::ZERO);
-                } else {
-                    self.newer = None;
-                }
-            }
+            Asked::Log(from) => self.take_log(from, response.as_ref().ok().and_then(Option::as_ref))?,
+            Asked::Snapshot => self.take_part(response.as_ref().ok().and_then(Option::as_ref))?,
             Asked::State => {
                 let offer = match &response {
                     Ok(Some(Response::State(offer))) => Some(offer.clone()),
@@ -573,6 +583,14 @@ impl<S: Storage<LogBytes>> Peer<S> {
         self.pump(now);
     }
 
+    /// Takes the end of [`Action::KeepSnapshot`]: the snapshot of so many entries is on disk.
+    pub fn handle_snapshot_kept(&mut self, now: Instant, entries: u64) {
+        if let Some(candidate) = &mut self.candidate {
+            candidate.handle_snapshot_kept(entries);
+        }
+        self.pump(now);
+    }
+
     /// Takes the end of [`Action::Mirror`]: whether all of the state is in the mirror.
     pub fn handle_mirrored(&mut self, now: Instant, id: u64, there: bool) {
         self.with_miner(now, |miner, cx| miner.handle_mirrored(cx, id, there));
@@ -594,6 +612,7 @@ impl<S: Storage<LogBytes>> Peer<S> {
 
     /// A connection to `peer` was made; messages to it may have been lost before.
     pub fn handle_connected(&mut self, now: Instant, peer: PeerId) {
+        self.arrival.note(now, Step::Connected);
         if let Some(candidate) = &mut self.candidate {
             candidate.handle_connected(peer);
         }
@@ -629,6 +648,7 @@ impl<S: Storage<LogBytes>> Peer<S> {
             }
         }
         self.now = self.now.max(now);
+        self.arrival.start(now);
         self.pump_candidate(now);
         // What a miner says may be decided at once, if its own process leads alone, and be a reason to say more.
         while self.outdated.is_none() {
@@ -653,12 +673,62 @@ impl<S: Storage<LogBytes>> Peer<S> {
             let _ = self.take_merge_message(self.me, &message.into());
         }
         self.follow_scope();
+        self.follow_arrival(now);
+        self.follow_leave();
         if self.state.finished() && !std::mem::replace(&mut self.told_finish, true) {
             // Peers stay until everybody knows that the run is over.
             self.record_due = now;
         }
         if now >= self.record_due || self.miner.as_mut().is_some_and(Miner::take_news) {
             self.publish_record(now);
+        }
+    }
+
+    /// Looks how far a miner has come that joins, and which place it has among those who wait for one.
+    fn follow_arrival(&mut self, now: Instant) {
+        let Some(miner) = &self.miner else { return };
+        let Some(place) = self.state.stage_of(self.me) else {
+            let candidates = self.spec.orchestrator.candidates.iter();
+            let mut told = candidates.filter_map(|candidate| self.book.record(candidate.peer));
+            let place = told.find_map(|record| record.queue.iter().position(|peer| *peer == self.me));
+            let queued = place.map(|place| place + 1);
+            if std::mem::replace(&mut self.queued, queued) != queued {
+                self.out.notice(Notice::Queued(queued));
+            }
+            return;
+        };
+        self.queued = None;
+        self.arrival.note(now, Step::Admitted);
+        let version = self.state.stage(place).map(|stage| stage.version);
+        if miner.weights().is_some_and(|held| held.stage == place && Some(held.version) == version) {
+            self.arrival.note(now, Step::Ready);
+        }
+    }
+
+    /// Notes the first merge that counts a contribution of this process.
+    fn note_merged(&mut self, stage: StageIndex, epoch: Epoch) {
+        let closed = self.state.stage(stage).and_then(|stage| stage.closed_epoch(epoch));
+        let counts = closed
+            .is_some_and(|closed| closed.plan.submitters.iter().any(|submission| submission.peer == self.me));
+        if counts && self.arrival.note(self.now, Step::Counted) {
+            self.out.notice(Notice::Arrived(self.arrival));
+        }
+    }
+
+    /// Looks what a peer that leaves waits for.
+    fn follow_leave(&mut self) {
+        if matches!(self.leave, Leave::Stays | Leave::Left) {
+            return;
+        }
+        let leave = match self.state.stage_of(self.me) {
+            Some(_) if self.miner.is_some() => Leave::Awaits(awaits(&self.state, &self.book, self.me)),
+            _ => Leave::Left,
+        };
+        if std::mem::replace(&mut self.leave, leave) != leave {
+            self.out.notice(match leave {
+                Leave::Awaits(awaits) => Notice::Leaving(awaits),
+                Leave::Stays | Leave::Begun | Leave::Left => Notice::Left,
+            });
         }
     }
 
@@ -680,13 +750,15 @@ impl<S: Storage<LogBytes>> Peer<S> {
                 self.leader = leader;
                 self.out.notice(Notice::Leader(leader));
             }
-            let proposed = !decided && candidate.propose(now, self.me, &self.state, &self.book);
+            let proposed =
+                !decided && candidate.propose(now, self.me, &self.state, &self.book, &self.snapshots);
             if decided {
                 self.apply_log();
                 if self.outdated.is_some() {
                     // Votes for what was decided stay here: a certificate of an upgrade says that a majority speaks it.
                     return;
                 }
+                self.vote();
             } else if !proposed {
                 break;
             }
@@ -698,43 +770,10 @@ impl<S: Storage<LogBytes>> Peer<S> {
         }
     }
 
-    /// A candidate learns what is decided from consensus. Where that has lost something and nothing more is decided, it would
-    /// not notice: if other candidates have had more entries for a while, it asks the leader for all that it lacks.
-    fn resume_consensus(&mut self, now: Instant) {
-        if !self.behind || now < self.log_fetch_due {
-            return;
+    fn vote(&mut self) {
+        if let Some(candidate) = &mut self.candidate {
+            candidate.vote(&self.log, self.snapshots.diverged());
         }
-        let have = self.log.len() as u64;
-        let ahead = |peer| self.book.record(peer).is_some_and(|record| record.log_length > have);
-        self.behind = self.spec.orchestrator.candidates.iter().any(|candidate| ahead(candidate.peer));
-        self.log_fetch_due = now + self.spec.timing.heartbeat.duration() * 2;
-        let stands_still = self.lacked_from.replace(have) == Some(have);
-        if let (Some(candidate), Some(leader)) = (&mut self.candidate, self.leader)
-            && self.behind
-            && stands_still
-        {
-            candidate.handle_connected(leader);
-        }
-    }
-
-    /// Asks for missing entries when somebody says it has more.
-    fn fetch_log(&mut self, now: Instant) {
-        if self.candidate.is_some() {
-            return self.resume_consensus(now);
-        }
-        if !self.behind || now < self.log_fetch_due || self.asked.values().any(|asked| *asked == Asked::Log) {
-            return;
-        }
-        let have = self.log.len() as u64;
-        let ahead = self.book.records().filter(|(_, record)| record.log_length > have).map(|(peer, _)| peer);
-        let ahead: Vec<PeerId> = ahead.chain(self.newer).collect();
-        self.behind = !ahead.is_empty();
-        // In turn, so that one that only says so holds nothing up.
-        self.log_fetch_turn = self.log_fetch_turn.wrapping_add(1);
-        let Some(&peer) = ahead.get(self.log_fetch_turn % ahead.len().max(1)) else { return };
-        self.log_fetch_due = now + HEAD_REPEAT;
-        let id = self.out.request(peer, &Request::Log { from: LogIndex(have) });
-        self.asked.insert(id, Asked::Log);
     }
 
     fn publish_record(&mut self, now: Instant) {
@@ -750,6 +789,7 @@ impl<S: Storage<LogBytes>> Peer<S> {
             sequence: self.sequence,
             incarnation: self.incarnation,
             miner: self.roles.miner,
+            leaving: self.leave != Leave::Stays,
             validator: self.roles.validator,
             multiaddrs: self.addresses.multiaddrs.clone(),
             data_addresses: self.addresses.data.clone(),
@@ -762,6 +802,7 @@ impl<S: Storage<LogBytes>> Peer<S> {
             tokens: self.miner.as_ref().map_or(0, Miner::tokens),
             mirror: self.miner.as_ref().and_then(Miner::mirror),
             lacks: self.miner.as_ref().and_then(Miner::lacks),
+            queue: self.orchestrator().map(|mind| mind.queue(&self.state)).unwrap_or_default(),
             wire_version_max: self.versions.newest(),
         };
         self.out.publish(scope::record_topic(self.me, &self.state), &record);

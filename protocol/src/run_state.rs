@@ -17,9 +17,12 @@
 //! wire version than the one decided is void also for programs that know it (see [`version`](crate::wire::version)).
 
 mod stage;
+mod written;
 
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
+
+use serde::{Deserialize, Serialize};
 
 use crate::id::{Epoch, Hash, LogIndex, PartitionIndex, PeerId, StageIndex};
 use crate::limits::{REPLICAS_MAX, WIRE_VERSION_FIRST};
@@ -59,6 +62,8 @@ pub enum StateEvent {
     Merged(StageIndex, Epoch, u64, Option<f64>),
     /// The state of every stage at this version is in the mirror.
     Checkpointed(Epoch),
+    /// The state after this many entries is named in the log; whoever has it needs none of them.
+    Snapshot(u64),
     /// The run goes on in this wire version.
     Upgraded(u16),
     /// The run is over.
@@ -66,7 +71,8 @@ pub enum StateEvent {
 }
 
 /// The states of all stages at one version, in the mirror.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
 pub struct Checkpoint {
     /// The version.
     pub epoch: Epoch,
@@ -88,6 +94,8 @@ pub struct RunState {
     evicted: BTreeMap<PeerId, EvictReason>,
     stages: Vec<Stage>,
     checkpoint: Option<Checkpoint>,
+    /// Entries before the newest decision that names a state.
+    snapshot: u64,
     finished: bool,
 }
 
@@ -122,6 +130,7 @@ impl RunState {
                 stages: start.stages.clone(),
                 decided: None,
             }),
+            snapshot: 0,
             finished: false,
             spec,
         }
@@ -137,6 +146,12 @@ impl RunState {
     #[must_use]
     pub const fn applied(&self) -> u64 {
         self.applied
+    }
+
+    /// Entries before the newest [`Decision::Snapshot`]; none if there was none yet.
+    #[must_use]
+    pub const fn snapshot(&self) -> u64 {
+        self.snapshot
     }
 
     /// The wire version that the run uses.
@@ -240,6 +255,13 @@ impl RunState {
                 self.close(*stage, *epoch, *attempt, partitions)
             }
             Decision::Checkpoint { epoch, stages } => self.checkpointed(index, chain, *epoch, stages),
+            Decision::Snapshot { entries, .. } => {
+                let next = *entries == index.0 && *entries > self.snapshot;
+                next.then(|| {
+                    self.snapshot = *entries;
+                    vec![StateEvent::Snapshot(*entries)]
+                })
+            }
             Decision::Upgrade { version } => self.upgrade(*version),
             Decision::Finish => {
                 let done = self.stages.iter().all(|stage| stage.version.0 >= self.spec.training.epochs);

@@ -170,13 +170,13 @@ fn record() -> impl Strategy<Value = PeerRecord> {
         });
     let lacks = any::<(u16, u32)>()
         .prop_map(|(stage, epoch)| LackRecord { stage: StageIndex(stage), epoch: Epoch(epoch) });
-    let held = (option::of(weights), option::of(mirror), option::of(lacks));
-    (any::<(u64, u64, bool, bool, u64)>(), text(), text(), held, counts).prop_map(
+    let held = (option::of(weights), option::of(mirror), option::of(lacks), vec(peer_id(), 0..3));
+    (any::<(u64, u64, bool, bool, bool, u64)>(), text(), text(), held, counts).prop_map(
         |(
-            (sequence, incarnation, miner, validator, log_length),
+            (sequence, incarnation, miner, leaving, validator, log_length),
             multiaddrs,
             data_addresses,
-            (weights, mirror, lacks),
+            (weights, mirror, lacks, queue),
             counts,
         )| {
             let (done, assigned, credits, speed_milli, tokens, wire_version_max) = counts;
@@ -184,6 +184,7 @@ fn record() -> impl Strategy<Value = PeerRecord> {
                 sequence,
                 incarnation,
                 miner,
+                leaving,
                 validator,
                 multiaddrs,
                 data_addresses,
@@ -196,6 +197,7 @@ fn record() -> impl Strategy<Value = PeerRecord> {
                 tokens,
                 mirror,
                 lacks,
+                queue,
                 wire_version_max,
             }
         },

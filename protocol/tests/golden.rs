@@ -12,18 +12,21 @@ mod examples;
 use std::fmt::Debug;
 use std::fmt::Write as _;
 use std::path::PathBuf;
+use std::sync::Arc;
 
 use examples::{identity, peer, run, spec};
 use iota_protocol::log::certificate::{Electorate, vote_bytes};
 use iota_protocol::merge::{owners, partition_range};
 use iota_protocol::receipts::{decode_receipts, encode_receipts, merkle_root};
+use iota_protocol::run_state::RunState;
 use iota_protocol::samples::{Deal, epoch_samples};
 use iota_protocol::wire::frame::{PushAck, PushHeader, PushRefusal};
 use iota_protocol::wire::message::{
-    Entry, LackRecord, Manifest, MergeMessage, MirrorRecord, PeerRecord, Request, Response,
+    Decision, Entry, EvictReason, LackRecord, Manifest, MergeMessage, MirrorRecord, PeerRecord, Request,
+    Response, Submission,
 };
 use iota_protocol::wire::{Payload, decode, encode, open, seal};
-use iota_protocol::{Epoch, PeerId, RunSpec, StageIndex};
+use iota_protocol::{Epoch, Hash, LogIndex, PeerId, RunSpec, StageIndex};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
@@ -134,6 +137,32 @@ fn log_entries_votes_and_certificates() {
     check("vote", "Vote of peer 1, candidate 0", &examples::vote(1));
     check("certificate", "Certificate of candidates 0 and 2 of three", &examples::certificate());
     assert_eq!(Electorate::new(&spec()).check(&examples::certificate()), Ok(()));
+}
+
+#[test]
+fn the_state_of_a_run() {
+    let (stage, epoch) = (StageIndex(1), Epoch(0));
+    let admitted = [4, 5, 6].map(|i| Decision::Admit { peer: peer(i), stage });
+    let base = Hash::of(b"weights");
+    let members = examples::members(&[(5, 3), (6, 1)]);
+    let submitters = members.iter().map(|(peer, samples)| Submission {
+        peer: *peer,
+        manifest: Hash::of(b"manifest"),
+        samples: *samples,
+        loss_micro: None,
+    });
+    let plan = Decision::MergePlan { stage, epoch, attempt: 0, submitters: submitters.collect() };
+    let evict = Decision::Evict { peer: peer(4), reason: EvictReason::Silent };
+    let open = Decision::OpenEpoch { stage, epoch, base, members };
+    let mut state = RunState::new(Arc::new(spec()), &[1000, 2000, 1000]);
+    for (index, decision) in (0..).zip(admitted.into_iter().chain([evict, open, plan])) {
+        let events =
+            state.apply(LogIndex(index), Hash::of(&index.to_le_bytes()), Some(&examples::entry(decision)));
+        assert_eq!(events.len(), 1, "entry {index} is valid");
+    }
+    let bytes =
+        check_bytes("run-state", "State of the run while stage 1 merges its first epoch", &state.to_bytes());
+    assert_eq!(state.read(&bytes).expect("a state").to_bytes(), bytes);
 }
 
 #[test]

@@ -24,8 +24,8 @@ pub enum Fault {
     Reinstall(HostIndex, Versions, Duration),
     /// A host that was not there starts.
     Join(HostIndex),
-    /// A miner says that it leaves, and ends when it is let go.
-    Leave(HostIndex),
+    /// A miner says that it leaves, and ends when it is let go, or after so long. With no time at all it says that it is gone.
+    Leave(HostIndex, Duration),
     /// A host can reach only hosts of the same group.
     Group(HostIndex, u8),
     /// Messages from the first do not reach the second.
@@ -44,6 +44,8 @@ pub enum Fault {
     RepeatGossip(f64),
 }
 
+/// How long a miner that leaves waits for its turn unless it is told otherwise, as a node does.
+pub const LEAVE_WITHIN: Duration = Duration::from_secs(60);
 /// What it takes to start a host's process as another program: less than its place waits for it.
 const REINSTALL_TIME: Duration = Duration::from_secs(2);
 
@@ -66,7 +68,7 @@ impl fmt::Display for Fault {
                 write!(f, "reinstall {host} for {pause:?} speaking {versions}")
             }
             Self::Join(host) => write!(f, "join {host}"),
-            Self::Leave(host) => write!(f, "leave {host}"),
+            Self::Leave(host, within) => write!(f, "leave {host} within {within:?}"),
             Self::Group(host, group) => write!(f, "group {host} into {group}"),
             Self::Cut(from, to) => write!(f, "cut {from} to {to}"),
             Self::Heal => write!(f, "heal"),

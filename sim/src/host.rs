@@ -3,7 +3,8 @@
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
 
-use iota_protocol::limits::WIRE_VERSION_FIRST;
+use iota_protocol::limits::{SNAPSHOT_EVERY_ENTRIES, WIRE_VERSION_FIRST};
+use iota_protocol::log::Snapshot;
 use iota_protocol::peer::{Peer, Remains, Roles};
 use iota_protocol::wire::Versions;
 use iota_protocol::wire::message::{ControlUpdate, StateOffer};
@@ -42,6 +43,8 @@ pub struct HostSetup {
     pub miner: bool,
     /// The wire versions that its program speaks.
     pub versions: Versions,
+    /// Entries of the log after which it names a state, while it leads.
+    pub snapshots_every: u64,
     /// How it deviates from the protocol: the name of an adversary.
     pub adversary: Option<crate::adversary::Kind>,
     /// What is broken in it although it counts as honest. For tests of checkers.
@@ -58,6 +61,7 @@ impl Default for HostSetup {
             from_start: true,
             miner: true,
             versions: Versions::PROGRAM,
+            snapshots_every: SNAPSHOT_EVERY_ENTRIES,
             adversary: None,
             double: None,
         }
@@ -140,7 +144,9 @@ pub struct Host {
     pub(crate) disk: Disk,
     /// The state that its processes wrote down last.
     pub(crate) remembered: Option<StateOffer>,
-    /// The certified log of its last process.
+    /// What its log begins with.
+    pub(crate) snapshot: Option<Arc<Snapshot>>,
+    /// The certified log of its last process that had one.
     pub(crate) log: Option<ControlUpdate>,
     pub(crate) trainer: Box<dyn Trainer>,
     pub(crate) behaviour: Option<Box<dyn Behaviour>>,
@@ -173,6 +179,7 @@ impl Host {
             missing: BTreeMap::new(),
             disk: Disk::default(),
             remembered: None,
+            snapshot: None,
             log: None,
             trainer,
             behaviour,
@@ -183,6 +190,12 @@ impl Host {
             busy: std::time::Duration::ZERO,
             setup,
         }
+    }
+
+    /// What its candidate's consensus has on disk.
+    #[must_use]
+    pub const fn disk(&self) -> &Disk {
+        &self.disk
     }
 
     /// Its process, while one runs.
@@ -216,21 +229,27 @@ impl Host {
         let sequence = self.setup.clock.local(now).as_nanos() / 1_000;
         self.incarnation += 1;
         if self.setup.double == Some(Double::LosesItsLog) {
-            self.disk = Disk::default();
+            (self.disk, self.log, self.snapshot) = (Disk::default(), None, None);
         }
         self.trainer = engines.trainer();
         let (spec, identity) = (Arc::clone(spec), self.identity.clone());
         let peer = Peer::new(spec, identity, roles, &engines.parameters(), sequence, self.disk.clone());
-        let mut peer = peer.speaking(self.setup.versions);
+        let mut peer = peer.speaking(self.setup.versions).with_snapshots_every(self.setup.snapshots_every);
         let tags = self.store.tags().map(str::to_owned).collect();
-        let remains = Remains { log: self.log.take(), state: self.remembered.clone(), tags };
+        let snapshot = self.snapshot.as_deref().cloned();
+        let remains = Remains { log: self.log.clone(), snapshot, state: self.remembered.clone(), tags };
         peer.recover(remains).expect("a log that was verified once is verified again");
         self.peer = Some(peer);
     }
 
     /// Ends the process. What it stored and wrote down stays, and the log, which a node writes as it comes.
     pub(crate) fn stop(&mut self) {
-        self.log = self.peer.take().and_then(|peer| peer.log().range(LogIndex(0), usize::MAX));
+        let log = self.peer.take().and_then(|peer| {
+            let first = peer.log().first() as u64;
+            peer.log().range(LogIndex(first), usize::MAX)
+        });
+        // A candidate that has just started has no certificate yet.
+        self.log = log.or_else(|| self.log.take());
         self.frozen = false;
         self.inbox.clear();
         self.tickets.clear();

@@ -8,7 +8,7 @@
 //! - *host*: the host that changed or knows of the change, by number;
 //! - *stage*, *epoch*: what it is about, `-` if it is about none;
 //! - *what*: `started`, `stopped`, `fault`, `leader`, `admitted`, `moved`, `evicted`, `opened`, `released`, `cut-off`,
-//!   `skipped`, `undone`, `planned`, `reassigned`, `aborted`, `merged`, `upgraded`, `outdated`, `finished`, `weights`, `failed` or
+//!   `skipped`, `undone`, `planned`, `reassigned`, `aborted`, `merged`, `snapshot`, `skipped-ahead`, `diverged`, `upgraded`, `outdated`, `finished`, `weights`, `failed` or
 //!   `refused`;
 //! - *details*: the rest, for people.
 //!
@@ -148,7 +148,13 @@ fn change(seen: &Seen<'_>) -> Option<Change> {
         Seen::Fault(fault) => line("fault", fault.to_string()),
         Seen::Notice(Notice::Leader(Some(leader))) => line("leader", leader.short()),
         Seen::Notice(Notice::Leader(None)) => line("leader", "none".to_owned()),
+        Seen::Notice(Notice::Snapshot(entries)) => line("skipped-ahead", format!("{entries} entries")),
+        Seen::Notice(Notice::Diverged(index)) => line("diverged", format!("entry {index}")),
         Seen::Notice(Notice::Outdated(why)) => line("outdated", why.to_string()),
+        Seen::Notice(Notice::Leaving(awaits)) => line("leaving", awaits.to_string()),
+        Seen::Notice(Notice::Queued(place)) => line("queued", format!("{place:?}")),
+        Seen::Notice(Notice::Arrived(arrival)) => line("arrived", format!("{:?}", arrival.counted)),
+        Seen::Notice(Notice::Left) => line("left", String::new()),
         Seen::Notice(Notice::JobFailed(why)) => line("failed", why.clone()),
         Seen::Notice(Notice::WeightsReady(stage, version, hash)) => {
             Some(Change { place: Some((*stage, Some(*version))), what: "weights", details: hash.to_string() })
@@ -190,6 +196,7 @@ fn decided(event: &StateEvent) -> Change {
             (Some(stage), Some(epoch), "merged", format!("{samples} samples{loss}"))
         }
         StateEvent::Checkpointed(epoch) => (None, Some(epoch), "checkpointed", String::new()),
+        StateEvent::Snapshot(entries) => (None, None, "snapshot", format!("of {entries} entries")),
         StateEvent::Upgraded(version) => (None, None, "upgraded", format!("to wire version {version}")),
         StateEvent::Finished => (None, None, "finished", String::new()),
     };

@@ -221,6 +221,8 @@ pub(crate) enum Event {
     Restart(HostIndex),
     Thaw(HostIndex, u32),
     Stop(HostIndex, u32),
+    /// This process of a host says that it is gone, and ends.
+    Depart(HostIndex, u32),
 }
 
 /// A simulation.

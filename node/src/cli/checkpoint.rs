@@ -113,7 +113,7 @@ impl FromOptions {
     }
 
     /// Opens the mirror and finds the checkpoint.
-    fn find(&self) -> Result<(Mirror, Found), CliError> {
+    pub(super) fn find(&self) -> Result<(Mirror, Found), CliError> {
         let mirror = opened(&self.from)?;
         let found = block_on(find(&mirror, self.checkpoint))?.map_err(|error| failed(&self.from, error))?;
         Ok((mirror, found))
@@ -126,12 +126,12 @@ fn opened(url: &str) -> Result<Mirror, CliError> {
     open(url, None, metrics).map_err(|error| failed(url, error))
 }
 
-fn failed(url: &str, error: impl std::fmt::Display) -> CliError {
+pub(super) fn failed(url: &str, error: impl std::fmt::Display) -> CliError {
     CliError::Mirror { url: url.to_owned(), reason: error.to_string() }
 }
 
 /// Waits for the mirror.
-fn block_on<T>(work: impl Future<Output = T>) -> Result<T, CliError> {
+pub(super) fn block_on<T>(work: impl Future<Output = T>) -> Result<T, CliError> {
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()

@@ -11,6 +11,7 @@ use std::time::Duration;
 use clap::Args;
 use iota_model::Device;
 use iota_model::data::Corpus;
+use iota_protocol::limits::SNAPSHOT_EVERY_ENTRIES;
 use iota_protocol::spec::DataSource;
 use iota_protocol::time::{ByteCount, Millis};
 use iota_protocol::{Identity, RunSpec};
@@ -24,7 +25,7 @@ use crate::blobs::DataError;
 use crate::corpus::open_corpus;
 use crate::error::{CliError, ExitCode};
 use crate::net::NetError;
-use crate::run::{JoinConfig, Roles, RunError, join};
+use crate::run::{Conclusion, JoinConfig, Roles, RunError, Stop, join};
 use crate::signals::StopSignals;
 
 #[derive(Debug, Args)]
@@ -68,6 +69,9 @@ pub(super) struct JoinOptions {
     /// Bytes per second that uploads to the mirror may take, such as `10MiB` [default: as fast as they go]
     #[arg(long, value_name = "BYTES")]
     mirror_upload_rate: Option<ByteCount>,
+    /// Decisions after which the log names the state they lead to, and peers let go of them, while this node leads
+    #[arg(long, default_value_t = SNAPSHOT_EVERY_ENTRIES, value_name = "N", value_parser = clap::value_parser!(u64).range(1..))]
+    snapshot_every: u64,
     /// Miners in this process, each with its own identity
     #[arg(long, default_value_t = 1, value_name = "N")]
     num_miners: u16,
@@ -77,6 +81,9 @@ pub(super) struct JoinOptions {
     /// Find peers of the run in the local network
     #[arg(long)]
     mdns: bool,
+    /// How long to finish and hand over what was begun when SIGINT or SIGTERM comes; a second signal, or 0s, ends at once
+    #[arg(long, default_value = "60s", value_name = "DURATION")]
+    leave_within: Millis,
     /// Stop when stdin closes, and die with the parent process
     #[arg(long, hide = true)]
     exit_on_stdin_close: bool,
@@ -102,43 +109,62 @@ pub(super) fn run(options: JoinOptions) -> Result<(), CliError> {
 
 /// Runs every miner of this process until it ends, one fails, or a signal comes.
 async fn run_all(configs: Vec<JoinConfig>, options: &JoinOptions, mirror: &str) -> Result<(), CliError> {
-    let cancel = CancellationToken::new();
+    let stop = Stop::default();
     if options.exit_on_stdin_close {
-        exit_with_parent(cancel.clone());
+        exit_with_parent(stop.now.clone());
     }
     let mut nodes = JoinSet::new();
     for config in configs {
-        nodes.spawn(join(config, cancel.clone()));
+        nodes.spawn(join(config, stop.clone()));
     }
     let mut signals = StopSignals::listen();
-    let mut stopped = None;
+    let (mut stopped, mut cut_short) = (None, false);
+    let mut until = tokio::time::Instant::now();
     let mut outcome = Ok(());
     loop {
         let node = tokio::select! {
-            name = signals.next(), if stopped.is_none() => {
-                stopped = Some(name);
-                cancel.cancel();
+            name = signals.next() => {
+                if stopped.replace(name).is_none() {
+                    until = leave(&stop, name, options.leave_within.duration());
+                } else {
+                    stop.now.cancel();
+                }
+                continue;
+            }
+            () = tokio::time::sleep_until(until), if stopped.is_some() && !stop.now.is_cancelled() => {
+                stop.now.cancel();
                 continue;
             }
             node = nodes.join_next() => node,
         };
         match node {
             None => break,
-            Some(Ok(Ok(_summary))) => {}
+            Some(Ok(Ok(summary))) => cut_short |= summary.conclusion == Conclusion::Stopped,
             Some(Ok(Err(error))) => {
-                cancel.cancel();
+                stop.now.cancel();
                 outcome = outcome.and(Err(explain(error, &options.data_dir, mirror)));
             }
             Some(Err(panic)) => {
-                cancel.cancel();
+                stop.now.cancel();
                 outcome = outcome.and(Err(CliError::Bug(format!("run the node: {panic}"))));
             }
         }
     }
     match stopped {
-        Some(signal) if outcome.is_ok() => Err(CliError::Interrupted { signal }),
+        Some(signal) if cut_short && outcome.is_ok() => Err(CliError::Interrupted { signal }),
         _ => outcome,
     }
+}
+
+/// Has all nodes leave; returns until when they may take.
+fn leave(stop: &Stop, signal: &str, within: Duration) -> tokio::time::Instant {
+    if within.is_zero() {
+        stop.now.cancel();
+    } else {
+        tracing::info!(signal, within = ?within, "leaving; a second signal ends at once");
+        stop.leave.cancel();
+    }
+    tokio::time::Instant::now() + within
 }
 
 impl JoinOptions {
@@ -187,6 +213,7 @@ impl JoinOptions {
             bootstrap_timeout: self.bootstrap_timeout.duration(),
             mdns: self.mdns,
             http: shifted(self.http, index),
+            snapshot_every: self.snapshot_every,
             mirror_upload_rate: self.mirror_upload_rate.and_then(|rate| NonZeroU64::new(rate.0)),
             corpus,
         })

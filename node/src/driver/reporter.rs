@@ -1,11 +1,13 @@
 //! What a node tells people and programs: event log, logs, metrics, `/health`.
 
 use std::collections::BTreeMap;
-use std::time::Instant as Clock;
+use std::time::{Duration, Instant as Clock};
 
 use iota_protocol::limits::WIRE_VERSION;
+use iota_protocol::log::Snapshot;
 use iota_protocol::merge::mean_nats;
 use iota_protocol::miner::Notice;
+use iota_protocol::peer::arrival::Arrival;
 use iota_protocol::run_state::{Phase, StateEvent};
 use iota_protocol::wire::frame::PushRefusal;
 use iota_protocol::wire::message::StateOffer;
@@ -130,10 +132,16 @@ impl Reporter {
                 Some(LogRecord { index, entry, certificate: certificate_bytes.clone() })
             })
             .collect();
-        self.stored = certificate.index.0 + 1;
-        if let Err(error) = self.store.append_log(&records) {
-            tracing::warn!(%error, "log not stored");
+        match self.store.append_log(&records) {
+            Ok(()) => self.stored = certificate.index.0 + 1,
+            Err(error) => tracing::warn!(%error, "log not stored"),
         }
+    }
+
+    /// Writes down what the log begins with; returns whether it is on disk.
+    pub(crate) fn keep_snapshot(&self, snapshot: &Snapshot) -> bool {
+        let kept = recovery::keep_snapshot(&self.store, snapshot);
+        kept.inspect_err(|error| tracing::warn!(%error, "log not shortened, trying again")).is_ok()
     }
 
     /// Writes down which state is in the blob store.
@@ -157,9 +165,37 @@ impl Reporter {
                 self.metrics.stage.set(i64::from(stage.0));
                 self.event(NodeEvent::WeightsReady { stage: stage.0, version: version.0, hash });
             }
+            Notice::Snapshot(entries) => tracing::info!(entries, "the log goes on from a snapshot"),
+            Notice::Diverged(index) => tracing::error!(
+                entry = index.0,
+                "the log names another state than the one found here: the orchestrator lies, or programs disagree; nothing from this entry on is certified"
+            ),
+            Notice::Queued(Some(place)) => tracing::info!(place, "the run is full; waiting for a place"),
+            Notice::Queued(None) => tracing::info!("not among the first who wait for a place"),
+            Notice::Arrived(arrival) => self.arrived(&arrival),
+            Notice::Leaving(awaits) => {
+                tracing::info!(%awaits, "leaving");
+                self.event(NodeEvent::Leaving { awaits: awaits.to_string() });
+            }
+            Notice::Left => tracing::info!("left"),
             Notice::Outdated(why) => tracing::error!(%why, "this program cannot go on"),
             Notice::JobFailed(reason) => tracing::warn!(reason, "job failed"),
         }
+    }
+
+    /// A first contribution of this process counts.
+    fn arrived(&mut self, arrival: &Arrival) {
+        let seconds = |time: Option<Duration>| time.map(|time| time.as_secs_f64());
+        let (connected, admitted) = (seconds(arrival.connected), seconds(arrival.admitted));
+        let (ready, counted) = (seconds(arrival.ready), seconds(arrival.counted));
+        tracing::info!(connected, admitted, ready, counted, "joined: a first contribution counts");
+        self.metrics.joined(arrival);
+        self.event(NodeEvent::Joined {
+            connected_seconds: connected,
+            admitted_seconds: admitted,
+            ready_seconds: ready,
+            counted_seconds: counted,
+        });
     }
 
     fn state_event(&mut self, peer: &NodePeer, event: StateEvent) {
@@ -194,6 +230,7 @@ impl Reporter {
             StateEvent::Skipped(stage, epoch) => {
                 tracing::warn!(stage = stage.0, epoch = epoch.0, "epoch passed over: what it takes is gone");
             }
+            StateEvent::Snapshot(entries) => tracing::debug!(entries, "the log names the state"),
             StateEvent::Undone(stage, epoch) => {
                 let (stage, epoch) = (stage.0, epoch.0);
                 tracing::warn!(stage, epoch, "merge passed over: everybody who had it is gone");
@@ -309,6 +346,9 @@ impl Reporter {
             "run": state.spec().run_id(),
             "stage": state.stage_of(peer.id()),
             "phase": phase,
+            "joined": joined(peer.arrival()),
+            "queued": peer.queued(),
+            "leaving": peer.leaves().map(|awaits| awaits.to_string()),
             "weights": weights.map(|weights| json!({ "version": weights.version, "hash": weights.hash })),
             "evicted": state.eviction(peer.id()).map(|reason| reason.to_string()),
             "leader": peer.leader(),
@@ -322,6 +362,17 @@ impl Reporter {
             "finished": state.finished(),
         })
     }
+}
+
+/// Seconds from the start to each step of joining; null for those that are to come.
+fn joined(arrival: &Arrival) -> Value {
+    let seconds = |time: Option<Duration>| time.map(|time| time.as_secs_f64());
+    json!({
+        "connected": seconds(arrival.connected),
+        "admitted": seconds(arrival.admitted),
+        "ready": seconds(arrival.ready),
+        "counted": seconds(arrival.counted),
+    })
 }
 
 /// What a node is doing, in a word.

@@ -2,16 +2,22 @@
 
 use object_store::path::{Path, PathPart};
 
+use super::history::LogPart;
 use crate::blobs::Hash32;
 
 /// Where blobs are.
 pub(super) const BLOBS: &str = "blobs";
 /// Where manifests of checkpoints are.
 pub(super) const CHECKPOINTS: &str = "checkpoints";
+/// Where the logs of runs are.
+pub(super) const LOG: &str = "log";
 /// The pointer to the latest of them.
 pub(super) const LATEST: &str = "latest";
 /// Digits of an epoch in a name: as many as the greatest has, so that names sort as numbers do.
 const EPOCH_DIGITS: usize = 10;
+
+/// Digits of an index of the log in a name.
+const INDEX_DIGITS: usize = 20;
 
 /// Names a blob. The first two digits part the blobs into folders of a size that file systems and people can list.
 pub(super) fn blob(hash: &Hash32) -> Path {
@@ -23,6 +29,24 @@ pub(super) fn blob(hash: &Hash32) -> Path {
 /// Names the manifest of a checkpoint.
 pub(super) fn manifest(epoch: u32, hash: &Hash32) -> Path {
     Path::from_iter([CHECKPOINTS, &format!("{epoch:0EPOCH_DIGITS$}-{}.json", hex::encode(hash))])
+}
+
+/// Names a part of a run's log.
+pub(super) fn log_part(part: &LogPart) -> Path {
+    let LogPart { run, first, next, hash } = part;
+    let name = format!("{first:0INDEX_DIGITS$}-{next:0INDEX_DIGITS$}-{}.cbor", hex::encode(hash));
+    Path::from_iter([LOG, &hex::encode(run), &name])
+}
+
+/// Reads the name of a part of a log; nothing if it is none that [`log_part`] gives.
+pub(super) fn parse_log_part(path: &Path) -> Option<LogPart> {
+    let mut parts = path.parts().rev();
+    let (name, run) = (parts.next()?, parts.next()?);
+    let mut fields = name.as_ref().strip_suffix(".cbor")?.splitn(3, '-');
+    let mut number = || fields.next()?.parse().ok();
+    let (first, next) = (number()?, number()?);
+    let part = LogPart { run: parse_hash(run.as_ref())?, first, next, hash: parse_hash(fields.next()?)? };
+    (log_part(&part) == *path).then_some(part)
 }
 
 /// Names the pointer.
@@ -68,6 +92,8 @@ mod tests {
     #[test]
     fn names_come_back() {
         assert_eq!(parse_blob(&blob(&HASH)), Some(HASH));
+        let part = LogPart { run: [7; 32], first: 0, next: u64::MAX, hash: HASH };
+        assert_eq!(parse_log_part(&log_part(&part)), Some(part));
         for epoch in [0, 7, u32::MAX] {
             assert_eq!(parse_manifest(&manifest(epoch, &HASH)), Some((epoch, HASH)));
         }
@@ -94,6 +120,7 @@ mod tests {
             format!("blobs/0000000007-{hex}.json"),
         ] {
             assert_eq!(parse_manifest(&Path::from(name.as_str())), None, "{name}");
+            assert_eq!(parse_log_part(&Path::from(name.as_str())), None, "{name}");
         }
     }
 }

@@ -7,6 +7,7 @@
 //! ```text
 //! blobs/<2 hex>/<64 hex>                         content by its BLAKE3 hash; never changes
 //! checkpoints/<epoch, 10 digits>-<64 hex>.json   a checkpoint's manifest, by epoch and hash; never changes
+//! log/<run>/<first>-<next>-<64 hex>.cbor         entries of a run's log with their proof; never changes
 //! latest                                         names one manifest; moved by compare-and-swap
 //! ```
 //!
@@ -45,6 +46,7 @@ mod metrics;
 mod rate;
 mod store;
 
+mod history;
 mod objects;
 mod parts;
 
@@ -58,6 +60,7 @@ pub use config::{MirrorConfig, MirrorOpenError};
 pub use environment::{Addressing, Credentials, S3Options, S3OptionsError};
 pub use error::{FailureKind, MirrorError, Operation};
 pub use health::{MirrorHealth, MirrorState};
+pub use history::LogPart;
 pub use latest::{Latest, LatestVersion, Moved};
 pub use metrics::MirrorMetrics;
 pub use objects::Put;

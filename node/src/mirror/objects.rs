@@ -1,4 +1,4 @@
-//! Objects that never change: blobs, and manifests of checkpoints.
+//! Objects that never change: blobs, and manifests of checkpoints; parts of logs, too.
 
 use std::time::{Duration, SystemTime};
 
@@ -25,7 +25,7 @@ pub enum Put {
 
 /// What an object of the same name and size means to a write.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Existing {
+pub(super) enum Existing {
     Spares,
     IsDamaged,
 }
@@ -103,7 +103,7 @@ impl Mirror {
         Ok(manifests)
     }
 
-    async fn put_object(
+    pub(super) async fn put_object(
         &self,
         path: Path,
         hash: Hash32,
@@ -125,7 +125,12 @@ impl Mirror {
         Ok(put)
     }
 
-    async fn get_object(&self, path: Path, hash: Hash32, bytes_max: u64) -> Result<Bytes, MirrorError> {
+    pub(super) async fn get_object(
+        &self,
+        path: Path,
+        hash: Hash32,
+        bytes_max: u64,
+    ) -> Result<Bytes, MirrorError> {
         let _permit = self.inner.downloads.acquire().await;
         let access = self.access(Operation::Get, path);
         let bytes = access.persist(|| access.read_checked(hash, bytes_max)).await?;

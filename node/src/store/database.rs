@@ -1,14 +1,11 @@
-//! The database file: named values and the decided log.
+//! The database file: named values and the decided log, from its first entry on or from a snapshot.
 
 use std::fmt;
 use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use redb::{
-    Database, DatabaseError, ReadableDatabase, ReadableTable, ReadableTableMetadata, StorageError,
-    TableDefinition,
-};
+use redb::{Database, DatabaseError, ReadableDatabase, ReadableTable, StorageError, TableDefinition};
 
 /// Name of the file in the data directory.
 const FILE: &str = "node.redb";
@@ -16,6 +13,10 @@ const FILE: &str = "node.redb";
 const FORMAT: &[u8] = b"iota-node store 1";
 /// Where the version is kept.
 const FORMAT_KEY: &str = "format";
+/// Where it stands how many entries the snapshot stands for.
+const LOG_FIRST_KEY: &str = "log first";
+/// Where the snapshot is.
+const LOG_SNAPSHOT_KEY: &str = "log snapshot";
 /// Memory redb may use to cache pages. The working set is the end of the log.
 const CACHE_BYTES: usize = 16 * 1024 * 1024;
 
@@ -138,7 +139,7 @@ impl Store {
             {
                 let mut entries = write.open_table(ENTRIES)?;
                 let mut certificates = write.open_table(CERTIFICATES)?;
-                let mut next = entries.len()?;
+                let mut next = next_index(&write.open_table(STATE)?, &entries)?;
                 for record in records {
                     if record.index > next {
                         gap = Some((next, record.index));
@@ -159,25 +160,67 @@ impl Store {
         }
     }
 
-    /// Forgets the decided entries.
+    /// Begins the log with a snapshot instead of its first `first` entries, which are forgotten.
+    ///
+    /// # Errors
+    /// When the disk fails; then the log is what it was.
+    pub fn begin_log(&self, first: u64, snapshot: &[u8]) -> Result<(), StoreError> {
+        self.read(|database| {
+            let write = database.begin_write()?;
+            {
+                let mut state = write.open_table(STATE)?;
+                state.insert(LOG_FIRST_KEY, first.to_le_bytes().as_slice())?;
+                state.insert(LOG_SNAPSHOT_KEY, snapshot)?;
+                write.open_table(ENTRIES)?.retain_in(..first, |_, _| false)?;
+                write.open_table(CERTIFICATES)?.retain_in(..first, |_, _| false)?;
+            }
+            Ok(write.commit()?)
+        })
+    }
+
+    /// Returns how many entries the snapshot stands for that the log begins with.
+    ///
+    /// # Errors
+    /// When the disk fails or the file is damaged.
+    pub fn log_first(&self) -> Result<u64, StoreError> {
+        self.read(|database| first_index(&database.begin_read()?.open_table(STATE)?))
+    }
+
+    /// Returns the snapshot that the log begins with, if it does.
+    ///
+    /// # Errors
+    /// When the disk fails or the file is damaged.
+    pub fn log_snapshot(&self) -> Result<Option<Vec<u8>>, StoreError> {
+        self.get(LOG_SNAPSHOT_KEY)
+    }
+
+    /// Forgets the decided entries, and the snapshot.
     ///
     /// # Errors
     /// When the disk fails; then all of them are still there.
     pub fn clear_log(&self) -> Result<(), StoreError> {
         self.read(|database| {
             let write = database.begin_write()?;
+            {
+                let mut state = write.open_table(STATE)?;
+                state.remove(LOG_FIRST_KEY)?;
+                state.remove(LOG_SNAPSHOT_KEY)?;
+            }
             write.open_table(ENTRIES)?.retain(|_, _| false)?;
             write.open_table(CERTIFICATES)?.retain(|_, _| false)?;
             Ok(write.commit()?)
         })
     }
 
-    /// Returns the number of decided entries kept, which is the next index.
+    /// Returns the index of the next entry.
     ///
     /// # Errors
     /// When the disk fails or the file is damaged.
     pub fn log_len(&self) -> Result<u64, StoreError> {
-        self.read(|database| Ok(database.begin_read()?.open_table(ENTRIES)?.len()?))
+        self.read(|database| {
+            let read = database.begin_read()?;
+            next_index(&read.open_table(STATE)?, &read.open_table(ENTRIES)?)
+        })
     }
 
     /// Returns the entries of a range from its start on, until one more would exceed `bytes_max`; at
@@ -250,6 +293,21 @@ impl Store {
     }
 }
 
+/// The index after the last entry, or after those that the snapshot stands for.
+fn next_index(
+    state: &impl ReadableTable<&'static str, &'static [u8]>,
+    entries: &impl ReadableTable<u64, &'static [u8]>,
+) -> Result<u64, redb::Error> {
+    let after_last = entries.last()?.map_or(0, |(index, _)| index.value() + 1);
+    Ok(after_last.max(first_index(state)?))
+}
+
+/// The index after the entries that the snapshot stands for.
+fn first_index(state: &impl ReadableTable<&'static str, &'static [u8]>) -> Result<u64, redb::Error> {
+    let first = state.get(LOG_FIRST_KEY)?;
+    Ok(first.and_then(|first| first.value().try_into().ok()).map_or(0, u64::from_le_bytes))
+}
+
 fn open_error(path: &Path, error: DatabaseError) -> StoreError {
     let path = path.to_path_buf();
     match error {
@@ -315,6 +373,24 @@ mod tests {
         store.append_log(&[record(0), record(1), record(2)]).unwrap();
         assert_eq!(store.log(0..3, 40).unwrap(), [record(0), record(1)]);
         assert_eq!(store.log(1..3, 1).unwrap(), [record(1)]);
+    }
+
+    #[test]
+    fn a_log_that_begins_with_a_snapshot_goes_on_after_it() {
+        let folder = tempfile::tempdir().unwrap();
+        let store = Store::open(folder.path()).unwrap();
+        store.append_log(&[record(0), record(1), record(2)]).unwrap();
+        store.begin_log(2, b"two").unwrap();
+        assert_eq!((store.log_len().unwrap(), store.log(0..9, usize::MAX).unwrap()), (3, vec![record(2)]));
+        store.begin_log(7, b"seven").unwrap();
+        assert_eq!((store.log_first().unwrap(), store.log_len().unwrap()), (7, 7), "all before it are gone");
+        store.append_log(&[record(2), record(7)]).unwrap();
+        drop(store);
+        let store = Store::open(folder.path()).unwrap();
+        assert_eq!(store.log_snapshot().unwrap(), Some(b"seven".to_vec()));
+        assert_eq!(store.log(0..9, usize::MAX).unwrap(), [record(7)]);
+        store.clear_log().unwrap();
+        assert_eq!((store.log_snapshot().unwrap(), store.log_len().unwrap()), (None, 0));
     }
 
     #[test]

@@ -34,7 +34,7 @@ pub(super) fn create_tables(write: &WriteTransaction) -> Result<(), redb::Error>
     Ok(())
 }
 
-/// OmniPaxos' storage in a [`Store`].
+/// OmniPaxos' storage in a [`Store`]; clones share it.
 pub struct PaxosStorage<T> {
     database: Arc<Database>,
     entries: PhantomData<fn() -> T>,
@@ -43,6 +43,12 @@ pub struct PaxosStorage<T> {
 impl<T> std::fmt::Debug for PaxosStorage<T> {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("PaxosStorage").finish_non_exhaustive()
+    }
+}
+
+impl<T> Clone for PaxosStorage<T> {
+    fn clone(&self) -> Self {
+        Self { database: Arc::clone(&self.database), entries: PhantomData }
     }
 }
 

@@ -157,8 +157,8 @@ fn spawn(dir: &Path, arguments: &[String], threads: usize) -> Result<Child, CliE
     child.map_err(|error| CliError::Bug(format!("start a process: {error}")))
 }
 
-/// Variables with options that hold for this program and its children alike.
-const SHARED_VARIABLES: [&str; 2] = ["IOTA_LOG_LEVEL", "IOTA_LOG_FORMAT"];
+/// Variables with options that hold for this program and its children alike, or for the children alone.
+const SHARED_VARIABLES: [&str; 3] = ["IOTA_LOG_LEVEL", "IOTA_LOG_FORMAT", "IOTA_SNAPSHOT_EVERY"];
 
 /// This program, in its own process group, of our options with those in its environment that say how to log.
 ///
@@ -179,11 +179,13 @@ pub fn program(threads: usize) -> Result<Command, CliError> {
     Ok(command)
 }
 
-/// Stops every process: SIGTERM, and SIGKILL for those that have not ended by the deadline.
+/// Stops every process: SIGTERM, the end of its pipe, so that it does not take the time to leave, and SIGKILL for those
+/// that have not ended by the deadline.
 pub async fn stop_all(processes: &mut [Process]) {
     for process in processes.iter_mut().filter(|process| process.is_alive()) {
         process.thaw();
         process.signal(Signal::SIGTERM);
+        drop(process.child.stdin.take());
     }
     let start = Instant::now();
     while start.elapsed() < STOP_DEADLINE && processes.iter().any(Process::is_alive) {

@@ -139,7 +139,8 @@ fn replicas(view: &SwarmView) -> Vec<Replica> {
         // What it held may be older than what the run ended with.
         let held = peer.weights.filter(|(_, ready)| *ready == hash);
         let version = held.map_or(finish.version, |(version, _)| version);
-        Some(Replica { process, peer: peer.peer?, stage, version, hash, agrees: true })
+        let (peer, join_seconds) = (peer.peer?, peer.join_seconds);
+        Some(Replica { process, peer, stage, version, hash, agrees: true, join_seconds })
     });
     let mut replicas: Vec<Replica> = finished.collect();
     let mut reference: BTreeMap<u16, (u32, Hash)> = BTreeMap::new();

@@ -74,6 +74,8 @@ pub struct PeerView {
     pub phase: String,
     /// Bytes it moved.
     pub traffic: Traffic,
+    /// Seconds from the start of its newest process to the first merge with its contribution.
+    pub join_seconds: Option<f64>,
     /// Version and hash of the weights it last had ready.
     pub weights: Option<(u32, Hash)>,
     /// Set by its last event.
@@ -266,6 +268,13 @@ impl SwarmView {
             }
             NodeEvent::Evicted { peer, reason } => {
                 self.once(format!("peer {} was evicted: {reason}", peer.short()))
+            }
+            NodeEvent::Joined { counted_seconds, .. } => {
+                self.peers.get_mut(index)?.join_seconds = counted_seconds;
+                None
+            }
+            NodeEvent::Leaving { awaits } => {
+                self.once(format!("process {index} leaves, and waits for {awaits}"))
             }
             NodeEvent::Released { stage, epoch, peer, reason } => self.once(format!(
                 "peer {} was released from epoch {epoch} of stage {stage}: {reason}",

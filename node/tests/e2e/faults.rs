@@ -199,6 +199,14 @@ fn a_late_peer_contributes_to_the_next_epoch() {
     run.agreed_weights();
     run.assert_every_sample_merged();
     let late = run.peer(2);
+    let joined = run.events[2].iter().find_map(|timed| match timed.event {
+        NodeEvent::Joined { connected_seconds, admitted_seconds, ready_seconds, counted_seconds } => {
+            Some([connected_seconds, admitted_seconds, ready_seconds, counted_seconds])
+        }
+        _ => None,
+    });
+    let joined = joined.expect("the time to its first contribution that counted");
+    assert!(joined.iter().all(Option::is_some) && joined.is_sorted(), "step by step: {joined:?}");
     let entries = stored_entries(&run.swarm.peer_folder(0));
     let plans = entries.iter().filter_map(|entry| match decision(entry) {
         Decision::MergePlan { epoch, submitters, .. } => Some((epoch.0, submitters)),

@@ -90,25 +90,31 @@ pub(crate) struct Swarm {
 impl Swarm {
     /// Starts `up` on `spec` with further `arguments`, without a control.
     pub(crate) fn start(spec: &RunSpec, arguments: &[&str]) -> Self {
+        Self::start_with(spec, &[], arguments)
+    }
+
+    /// Starts `up` on `spec`, where these variables of the environment are set.
+    pub(crate) fn start_with(spec: &RunSpec, variables: &[(&str, &str)], arguments: &[&str]) -> Self {
         let scratch = tempfile::tempdir().expect("a scratch folder");
         let file = scratch.path().join("spec.toml");
         fs::write(&file, spec.to_toml()).expect("a file in the scratch folder");
         let file = file.to_str().expect("a temporary folder has an ASCII name").to_owned();
-        Self::start_in(scratch, &[&["--spec", &file], arguments].concat())
+        Self::start_in(scratch, variables, &[&["--spec", &file], arguments].concat())
     }
 
     /// Starts `up` on the latest checkpoint of the mirror at `url`, with further `arguments`.
     pub(crate) fn resume(url: &str, arguments: &[&str]) -> Self {
         let scratch = tempfile::tempdir().expect("a scratch folder");
-        Self::start_in(scratch, &[&["--from", url], arguments].concat())
+        Self::start_in(scratch, &[], &[&["--from", url], arguments].concat())
     }
 
-    fn start_in(scratch: tempfile::TempDir, arguments: &[&str]) -> Self {
+    fn start_in(scratch: tempfile::TempDir, variables: &[(&str, &str)], arguments: &[&str]) -> Self {
         let log = fs::File::create(scratch.path().join("up.txt")).expect("a file in the scratch folder");
         let up = program()
             .args(["up", "--no-control", "--device", "cpu", "--name", "run", "--runs-dir"])
             .arg(scratch.path())
             .args(arguments)
+            .envs(variables.iter().copied())
             .stdout(Stdio::null())
             .stderr(log)
             .spawn()

@@ -5,12 +5,16 @@
 //! may drop and reorder. It tolerates crashes of a minority, not lies: candidates are named by the
 //! run's owner. A lying leader can get harmful decisions decided, and can have candidates decide
 //! different logs, each with its own vote and so with a certificate.
+//!
+//! Entries that every candidate has decided, and for which a snapshot is on disk, are trimmed from the storage: nobody asks
+//! for them any more. A candidate that has lost its disk does, and is not answered: it fetches a snapshot and the
+//! certified log, as any peer does, and takes its place behind those.
 
 use std::collections::BTreeMap;
 
 use omnipaxos::messages::Message;
-use omnipaxos::messages::sequence_paxos::{PaxosMessage, PaxosMsg};
-use omnipaxos::storage::Storage;
+use omnipaxos::messages::sequence_paxos::{Compaction, PaxosMessage, PaxosMsg};
+use omnipaxos::storage::{Storage, StorageOp, StorageResult};
 use omnipaxos::util::{LogEntry, NodeId};
 use omnipaxos::{ClusterConfig, OmniPaxos, OmniPaxosConfig, ServerConfig};
 use serde_bytes::ByteBuf;
@@ -31,6 +35,9 @@ const BUFFER_MESSAGES: usize = 4096;
 pub struct Consensus<S: Storage<LogBytes>> {
     candidates: Vec<PeerId>,
     me: usize,
+    config: OmniPaxosConfig,
+    /// A second handle of what `kind` uses.
+    storage: S,
     kind: Kind<S>,
     /// Entries handed out through [`poll_decided`](Self::poll_decided).
     handed_out: usize,
@@ -43,26 +50,54 @@ enum Kind<S: Storage<LogBytes>> {
     Cluster(Box<OmniPaxos<LogBytes, S>>),
 }
 
+impl<S: Storage<LogBytes>> Kind<S> {
+    fn new(config: &OmniPaxosConfig, storage: S) -> Result<Self, ConsensusError> {
+        if config.cluster_config.nodes.len() == 1 {
+            return Ok(Self::Alone(storage));
+        }
+        let paxos = config.clone().build(storage);
+        Ok(Self::Cluster(Box::new(paxos.map_err(|error| ConsensusError::Config(format!("{error:?}")))?)))
+    }
+}
+
 /// Why consensus could not be started.
 #[derive(Debug, thiserror::Error)]
 pub enum ConsensusError {
     /// This peer is not among the spec's candidates.
     #[error("expected a candidate of the run spec, got {0}")]
     NotACandidate(PeerId),
+    /// What it remembers cannot be read or written.
+    #[error("use the storage of consensus: {0}")]
+    Storage(String),
     /// The library refused its configuration.
     #[error("consensus configuration refused: {0}")]
     Config(String),
 }
 
-/// Whether a message would write entries again that are decided here. It answers a promise that was overtaken by a
-/// later one, whose answer is on its way or will be asked for again.
-fn rewrites_decided(message: &Message<LogBytes>, decided: usize) -> bool {
-    match message {
-        Message::SequencePaxos(PaxosMessage { msg: PaxosMsg::AcceptSync(sync), .. }) => {
-            sync.log_sync.sync_idx < decided
-        }
+/// Whether a message must not be handled by a candidate that has decided so many entries and trimmed so many of them.
+fn is_unfit(message: &Message<LogBytes>, decided: usize, trimmed: usize) -> bool {
+    let Message::SequencePaxos(PaxosMessage { msg, .. }) = message else { return false };
+    match msg {
+        // It would write entries again that are decided here. It answers a promise that was overtaken by a later one, whose
+        // answer is on its way or will be asked for again.
+        PaxosMsg::AcceptSync(sync) => sync.log_sync.sync_idx < decided,
+        // From one that lacks what was trimmed.
+        PaxosMsg::Prepare(prepare) => prepare.decided_idx < trimmed,
+        PaxosMsg::Promise(promise) => promise.decided_idx < trimmed,
+        // What may be trimmed here, only this candidate knows.
+        PaxosMsg::Compaction(_) => true,
         _ => false,
     }
+}
+
+/// Trims the entries before `index` and takes them for decided.
+fn forget<S: Storage<LogBytes>>(storage: &mut S, index: usize) -> StorageResult<()> {
+    let decided = storage.get_decided_idx()?.max(index);
+    storage.write_atomically(vec![
+        StorageOp::Trim(index),
+        StorageOp::SetCompactedIdx(index),
+        StorageOp::SetDecidedIndex(decided),
+    ])
 }
 
 /// OmniPaxos numbers its nodes from 1.
@@ -70,8 +105,9 @@ const fn node_id(index: usize) -> NodeId {
     index as NodeId + 1
 }
 
-impl<S: Storage<LogBytes>> Consensus<S> {
-    /// The part of `peer` in the consensus of `spec`, continuing from what `storage` remembers.
+impl<S: Storage<LogBytes> + Clone> Consensus<S> {
+    /// The part of `peer` in the consensus of `spec`, continuing from what `storage` remembers. Clones of a storage that
+    /// remembers anything share it.
     ///
     /// # Errors
     /// [`ConsensusError`] if `peer` is no candidate.
@@ -79,33 +115,27 @@ impl<S: Storage<LogBytes>> Consensus<S> {
         let me = spec.candidate_index(peer).ok_or(ConsensusError::NotACandidate(peer))?;
         let candidates: Vec<_> =
             spec.orchestrator.candidates.iter().map(|candidate| candidate.peer).collect();
-        let kind = if candidates.len() == 1 {
-            Kind::Alone(storage)
-        } else {
-            let config = OmniPaxosConfig {
-                cluster_config: ClusterConfig {
-                    configuration_id: 1,
-                    nodes: (0..candidates.len()).map(node_id).collect(),
-                    flexible_quorum: None,
-                },
-                server_config: ServerConfig {
-                    pid: node_id(me),
-                    election_tick_timeout: ELECTION_TICKS,
-                    resend_message_tick_timeout: RESEND_TICKS,
-                    buffer_size: BUFFER_MESSAGES,
-                    leader_priority: spec
-                        .orchestrator
-                        .candidates
-                        .get(me)
-                        .map_or(0, |candidate| candidate.priority),
-                    ..ServerConfig::default()
-                },
-            };
-            Kind::Cluster(Box::new(
-                config.build(storage).map_err(|error| ConsensusError::Config(format!("{error:?}")))?,
-            ))
+        let config = OmniPaxosConfig {
+            cluster_config: ClusterConfig {
+                configuration_id: 1,
+                nodes: (0..candidates.len()).map(node_id).collect(),
+                flexible_quorum: None,
+            },
+            server_config: ServerConfig {
+                pid: node_id(me),
+                election_tick_timeout: ELECTION_TICKS,
+                resend_message_tick_timeout: RESEND_TICKS,
+                buffer_size: BUFFER_MESSAGES,
+                leader_priority: spec
+                    .orchestrator
+                    .candidates
+                    .get(me)
+                    .map_or(0, |candidate| candidate.priority),
+                ..ServerConfig::default()
+            },
         };
-        Ok(Self { candidates, me, kind, handed_out: 0, next_tick: Instant::ZERO })
+        let kind = Kind::new(&config, storage.clone())?;
+        Ok(Self { candidates, me, config, storage, kind, handed_out: 0, next_tick: Instant::ZERO })
     }
 
     /// Who leads, as this candidate sees it, once the leader has finished its prepare phase.
@@ -164,9 +194,73 @@ impl<S: Storage<LogBytes>> Consensus<S> {
         if message.get_sender() != node_id(sender) || message.get_receiver() != node_id(self.me) {
             return Err(RejectReason::Inconsistent("consensus sender or receiver"));
         }
-        if !rewrites_decided(&message, paxos.get_decided_idx()) {
+        if !is_unfit(&message, paxos.get_decided_idx(), paxos.get_compacted_idx()) {
             paxos.handle_incoming(message);
         }
+        Ok(())
+    }
+
+    /// Entries trimmed.
+    #[must_use]
+    pub fn trimmed(&self) -> usize {
+        match &self.kind {
+            Kind::Alone(storage) => storage.get_compacted_idx().unwrap_or(0),
+            Kind::Cluster(paxos) => paxos.get_compacted_idx(),
+        }
+    }
+
+    /// Trims the entries before `index`, all of which every candidate has decided.
+    pub fn trim(&mut self, index: usize) {
+        if index <= self.trimmed() || index > self.handed_out {
+            return;
+        }
+        match &mut self.kind {
+            Kind::Alone(storage) => {
+                // What stays now goes another time.
+                let _ = forget(storage, index);
+            }
+            // The library lets only a leader trim, and asks no vote of it; this is what it sends its followers then.
+            Kind::Cluster(paxos) => paxos.handle_incoming(Message::SequencePaxos(PaxosMessage {
+                from: node_id(self.me),
+                to: node_id(self.me),
+                msg: PaxosMsg::Compaction(Compaction::Trim(index)),
+            })),
+        }
+    }
+
+    /// Whether entries before `len` were trimmed that were not handed out: they have to be had from others.
+    #[must_use]
+    pub fn lacks(&self) -> bool {
+        self.trimmed() > self.handed_out
+    }
+
+    /// Whether everything proposed here so far is decided, so that the next proposal follows the last decision.
+    #[must_use]
+    pub fn is_settled(&self) -> bool {
+        match &self.kind {
+            Kind::Alone(_) => true,
+            Kind::Cluster(paxos) => {
+                paxos.get_accepted_idx() == paxos.get_decided_idx() && paxos.get_batched_len() == 0
+            }
+        }
+    }
+
+    /// Goes on after the first `len` entries, which are known from elsewhere to be decided.
+    ///
+    /// # Errors
+    /// When the storage fails.
+    pub fn resume_at(&mut self, len: usize) -> Result<(), ConsensusError> {
+        let failed = |error: Box<dyn std::error::Error>| ConsensusError::Storage(error.to_string());
+        let decided = match &self.kind {
+            Kind::Alone(storage) => storage.get_decided_idx().map_err(failed)?,
+            Kind::Cluster(paxos) => paxos.get_decided_idx(),
+        };
+        if decided < len {
+            // Whatever it had accepted instead was not decided.
+            forget(&mut self.storage, len).map_err(failed)?;
+            self.kind = Kind::new(&self.config, self.storage.clone())?;
+        }
+        self.handed_out = self.handed_out.max(len);
         Ok(())
     }
 
@@ -185,8 +279,9 @@ impl<S: Storage<LogBytes>> Consensus<S> {
         match &mut self.kind {
             Kind::Alone(storage) => {
                 let decided = storage.get_log_len().and_then(|len| {
+                    let trimmed = storage.get_compacted_idx()?;
                     storage.append_entry(entry)?;
-                    storage.set_decided_idx(len + 1)
+                    storage.set_decided_idx(trimmed + len + 1)
                 });
                 if let Err(error) = decided {
                     panic!("the only candidate cannot write its log: {error}");
@@ -214,6 +309,9 @@ impl<S: Storage<LogBytes>> Consensus<S> {
 
     /// Entries decided since the last call, in order.
     pub fn poll_decided(&mut self) -> Vec<Vec<u8>> {
+        if self.lacks() {
+            return Vec::new();
+        }
         let entries: Vec<Vec<u8>> = match &self.kind {
             Kind::Alone(storage) => {
                 let decided = storage.get_decided_idx().unwrap_or(0);

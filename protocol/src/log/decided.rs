@@ -5,7 +5,8 @@ use std::collections::BTreeMap;
 use serde_bytes::ByteBuf;
 
 use super::certificate::{Certificate, Certified, Electorate, chain_hash, chain_start};
-use crate::id::{Hash, LogIndex, RunId};
+use super::snapshot::named;
+use crate::id::{Hash, LogIndex};
 use crate::limits::{ENTRY_BYTES_MAX, ENTRY_HASH_BYTES, LOG_RANGE_ENTRIES_MAX};
 use crate::spec::RunSpec;
 use crate::wire::message::{ControlUpdate, Entry};
@@ -20,11 +21,14 @@ pub enum Extended {
     Gap,
 }
 
-/// Decided entries, each with the chain hash after it.
+/// Decided entries, each with the chain hash after it, but for those that a snapshot stands for.
 #[derive(Debug)]
 pub struct DecidedLog {
-    run: RunId,
     electorate: Electorate,
+    /// Entries that are no longer here.
+    first: usize,
+    /// Chain hash after those.
+    before: Hash,
     entries: Vec<(ByteBuf, Hash)>,
     /// Certificates by the index they cover, so that a long range can be served in parts.
     certificates: BTreeMap<LogIndex, Certificate>,
@@ -34,12 +38,48 @@ impl DecidedLog {
     /// The empty log of a run.
     #[must_use]
     pub fn new(spec: &RunSpec) -> Self {
-        Self {
-            run: spec.run_id(),
-            electorate: Electorate::new(spec),
-            entries: Vec::new(),
-            certificates: BTreeMap::new(),
+        let (electorate, before) = (Electorate::new(spec), chain_start(spec.run_id()));
+        Self { electorate, first: 0, before, entries: Vec::new(), certificates: BTreeMap::new() }
+    }
+
+    /// The log after `first` entries with this chain hash, which is empty so far.
+    #[must_use]
+    pub fn after(&self, first: usize, before: Hash) -> Self {
+        let electorate = self.electorate.clone();
+        Self { electorate, first, before, entries: Vec::new(), certificates: BTreeMap::new() }
+    }
+
+    /// The log from the first of these entries on, and the state that this entry names. Their certificate proves the chain
+    /// hash before them, too: no other leads to it.
+    ///
+    /// # Errors
+    /// [`RejectReason`] if the certificate does not fit, or the first entry names no state.
+    pub fn anchored(&self, before: Hash, certified: &Certified) -> Result<(Self, Hash), RejectReason> {
+        let index = certified.update().first;
+        let first = usize::try_from(index.0).map_err(|_| RejectReason::Inconsistent("log index"))?;
+        let mut log = self.after(first, before);
+        log.extend(certified)?;
+        let entry = log.entry(first).and_then(|(entry, _)| entry);
+        let state = named(index, entry.as_ref()).ok_or(RejectReason::Inconsistent("snapshot"))?;
+        Ok((log, state))
+    }
+
+    /// Lets go of the entries before `first`.
+    pub fn forget(&mut self, first: usize) {
+        let Some(count) = first.checked_sub(self.first).filter(|count| *count <= self.entries.len()) else {
+            return;
+        };
+        if let Some(before) = self.chain(first) {
+            self.entries.drain(..count);
+            self.certificates = self.certificates.split_off(&LogIndex(first as u64));
+            (self.first, self.before) = (first, before);
         }
+    }
+
+    /// Index of the first entry that is here.
+    #[must_use]
+    pub const fn first(&self) -> usize {
+        self.first
     }
 
     /// Who certifies it.
@@ -48,25 +88,33 @@ impl DecidedLog {
         &self.electorate
     }
 
-    /// Number of entries, which is also the index of the next one.
+    /// Number of entries decided, which is also the index of the next one.
     #[must_use]
     pub fn len(&self) -> usize {
-        self.entries.len()
+        self.first + self.entries.len()
     }
 
     /// Whether nothing is decided yet.
     #[must_use]
     pub fn is_empty(&self) -> bool {
-        self.entries.is_empty()
+        self.len() == 0
     }
 
-    /// Chain hash after the first `len` entries.
+    /// Chain hash after the first `len` entries; nothing if that is not known here.
     #[must_use]
     pub fn chain(&self, len: usize) -> Option<Hash> {
-        match len.checked_sub(1) {
-            None => Some(chain_start(self.run)),
+        match len.checked_sub(self.first)?.checked_sub(1) {
+            None => Some(self.before),
             Some(last) => self.entries.get(last).map(|(_, chain)| *chain),
         }
+    }
+
+    fn get(&self, index: usize) -> Option<&(ByteBuf, Hash)> {
+        self.entries.get(index.checked_sub(self.first)?)
+    }
+
+    fn slice(&self, range: std::ops::Range<usize>) -> Option<&[(ByteBuf, Hash)]> {
+        self.entries.get(range.start.checked_sub(self.first)?..range.end.checked_sub(self.first)?)
     }
 
     /// The newest certificate.
@@ -81,27 +129,27 @@ impl DecidedLog {
         self.certificate().map_or(0, |certificate| certificate.index.0 + 1)
     }
 
-    /// The entry at `index`, decoded, with its chain hash. `None` past the end.
+    /// The entry at `index`, decoded, with its chain hash. `None` past the end, and before the beginning.
     ///
     /// Entries that no honest candidate would propose (undecodable ones) were decided all the same and
     /// have to be skipped alike by everyone: they are `Some(None)`.
     #[must_use]
     pub fn entry(&self, index: usize) -> Option<(Option<Entry>, Hash)> {
-        let (bytes, chain) = self.entries.get(index)?;
+        let (bytes, chain) = self.get(index)?;
         Some((decode(bytes, ENTRY_BYTES_MAX).ok(), *chain))
     }
 
     /// The bytes of the entry at `index`.
     #[must_use]
     pub fn entry_bytes(&self, index: usize) -> Option<&[u8]> {
-        self.entries.get(index).map(|(bytes, _)| bytes.as_slice())
+        self.get(index).map(|(bytes, _)| bytes.as_slice())
     }
 
     /// Appends an entry that this candidate's own consensus decided; returns its index and chain hash.
     pub fn push_decided(&mut self, entry: Vec<u8>) -> (LogIndex, Hash) {
         let chain = chain_hash(self.head(), Hash::of(&entry));
         self.entries.push((ByteBuf::from(entry), chain));
-        (LogIndex(self.entries.len() as u64 - 1), chain)
+        (LogIndex(self.len() as u64 - 1), chain)
     }
 
     /// Records a certificate for entries that are already here.
@@ -120,16 +168,19 @@ impl DecidedLog {
         let update = certified.update();
         let first = usize::try_from(update.first.0).map_err(|_| RejectReason::Inconsistent("log index"))?;
         let last = first.checked_add(update.entries.len()).ok_or(RejectReason::Inconsistent("log index"))?;
-        if first > self.entries.len() {
+        if first > self.len() {
             return Ok(Extended::Gap);
         }
-        if last <= self.entries.len() {
+        if last <= self.len() {
             return Ok(Extended::By(0));
         }
-        let mut chain = self.chain(first).ok_or(RejectReason::Inconsistent("log index"))?;
+        // What lies before the beginning cannot be compared any more, and need not be.
+        let from = first.max(self.first);
+        let mut chain = self.chain(from).ok_or(RejectReason::Inconsistent("log index"))?;
         let chains: Vec<Hash> = update
             .entries
             .iter()
+            .skip(from - first)
             .map(|entry| {
                 chain = chain_hash(chain, Hash::of(entry));
                 chain
@@ -140,11 +191,11 @@ impl DecidedLog {
         {
             return Err(RejectReason::Certificate);
         }
-        let known = self.entries.len() - first;
-        let new = update.entries.iter().cloned().zip(chains).skip(known);
+        let known = self.len();
+        let new = update.entries.iter().skip(from - first).cloned().zip(chains).skip(known - from);
         self.entries.extend(new);
         self.set_certificate(update.certificate.clone());
-        Ok(Extended::By(self.entries.len() - first - known))
+        Ok(Extended::By(self.len() - known))
     }
 
     /// Entries from `from` on with what proves them, in no more than `bytes`, or `None` if there are none or the nearest
@@ -155,7 +206,8 @@ impl DecidedLog {
         let first = usize::try_from(from.0).ok()?;
         let fitting = |bytes: usize| {
             let mut room = bytes;
-            let entries = self.entries.get(first..).unwrap_or_default().iter().take(LOG_RANGE_ENTRIES_MAX);
+            let entries =
+                self.slice(first..self.len()).unwrap_or_default().iter().take(LOG_RANGE_ENTRIES_MAX);
             entries
                 .take_while(|(entry, _)| {
                     let left = room.checked_sub(entry.len());
@@ -176,10 +228,8 @@ impl DecidedLog {
                 (first + fitting(bytes.checked_sub(hashes)?)).checked_sub(1)?
             }
         };
-        let entries: Vec<_> =
-            self.entries.get(first..=last)?.iter().map(|(entry, _)| entry.clone()).collect();
-        let beyond =
-            self.entries.get(last + 1..=certified)?.iter().map(|(entry, _)| Hash::of(entry)).collect();
+        let entries: Vec<_> = self.slice(first..last + 1)?.iter().map(|(entry, _)| entry.clone()).collect();
+        let beyond = self.slice(last + 1..certified + 1)?.iter().map(|(entry, _)| Hash::of(entry)).collect();
         (!entries.is_empty()).then(|| ControlUpdate {
             first: from,
             entries,
@@ -189,7 +239,7 @@ impl DecidedLog {
     }
 
     fn head(&self) -> Hash {
-        self.entries.last().map_or(chain_start(self.run), |(_, chain)| *chain)
+        self.entries.last().map_or(self.before, |(_, chain)| *chain)
     }
 }
 

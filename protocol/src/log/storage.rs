@@ -1,7 +1,7 @@
 //! What a candidate's consensus must remember, and the volatile form of it for tests and simulation.
 //!
 //! A candidate that forgets what it promised can help to decide two different entries for one index,
-//! so the node keeps this in its embedded store; [`MemoryStorage`] is for peers that never restart.
+//! so the node keeps this in its embedded store; [`MemoryStorage`] is for peers that never restart. Its clones share nothing.
 
 use omnipaxos::ballot_leader_election::Ballot;
 use omnipaxos::macros::Entry;

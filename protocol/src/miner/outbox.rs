@@ -2,10 +2,14 @@
 
 use std::collections::VecDeque;
 use std::fmt;
+use std::sync::Arc;
 
 use super::job::Job;
-use crate::id::{Epoch, Hash, Identity, PeerId, RunId, StageIndex};
+use crate::id::{Epoch, Hash, Identity, LogIndex, PeerId, RunId, StageIndex};
 use crate::limits::WIRE_VERSION_FIRST;
+use crate::log::Snapshot;
+use crate::peer::arrival::Arrival;
+use crate::peer::departure::Awaits;
 use crate::run_state::{Checkpoint, StateEvent};
 use crate::wire::frame::PushHeader;
 use crate::wire::message::{MergeMessage, Request, Response, StateOffer, Topic};
@@ -84,6 +88,9 @@ pub enum Action {
     /// Write down that the blobs of this state are here, instead of the one written down before, so that it survives the
     /// process: the next one is told by [`Peer::recover`](crate::peer::Peer::recover). Done before any action after it.
     Remember(StateOffer),
+    /// Write down what stands for the beginning of the log, and let go of the entries before it, both or neither; then call
+    /// `handle_snapshot_kept`. The next process is told by [`Peer::recover`](crate::peer::Peer::recover).
+    KeepSnapshot(Arc<Snapshot>),
     /// Bring this state to the mirror: its parts, beginning with number `first`, and after all of them the encoding of the
     /// offer itself, leaving out what is there. Answer with `handle_mirrored`.
     Mirror {
@@ -132,6 +139,18 @@ pub enum Notice {
     Leader(Option<PeerId>),
     /// This miner's weights are ready.
     WeightsReady(StageIndex, Epoch, Hash),
+    /// The log goes on from a snapshot of this many entries, which was fetched.
+    Snapshot(u64),
+    /// The entry at this index names another state than the one that the entries before it led to here.
+    Diverged(LogIndex),
+    /// The run is full, and this is the place of this peer among those who wait, if it was told one.
+    Queued(Option<usize>),
+    /// A first contribution of this process counts.
+    Arrived(Arrival),
+    /// This peer leaves, and waits for this.
+    Leaving(Awaits),
+    /// This peer has left; its process should end.
+    Left,
     /// A job failed.
     JobFailed(String),
     /// This program does not speak the version that the run has decided on. The peer has stopped; the process should end.
@@ -350,6 +369,11 @@ impl Outbox {
     /// Lets go of blobs by tag prefix.
     pub fn release(&mut self, prefix: String) {
         self.actions.push_back(Action::Release { prefix });
+    }
+
+    /// Has the driver write down what stands for the beginning of the log.
+    pub fn keep_snapshot(&mut self, snapshot: Arc<Snapshot>) {
+        self.actions.push_back(Action::KeepSnapshot(snapshot));
     }
 
     /// Has the driver write down which state is here.

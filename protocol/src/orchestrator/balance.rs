@@ -14,17 +14,18 @@
 //!   before all stages are in it.
 //!
 //! A stage that has lost all its miners stops the whole run, so for it no guard holds but that no other stage is emptied.
+//! Who leaves counts for nothing in all this: a stage that only such miners are left of is one that has lost all.
 
 use std::collections::{BTreeMap, BTreeSet};
 
 use super::holders;
 use crate::id::{Epoch, PeerId, StageIndex};
-use crate::limits::PROPOSAL_REPEAT;
+use crate::limits::{PROPOSAL_REPEAT, REPLICAS_MAX};
 use crate::peer::book::Book;
 use crate::peer::speed::Speed;
 use crate::run_state::{Phase, RunState, Stage};
 use crate::time::Instant;
-use crate::wire::message::{Decision, EvictReason, WeightsRecord};
+use crate::wire::message::{Decision, WeightsRecord};
 
 /// Least factor by which a move must raise the slower of the two stages it touches.
 const GAIN_MIN: f64 = 1.05;
@@ -67,38 +68,45 @@ impl Crew {
 }
 
 impl Balance {
-    /// Admits the asking: to a stage whose newest weights it alone has, else to the stage with the fewest miners, to its
-    /// former stage among equals.
-    pub(super) fn admissions(&mut self, now: Instant, state: &RunState, book: &Book) -> Vec<Decision> {
+    /// Admits the asking, in the order of the `queue`: to a stage whose newest weights it alone has, else to the stage with
+    /// the fewest miners, to its former stage among equals.
+    pub(super) fn admissions(
+        &mut self,
+        now: Instant,
+        state: &RunState,
+        book: &Book,
+        queue: &[PeerId],
+    ) -> Vec<Decision> {
         self.admitting
             .retain(|peer, (_, at)| state.stage_of(*peer).is_none() && now.since(*at) < PROPOSAL_REPEAT);
         let mut sizes: BTreeMap<StageIndex, usize> = state.spec().stages().map(|stage| (stage, 0)).collect();
         let pending = self.admitting.values().map(|(stage, _)| stage);
-        for stage in state.members().values().chain(pending) {
+        let mut taken = sizes.clone();
+        for stage in state.members().values().chain(self.admitting.values().map(|(stage, _)| stage)) {
+            taken.entry(*stage).and_modify(|taken| *taken += 1);
+        }
+        let staying = state.members().iter().filter(|(peer, _)| !book.leaves(**peer)).map(|(_, stage)| stage);
+        for stage in staying.chain(pending) {
             sizes.entry(*stage).and_modify(|size| *size += 1);
         }
         let eviction = state.spec().timing.eviction.duration();
         let bereft: BTreeSet<StageIndex> =
             state.spec().stages().filter(|s| is_bereft(state, book, *s)).collect();
         let mut decisions = Vec::new();
-        for (peer, record) in book.records() {
-            if !record.miner || state.stage_of(peer).is_some() || self.admitting.contains_key(&peer) {
-                continue;
-            }
-            let recent = book.hears(now, peer, eviction);
-            let banned = matches!(
-                state.eviction(peer),
-                Some(EvictReason::InvalidContribution | EvictReason::WrongMerge)
-            );
+        for &peer in queue {
+            let heard = book.record(peer).filter(|_| book.hears(now, peer, eviction));
+            let Some(record) = heard.filter(|_| !self.admitting.contains_key(&peer)) else { continue };
             let former = record.weights.map(|weights| weights.stage);
             let saves =
                 |stage| bereft.contains(&stage) && record.weights.is_some_and(|w| is_near(state, stage, w));
             let key = |(stage, size): &(&StageIndex, &usize)| {
                 (!saves(**stage), **size, former != Some(**stage), **stage)
             };
-            let fewest = sizes.iter().min_by_key(key);
-            let Some((&stage, _)) = fewest.filter(|_| recent && !banned) else { continue };
+            let has_room = |stage: &StageIndex| taken.get(stage).is_some_and(|taken| *taken < REPLICAS_MAX);
+            let fewest = sizes.iter().filter(|(stage, _)| has_room(stage)).min_by_key(key);
+            let Some((&stage, _)) = fewest else { break };
             sizes.entry(stage).and_modify(|size| *size += 1);
+            taken.entry(stage).and_modify(|taken| *taken += 1);
             self.admitting.insert(peer, (stage, now));
             decisions.push(Decision::Admit { peer, stage });
         }
@@ -133,15 +141,18 @@ impl Balance {
         &mut self,
         now: Instant,
         state: &RunState,
+        book: &Book,
         waited: impl Fn(StageIndex) -> bool,
     ) -> Vec<Decision> {
+        let staying = |stage| state.replicas(stage).filter(|peer| !book.leaves(*peer));
         let epochs = state.spec().training.epochs;
         let coming = |stage: StageIndex| {
             let admitted = self.admitting.values().any(|(to, _)| *to == stage);
             admitted || self.is_taking(stage)
         };
         let bereaved = state.spec().stages().zip(state.stages()).find(|(index, stage)| {
-            let empty = state.replicas(*index).next().is_none();
+            // Those who leave finish the epoch that they are in.
+            let empty = staying(*index).next().is_none() && matches!(stage.phase, Phase::Waiting);
             empty && stage.version.0 < epochs && waited(*index) && !coming(*index)
         });
         let Some((stage, _)) = bereaved else { return Vec::new() };
@@ -149,13 +160,13 @@ impl Balance {
             let training = state.stage_of(peer).and_then(|of| state.stage(of)).and_then(Stage::training);
             training.filter(|training| training.deal.is_live(peer))
         };
-        let donor = state.spec().stages().max_by_key(|donor| (state.replicas(*donor).count(), donor.0));
-        let Some(donor) = donor.filter(|donor| state.replicas(*donor).count() >= 2) else {
+        let donor = state.spec().stages().max_by_key(|donor| (staying(*donor).count(), donor.0));
+        let Some(donor) = donor.filter(|donor| staying(*donor).count() >= 2) else {
             return Vec::new();
         };
-        let idle = state.replicas(donor).find(|peer| live(*peer).is_none());
+        let idle = staying(donor).find(|peer| live(*peer).is_none());
         let merging = state.stage(donor).is_some_and(|donor| donor.plan().is_some());
-        let spare = || state.replicas(donor).filter(|_| !merging).last();
+        let spare = || staying(donor).filter(|_| !merging).last();
         let Some(peer) = idle.or_else(spare) else { return Vec::new() };
         self.moving.insert(peer, (stage, now));
         let release =
@@ -204,7 +215,7 @@ impl Balance {
         let after = |relative: f64| {
             (from.throughput() - from.pace * relative).min(to.throughput() + to.pace * relative)
         };
-        let holders: Vec<PeerId> = holders(state, book, donor).collect();
+        let holders: Vec<PeerId> = holders(state, book, donor).filter(|peer| !book.leaves(*peer)).collect();
         // Right after a merge the first to have applied it are the only ones that have the stage's weights.
         let spared = |peer: PeerId| holders.iter().filter(|holder| **holder != peer).count() >= KEPT_MIN;
         let best = from
@@ -253,7 +264,7 @@ fn crews(
 ) -> BTreeMap<StageIndex, Crew> {
     let mut members: BTreeMap<StageIndex, Vec<PeerId>> =
         state.spec().stages().map(|stage| (stage, Vec::new())).collect();
-    for (peer, stage) in state.members() {
+    for (peer, stage) in state.members().iter().filter(|(peer, _)| !book.leaves(**peer)) {
         let stage = moving.get(peer).map_or(stage, |(to, _)| to);
         members.entry(*stage).or_default().push(*peer);
     }
@@ -282,27 +293,6 @@ fn crews(
         (stage, Crew { miners: peers.into_iter().map(relative).collect(), pace })
     };
     members.into_iter().map(crew).collect()
-}
-
-/// Evicts the silent and the leaving. A member is silent only since this candidate listens: one that has just started, or
-/// was cut off, has heard nobody.
-pub(super) fn departures(
-    now: Instant,
-    listening_since: Instant,
-    state: &RunState,
-    book: &Book,
-) -> Vec<Decision> {
-    let eviction = state.spec().timing.eviction.duration();
-    let mut decisions = Vec::new();
-    for &peer in state.members().keys() {
-        let listened = now.since(listening_since);
-        if book.silence(now, peer).unwrap_or(listened).min(listened) >= eviction {
-            decisions.push(Decision::Evict { peer, reason: EvictReason::Silent });
-        } else if book.record(peer).is_some_and(|record| !record.miner) {
-            decisions.push(Decision::Evict { peer, reason: EvictReason::Left });
-        }
-    }
-    decisions
 }
 
 /// Whether the run has begun: some stage trains, or has.
@@ -375,7 +365,8 @@ mod tests {
     fn a_stage_without_miners_gets_one_from_the_largest_though_it_trains() {
         let mut state = waiting(&[2, 0, 3]);
         let now = Instant::from_nanos(1);
-        let rescued = |state: &RunState| Balance::default().rescue(now, state, |_| true);
+        let book = Book::default();
+        let rescued = |state: &RunState| Balance::default().rescue(now, state, &book, |_| true);
         let last = PeerId([5; 32]);
         let to = Decision::Move { peer: PeerId([3; 32]), stage: StageIndex(1) };
         assert_eq!(rescued(&state), [to], "one that takes part in nothing is moved as it is");
@@ -386,11 +377,11 @@ mod tests {
         let release = Decision::Release { stage: StageIndex(2), epoch: Epoch(0), peer: last };
         assert_eq!(rescued(&state), [release, Decision::Move { peer: last, stage: StageIndex(1) }]);
         assert_eq!(rescued(&waiting(&[1, 0, 1])), [], "no stage is emptied for it");
-        let patient = Balance::default().rescue(now, &state, |_| false);
+        let patient = Balance::default().rescue(now, &state, &book, |_| false);
         assert_eq!(patient, [], "somebody may ask for the place");
         let mut balance = Balance::default();
-        assert_eq!(balance.rescue(now, &state, |_| true).len(), 2);
-        assert_eq!(balance.rescue(now, &state, |_| true), [], "one is on its way");
+        assert_eq!(balance.rescue(now, &state, &book, |_| true).len(), 2);
+        assert_eq!(balance.rescue(now, &state, &book, |_| true), [], "one is on its way");
     }
 
     #[test]

@@ -2,7 +2,7 @@ use std::time::Duration;
 
 use super::*;
 use crate::id::LogIndex;
-use crate::limits::WIRE_VERSION;
+use crate::limits::{QUEUE_EVICTIONS, REPLICAS_MAX, WIRE_VERSION};
 use crate::run_state::StateEvent;
 use crate::spec::{Candidate, OrchestratorSpec, RunSpec};
 use crate::wire::message::{Entry, PeerRecord};
@@ -122,4 +122,100 @@ fn an_epoch_that_opens_again_forgets_what_was_submitted_before() {
     assert!(leader.submission(stage, training, MEMBER).is_some(), "another stage opened");
     leader.handle_opened(stage);
     assert_eq!(leader.submission(stage, training, MEMBER), None);
+}
+
+/// A run of one stage that is full but for the members left out, with one candidate.
+fn full(missing: usize) -> RunState {
+    let candidates = vec![Candidate { peer: MEMBER, priority: 0 }];
+    let mut spec = RunSpec { orchestrator: OrchestratorSpec { candidates }, ..RunSpec::default() };
+    spec.pipeline.stages = 1;
+    let mut state = RunState::new(Arc::new(spec), &[10]);
+    for i in 0..REPLICAS_MAX - missing {
+        apply(
+            &mut state,
+            Decision::Admit { peer: PeerId(Hash::of(&i.to_le_bytes()).0), stage: StageIndex(0) },
+        );
+    }
+    state
+}
+
+/// What a leader and those it hears do as time goes on.
+struct Waiting {
+    leader: Orchestrator,
+    book: Book,
+    now: Instant,
+    sequence: u64,
+}
+
+impl Waiting {
+    fn new() -> Self {
+        let now = Instant::from_nanos(1_000_000_000);
+        Self { leader: Orchestrator::default(), book: Book::default(), now, sequence: 0 }
+    }
+
+    fn says(&mut self, peer: PeerId, miner: bool) {
+        self.sequence += 1;
+        let record = PeerRecord { miner, sequence: self.sequence, ..record() };
+        self.book.insert(self.now, peer, Arc::new(record)).expect("a valid record");
+    }
+
+    /// A heartbeat later, of all members and of these peers that wait.
+    fn later(&mut self, state: &RunState, asking: &[PeerId]) -> Vec<Decision> {
+        self.now = self.now + state.spec().timing.heartbeat.duration();
+        for peer in state.members().keys().chain(asking).copied().collect::<Vec<_>>() {
+            self.says(peer, true);
+        }
+        self.says(MEMBER, false);
+        let decisions = self.leader.propose(self.now, state, &self.book, 8);
+        decisions.into_iter().filter(|decision| matches!(decision, Decision::Admit { .. })).collect()
+    }
+}
+
+#[test]
+fn who_has_waited_longest_is_admitted_first_whatever_its_key_and_though_it_starts_again() {
+    let [first, second, third] = [PeerId([9; 32]), PeerId([5; 32]), PeerId([1; 32])];
+    let mut state = full(0);
+    let mut waiting = Waiting::new();
+    assert_eq!(waiting.later(&state, &[first]), [], "no stage has room");
+    waiting.later(&state, &[first, second]);
+    waiting.later(&state, &[first, second, third]);
+    assert_eq!(waiting.leader.queue(&state), [first, second, third]);
+    // The first is away for longer than an eviction takes, and starts again.
+    let eviction = state.spec().timing.eviction.duration();
+    let gone_at = waiting.now;
+    while waiting.now.since(gone_at) <= eviction * 2 {
+        waiting.later(&state, &[second, third]);
+    }
+    assert_eq!(waiting.leader.queue(&state)[0], first, "its place is kept");
+    let evicted = *state.members().keys().next().expect("a member");
+    apply(&mut state, Decision::Evict { peer: evicted, reason: EvictReason::Left });
+    waiting.says(evicted, false);
+    let admit = |peer| Decision::Admit { peer, stage: StageIndex(0) };
+    assert_eq!(waiting.later(&state, &[first, second, third]), [admit(first)], "one place, one peer");
+    apply(&mut state, admit(first));
+    assert_eq!(waiting.later(&state, &[second, third]), []);
+    assert_eq!(waiting.leader.queue(&state), [second, third]);
+}
+
+#[test]
+fn a_waiter_that_stays_silent_or_asks_no_more_holds_nobody_up() {
+    let [first, second, third] = [PeerId([1; 32]), PeerId([7; 32]), PeerId([9; 32])];
+    let state = full(0);
+    let mut waiting = Waiting::new();
+    waiting.later(&state, &[first, second]);
+    waiting.later(&state, &[first, second, third]);
+    waiting.says(first, false);
+    assert_eq!(waiting.later(&state, &[second, third]), []);
+    assert_eq!(waiting.leader.queue(&state), [second, third]);
+    let (gone_at, eviction) = (waiting.now, state.spec().timing.eviction.duration());
+    while waiting.now.since(gone_at) <= eviction {
+        waiting.later(&state, &[third]);
+    }
+    let mut room = full(1);
+    assert_eq!(waiting.later(&room, &[third]), [Decision::Admit { peer: third, stage: StageIndex(0) }]);
+    apply(&mut room, Decision::Admit { peer: third, stage: StageIndex(0) });
+    while waiting.now.since(gone_at) <= eviction * (QUEUE_EVICTIONS + 3) {
+        waiting.later(&room, &[]);
+    }
+    assert_eq!(waiting.leader.queue(&room), []);
 }

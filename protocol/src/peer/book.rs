@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use crate::id::{PeerId, StageIndex};
-use crate::limits::{ADDRESS_BYTES_MAX, ADDRESSES_MAX, BOOK_PEERS_MAX};
+use crate::limits::{ADDRESS_BYTES_MAX, ADDRESSES_MAX, BOOK_PEERS_MAX, QUEUE_TOLD_MAX};
 use crate::peer::speed::Speed;
 use crate::time::Instant;
 use crate::wire::RejectReason;
@@ -17,7 +17,7 @@ use crate::wire::message::{PeerRecord, WeightsRecord};
 pub struct News {
     /// Where its peer can be reached.
     pub addresses: bool,
-    /// What the orchestrator decides by: whether its peer asks for a place, and the weights it holds.
+    /// What the orchestrator decides by: whether its peer asks for a place or leaves, and the weights it holds.
     pub standing: bool,
     /// That its peer has forgotten what was pushed to it, or may have.
     pub forgot: bool,
@@ -47,6 +47,9 @@ impl Book {
         }) {
             return Err(RejectReason::Inconsistent("addresses"));
         }
+        if record.queue.len() > QUEUE_TOLD_MAX {
+            return Err(RejectReason::Inconsistent("queue"));
+        }
         if record.incarnation > record.sequence {
             return Err(RejectReason::Inconsistent("incarnation"));
         }
@@ -69,7 +72,8 @@ impl Book {
                 let news = News {
                     addresses: old.multiaddrs != record.multiaddrs
                         || old.data_addresses != record.data_addresses,
-                    standing: old.weights != record.weights || old.miner != record.miner,
+                    standing: old.weights != record.weights
+                        || (old.miner, old.leaving) != (record.miner, record.leaving),
                     forgot: old.incarnation < record.incarnation,
                 };
                 occupied.insert((record, now));
@@ -88,6 +92,12 @@ impl Book {
     #[must_use]
     pub fn weights(&self, peer: PeerId) -> Option<WeightsRecord> {
         self.record(peer).and_then(|record| record.weights)
+    }
+
+    /// Whether `peer` says that it leaves.
+    #[must_use]
+    pub fn leaves(&self, peer: PeerId) -> bool {
+        self.record(peer).is_some_and(|record| record.leaving)
     }
 
     /// What `peer` measured in `stage`.

@@ -6,19 +6,20 @@ use omnipaxos::storage::Storage;
 use serde_bytes::ByteBuf;
 
 use super::book::Book;
-use crate::id::{Identity, LogIndex, PeerId};
+use crate::id::{Hash, Identity, LogIndex, PeerId};
 use crate::limits::{
     CONSENSUS_BUNDLE_MAX, CONSENSUS_TICK, HEAD_REPEAT, LOG_GOSSIP_BYTES_MAX, PROPOSAL_GATHER,
     PROPOSALS_PENDING_MAX,
 };
 use crate::log::certificate::Electorate;
+use crate::log::snapshot::Snapshots;
 use crate::log::{Certifier, Consensus, DecidedLog, LogBytes, Vote};
 use crate::miner::Outbox;
 use crate::orchestrator::Orchestrator;
 use crate::run_state::RunState;
 use crate::spec::RunSpec;
 use crate::time::Instant;
-use crate::wire::message::{ConsensusBundle, Entry, Request, Topic};
+use crate::wire::message::{ConsensusBundle, Decision, Entry, Request, Topic};
 use crate::wire::{RejectReason, encode};
 
 /// Consensus messages kept for a candidate that does not take them. OmniPaxos resynchronizes after a loss.
@@ -47,6 +48,12 @@ pub(super) struct Candidate<S: Storage<LogBytes>> {
     certifier: Certifier,
     orchestrator: Orchestrator,
     lanes: BTreeMap<PeerId, Lane>,
+    /// Entries voted for, or left to the certificate of newer ones.
+    voted: usize,
+    /// Entries that each of the others has decided, by its votes.
+    decided: BTreeMap<PeerId, u64>,
+    /// Entries that a snapshot on disk stands for.
+    kept: u64,
     /// Entries certified and published.
     published: u64,
     /// Entries proposed as leader and not decided.
@@ -61,7 +68,7 @@ pub(super) struct Candidate<S: Storage<LogBytes>> {
     gathers_until: Instant,
 }
 
-impl<S: Storage<LogBytes>> Candidate<S> {
+impl<S: Storage<LogBytes> + Clone> Candidate<S> {
     /// The candidate of this identity, if the spec names it.
     pub(super) fn new(spec: &RunSpec, identity: Identity, storage: S) -> Option<Self> {
         let me = u16::try_from(spec.candidate_index(identity.peer())?).ok()?;
@@ -72,6 +79,9 @@ impl<S: Storage<LogBytes>> Candidate<S> {
             certifier: Certifier::new(Electorate::new(spec), me),
             orchestrator: Orchestrator::default(),
             identity,
+            voted: 0,
+            decided: BTreeMap::new(),
+            kept: 0,
             published: 0,
             pending: 0,
             led: false,
@@ -120,7 +130,38 @@ impl<S: Storage<LogBytes>> Candidate<S> {
         for message in &bundle.messages {
             self.consensus.handle_message(from, message)?;
         }
+        if let Some(newest) = bundle.votes.iter().map(|vote| vote.index.0.saturating_add(1)).max() {
+            let decided = self.decided.entry(from).or_default();
+            *decided = newest.max(*decided);
+        }
         bundle.votes.into_iter().try_for_each(|vote| self.certifier.handle(from, vote))
+    }
+
+    /// A snapshot of this many entries is on disk.
+    pub(super) fn handle_snapshot_kept(&mut self, entries: u64) {
+        self.kept = self.kept.max(entries);
+        self.trim();
+    }
+
+    /// Trims what no candidate will ask for. A candidate that says it has decided what it has not harms itself.
+    fn trim(&mut self) {
+        let others = self.lanes.keys().map(|peer| self.decided.get(peer).copied().unwrap_or(0));
+        let entries = others.fold(self.kept, u64::min);
+        if let Ok(entries) = usize::try_from(entries) {
+            self.consensus.trim(entries);
+        }
+    }
+
+    /// Goes on after the first `len` entries, which were had from elsewhere.
+    pub(super) fn resume_at(&mut self, len: usize) {
+        // A disk that fails now fails at the next decision, too, and ends the process then.
+        let _ = self.consensus.resume_at(len);
+        self.voted = self.voted.max(len);
+    }
+
+    /// Whether consensus cannot hand out entries, since it has trimmed those before them.
+    pub(super) fn lacks(&self) -> bool {
+        self.consensus.lacks()
     }
 
     /// A bundle was taken, or lost.
@@ -141,27 +182,45 @@ impl<S: Storage<LogBytes>> Candidate<S> {
         }
     }
 
-    /// Moves newly decided entries into the log and votes for them. Returns whether there were any.
+    /// Moves newly decided entries into the log. Returns whether there were any.
     pub(super) fn poll_decided(&mut self, now: Instant, log: &mut DecidedLog) -> bool {
         self.consensus.handle_timeout(now);
         let decided = self.consensus.poll_decided();
-        let (count, any) = (decided.len(), !decided.is_empty());
+        let any = !decided.is_empty();
         self.news |= any;
-        self.pending = self.pending.saturating_sub(count);
-        for (i, entry) in decided.into_iter().enumerate() {
-            let (index, chain) = log.push_decided(entry);
-            if count - i <= VOTES_AFTER_RESTART {
-                let vote = self.certifier.vote(&self.identity, index, chain);
-                for lane in self.lanes.values_mut() {
-                    lane.votes.insert(index, vote.clone());
-                }
-            }
+        self.pending = self.pending.saturating_sub(decided.len());
+        for entry in decided {
+            log.push_decided(entry);
         }
         any
     }
 
+    /// Votes for entries that were decided and applied, but for none from `diverged` on.
+    pub(super) fn vote(&mut self, log: &DecidedLog, diverged: Option<LogIndex>) {
+        let len = log.len();
+        for entries in self.voted.max(len.saturating_sub(VOTES_AFTER_RESTART)) + 1..=len {
+            let index = LogIndex(entries as u64 - 1);
+            let Some(chain) = log.chain(entries).filter(|_| diverged.is_none_or(|from| index < from)) else {
+                continue;
+            };
+            let vote = self.certifier.vote(&self.identity, index, chain);
+            for lane in self.lanes.values_mut() {
+                lane.votes.insert(index, vote.clone());
+            }
+        }
+        self.voted = len;
+        self.trim();
+    }
+
     /// As leader, proposes what should be decided. Returns whether anything was proposed.
-    pub(super) fn propose(&mut self, now: Instant, me: PeerId, state: &RunState, book: &Book) -> bool {
+    pub(super) fn propose(
+        &mut self,
+        now: Instant,
+        me: PeerId,
+        state: &RunState,
+        book: &Book,
+        snapshots: &Snapshots,
+    ) -> bool {
         let leads = self.consensus.is_leader();
         if leads && !self.led {
             self.orchestrator.handle_leadership(now);
@@ -181,6 +240,16 @@ impl<S: Storage<LogBytes>> Candidate<S> {
         self.news = false;
         self.gathers_until = now + PROPOSAL_GATHER;
         self.look_due = now + CONSENSUS_TICK;
+        if snapshots.is_due(state.applied(), state.snapshot()) && !state.finished() {
+            // It names the state before it, so nothing may come in between.
+            let settled = self.consensus.is_settled();
+            if settled {
+                let (entries, state) = (state.applied(), Hash::of(&state.to_bytes()));
+                let decision = Decision::Snapshot { entries, state };
+                self.consensus.propose(encode(&Entry { proposer: me, decision }));
+            }
+            return settled;
+        }
         let room = PROPOSALS_PENDING_MAX.saturating_sub(self.pending);
         let decisions = self.orchestrator.propose(now, state, book, room);
         self.pending += decisions.len();

@@ -2,13 +2,16 @@
 
 use std::collections::VecDeque;
 
+use serde::{Deserialize, Serialize};
+
 use crate::id::{Epoch, Hash, LogIndex, PeerId};
 use crate::limits::{CLOSED_EPOCHS_KEPT, OUTCOMES_KEPT_MAX};
 use crate::samples::Deal;
 use crate::wire::message::Submission;
 
 /// An epoch under way.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
 pub struct Training {
     /// Its number.
     pub epoch: Epoch,
@@ -25,7 +28,8 @@ pub struct Training {
 }
 
 /// A merge under way.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
 pub struct Plan {
     /// Its number within the epoch.
     pub attempt: u16,
@@ -36,7 +40,8 @@ pub struct Plan {
 }
 
 /// A merge that is done.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
 pub struct Closed {
     /// The epoch, with its final deal.
     pub training: Training,
@@ -47,7 +52,8 @@ pub struct Closed {
 }
 
 /// What leads from one version of a stage's weights to the next.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
 pub struct Outcome {
     /// The epoch, which is also the version that it starts from.
     pub epoch: Epoch,
@@ -58,7 +64,8 @@ pub struct Outcome {
 }
 
 /// What a stage is doing.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
 pub enum Phase {
     /// For miners with the right weights, or for nothing more if it has finished its last epoch.
     Waiting,
@@ -69,7 +76,8 @@ pub enum Phase {
 }
 
 /// A stage.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
 pub struct Stage {
     /// Merges done; also the version of the weights and the number of the current or next epoch.
     pub version: Epoch,

@@ -65,6 +65,10 @@ pub struct PeerRecord {
     pub incarnation: u64,
     /// Whether it asks for, or holds, a miner's place.
     pub miner: bool,
+    /// Whether it leaves: as a member it finishes the epoch that it has a part in and takes none in another; without a
+    /// place it asks for none. Left out otherwise.
+    #[serde(default, skip_serializing_if = "is_staying")]
+    pub leaving: bool,
     /// Whether it validates.
     pub validator: bool,
     /// libp2p multiaddresses it can be dialled at.
@@ -91,10 +95,19 @@ pub struct PeerRecord {
     /// The merge of its stage that it needs and nobody has for it, if it looked for one in vain. Left out otherwise.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub lacks: Option<LackRecord>,
+    /// As a candidate, if no stage has room: who waits for a place, the first first, at most
+    /// [`QUEUE_TOLD_MAX`](crate::limits::QUEUE_TOLD_MAX). Left out otherwise.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub queue: Vec<PeerId>,
     /// The newest wire version that its program speaks. Left out where it is the first, so that it can be told from the
     /// start and in every version; any other field that a version adds waits until that version is decided.
     #[serde(default = "first_version", skip_serializing_if = "is_first_version")]
     pub wire_version_max: u16,
+}
+
+#[expect(clippy::trivially_copy_pass_by_ref, reason = "the signature that serde asks for")]
+const fn is_staying(leaving: &bool) -> bool {
+    !*leaving
 }
 
 const fn first_version() -> u16 {
@@ -158,6 +171,7 @@ impl PeerRecord {
             sequence,
             incarnation: 0,
             miner: false,
+            leaving: false,
             validator: false,
             multiaddrs: Vec::new(),
             data_addresses: Vec::new(),
@@ -170,6 +184,7 @@ impl PeerRecord {
             tokens: 0,
             mirror: None,
             lacks: None,
+            queue: Vec::new(),
             wire_version_max: first_version(),
         }
     }
@@ -313,6 +328,13 @@ pub enum Request {
         /// First index wanted.
         from: LogIndex,
     },
+    /// A part of the state that a [`Decision::Snapshot`] names.
+    Snapshot {
+        /// Hash of the state.
+        state: Hash,
+        /// Bytes before the part.
+        offset: u64,
+    },
     /// The state of a stage, for a peer that has none or an old one.
     State {
         /// The stage.
@@ -340,10 +362,26 @@ pub enum Response {
     Done,
     /// Decided entries.
     Log(ControlUpdate),
+    /// The entries asked for are no longer kept; what they lead to is.
+    Snapshot(SnapshotOffer),
+    /// A part of a state.
+    Part(ByteBuf),
     /// The state asked for, as blobs of this peer.
     State(StateOffer),
     /// Not available here.
     Unavailable,
+}
+
+/// From where on a peer has the log.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct SnapshotOffer {
+    /// Chain hash before the entries. The certificate proves it along with them.
+    pub chain: Hash,
+    /// Bytes of the state that the first of them names.
+    pub bytes: u64,
+    /// Entries from the one on that names the state.
+    pub update: ControlUpdate,
 }
 
 /// Where the state of a stage can be fetched.
@@ -483,6 +521,14 @@ pub enum Decision {
         /// For each stage the hash of its [`StateOffer`]'s encoding.
         stages: Vec<Hash>,
     },
+    /// Names the state that all entries before this one lead to, so that whoever fetches it needs none of them. Void unless
+    /// it stands where it says.
+    Snapshot {
+        /// Entries before this one.
+        entries: u64,
+        /// Hash of the state's [canonical bytes](crate::run_state::RunState::to_bytes).
+        state: Hash,
+    },
     /// The run goes on in the next version of the wire format. Peers that do not speak it stop here.
     Upgrade {
         /// The version.
@@ -517,6 +563,7 @@ impl Decision {
             | Self::MergeAbort { .. }
             | Self::MergeOutcome { .. }
             | Self::Checkpoint { .. }
+            | Self::Snapshot { .. }
             | Self::Upgrade { .. }
             | Self::Finish => WIRE_VERSION_FIRST,
             #[cfg(test)]

@@ -10,8 +10,8 @@ use iota_protocol::wire::encode;
 use iota_protocol::wire::frame::{Direction, PushHeader};
 use iota_protocol::wire::message::{
     ConsensusBundle, ContributionFault, ControlUpdate, Decision, DigestReport, Entry, EvictReason, FaultKind,
-    Manifest, ManifestAnnounce, MergeMessage, PeerRecord, Request, Response, StateOffer, Submission,
-    WeightsRecord,
+    Manifest, ManifestAnnounce, MergeMessage, PeerRecord, Request, Response, SnapshotOffer, StateOffer,
+    Submission, WeightsRecord,
 };
 use iota_protocol::{
     Epoch, Hash, Identity, LogIndex, PartitionIndex, PeerId, RunId, RunSpec, SampleId, StageIndex,
@@ -46,6 +46,7 @@ pub(crate) fn record() -> PeerRecord {
         sequence: 1_700_000_000_000_000,
         incarnation: 1_699_999_999_000_000,
         miner: true,
+        leaving: false,
         validator: false,
         multiaddrs: vec!["/ip4/192.0.2.7/udp/4001/quic-v1".to_owned()],
         data_addresses: vec!["192.0.2.7:4002".to_owned()],
@@ -58,6 +59,7 @@ pub(crate) fn record() -> PeerRecord {
         tokens: 65_536,
         mirror: None,
         lacks: None,
+        queue: Vec::new(),
         wire_version_max: 1,
     }
 }
@@ -136,6 +138,7 @@ pub(crate) fn decisions() -> Vec<(&'static str, Decision)> {
         ("cutoff", Decision::Cutoff { stage, epoch }),
         ("skip", Decision::Skip { stage, epoch }),
         ("undo", Decision::Undo { stage, epoch }),
+        ("snapshot", Decision::Snapshot { entries: 4096, state: hash("state of the run") }),
         (
             "merge-plan",
             Decision::MergePlan {
@@ -210,6 +213,7 @@ pub(crate) fn requests() -> Vec<(&'static str, Request)> {
     vec![
         ("consensus", Request::Consensus(bundle)),
         ("log", Request::Log { from: LogIndex(300) }),
+        ("snapshot", Request::Snapshot { state: hash("state of the run"), offset: 2_097_152 }),
         ("state", Request::State { stage: StageIndex(1), version: Epoch(2) }),
     ]
 }
@@ -224,6 +228,15 @@ pub(crate) fn responses() -> Vec<(&'static str, Response)> {
     vec![
         ("done", Response::Done),
         ("log", Response::Log(control_update())),
+        (
+            "snapshot",
+            Response::Snapshot(SnapshotOffer {
+                chain: hash("chain before"),
+                bytes: 3_000_000,
+                update: control_update(),
+            }),
+        ),
+        ("part", Response::Part(ByteBuf::from(b"part of a state".to_vec()))),
         ("state", Response::State(offer)),
         ("unavailable", Response::Unavailable),
     ]

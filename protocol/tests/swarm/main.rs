@@ -1,5 +1,6 @@
 //! Whole swarms of protocol peers in virtual time: real state machines, a made-up network and engine.
 
+mod leaving;
 mod mirror;
 mod world;
 
@@ -134,6 +135,10 @@ fn a_late_joiner_contributes_in_the_next_epoch() {
         closed.iter().all(|closed| closed.plan.submitters.iter().any(|s| s.peer == joiner)),
         "the joiner submitted"
     );
+    let arrival = *world.peer(6).arrival();
+    let steps = [arrival.connected, arrival.admitted, arrival.ready, arrival.counted];
+    assert!(steps.iter().all(Option::is_some) && steps.is_sorted(), "{steps:?}");
+    assert_eq!(world.arrived(6), Some(arrival), "it was told once, when the first contribution counted");
 }
 
 #[test]

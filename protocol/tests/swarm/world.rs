@@ -4,12 +4,14 @@
 //! difference in what was merged shows in the weights.
 
 use std::cmp::Reverse;
+use std::collections::binary_heap::PeekMut;
 use std::collections::{BTreeMap, BTreeSet, BinaryHeap};
 use std::sync::Arc;
 use std::time::Duration;
 
 use iota_protocol::log::{LogBytes, MemoryStorage};
 use iota_protocol::miner::{Action, Job, JobDone, Notice};
+use iota_protocol::peer::arrival::Arrival;
 use iota_protocol::peer::{Peer, Roles};
 use iota_protocol::run_state::StateEvent;
 use iota_protocol::spec::{Candidate, RunSpec, TrainingMode};
@@ -31,6 +33,7 @@ pub(crate) enum Fault {
     Kill(usize),
     KillLeader,
     Freeze(usize, Duration),
+    Leave(usize),
     Join,
 }
 
@@ -113,6 +116,12 @@ pub(crate) struct World {
     /// Uploads that found their blob there.
     present: usize,
     checkpoints: BTreeSet<Epoch>,
+    /// Who has finished which sample of which stage.
+    trained: Vec<(StageIndex, u64, usize)>,
+    /// Who has left, and when.
+    left: BTreeMap<usize, Duration>,
+    /// Whose first contribution counted, and how it came there.
+    arrived: BTreeMap<usize, Arrival>,
 }
 
 fn identity(i: usize) -> Identity {
@@ -177,6 +186,9 @@ impl World {
             mirror_down: false,
             present: 0,
             checkpoints: BTreeSet::new(),
+            trained: Vec::new(),
+            left: BTreeMap::new(),
+            arrived: BTreeMap::new(),
         };
         for _ in 0..count {
             world.add_node();
@@ -296,6 +308,21 @@ impl World {
         &self.events
     }
 
+    /// Who has finished which sample of which stage, one entry for each time.
+    pub(crate) fn trained(&self) -> &[(StageIndex, u64, usize)] {
+        &self.trained
+    }
+
+    /// How a peer came to its first contribution that counted.
+    pub(crate) fn arrived(&self, i: usize) -> Option<Arrival> {
+        self.arrived.get(&i).copied()
+    }
+
+    /// When a peer had left, if it has.
+    pub(crate) fn left(&self, i: usize) -> Option<Duration> {
+        self.left.get(&i).copied()
+    }
+
     pub(crate) fn election_time(&self) -> Duration {
         self.election
     }
@@ -360,10 +387,7 @@ impl World {
     pub(crate) fn run_for(&mut self, limit: Duration, done: impl Fn(&Self) -> bool) -> bool {
         let end = self.now + limit;
         let mut steps = 0_u64;
-        while let Some(Reverse(Queued(at, _, event))) = self.queue.pop() {
-            if at > end {
-                return false;
-            }
+        while let Some(Reverse(Queued(at, _, event))) = self.next_until(end) {
             self.now = at;
             self.dispatch(event);
             steps += 1;
@@ -372,6 +396,10 @@ impl World {
             }
         }
         false
+    }
+
+    fn next_until(&mut self, end: Instant) -> Option<Reverse<Queued>> {
+        self.queue.peek_mut().filter(|next| next.0.0 <= end).map(PeekMut::pop)
     }
 
     fn target(event: &Event) -> Option<usize> {
@@ -440,6 +468,10 @@ impl World {
             Fault::Freeze(i, time) => {
                 self.nodes[i].frozen = true;
                 self.push(time, Event::Thaw(i));
+            }
+            Fault::Leave(i) => {
+                self.nodes[i].peer.leave(self.now);
+                self.drain(i);
             }
             Fault::Join => self.add_node(),
         }
@@ -565,6 +597,9 @@ impl World {
             }
             // No process of this world starts again.
             Action::Remember(_) => {}
+            Action::KeepSnapshot(snapshot) => {
+                self.nodes[i].peer.handle_snapshot_kept(self.now, snapshot.entries);
+            }
             Action::Mirror { id, state, first } => {
                 let mut parts = state.parts.clone();
                 parts.rotate_left(first);
@@ -603,6 +638,11 @@ impl World {
         self.trace.update(format!("{:?} {i} {notice:?}\n", self.now).as_bytes());
         match notice {
             Notice::JobFailed(reason) => panic!("job failed at {i}: {reason}"),
+            Notice::Arrived(arrival) => assert_eq!(self.arrived.insert(i, arrival), None, "once"),
+            Notice::Left => {
+                self.nodes[i].alive = false;
+                self.left.insert(i, self.elapsed());
+            }
             Notice::State(event) if self.alive().next() == Some(i) => self.events.push(event),
             Notice::Leader(Some(_)) => {
                 if let Some(killed) = self.leader_killed.take() {
@@ -759,6 +799,8 @@ impl World {
     }
 
     fn accumulate(&mut self, i: usize, sample: u64) {
+        let stage = self.peer(i).state().stage_of(self.peer(i).id()).unwrap_or_default();
+        self.trained.push((stage, sample, i));
         let fresh = self.nodes[i].engine.accumulated.insert((sample, Hash::default()));
         assert!(fresh, "sample {sample} accumulated twice at {i}");
         self.nodes[i].engine.unspent += 1;

@@ -1,8 +1,10 @@
-//! There is one history: every honest peer's log is a prefix of it, also of the log it had before it restarted.
+//! There is one history: every honest peer's log is a prefix of it, also of the log it had before it restarted, and leads to
+//! the states that it names.
 
 use std::collections::BTreeMap;
 
 use iota_protocol::Hash;
+use iota_protocol::miner::Notice;
 
 use super::broken;
 use crate::network::HostIndex;
@@ -23,6 +25,10 @@ pub struct OneLog {
 impl Observer for OneLog {
     fn observe(&mut self, seen: &Observation<'_>) -> Result<(), Violation> {
         let Some(peer) = seen.peer.filter(|_| seen.honest) else { return Ok(()) };
+        if let Seen::Notice(Notice::Diverged(index)) = seen.seen {
+            let what = format!("entry {index} names another state than the one found here");
+            return Err(broken(NAME, seen, what));
+        }
         let compared = self.compared.entry(seen.host).or_default();
         if matches!(seen.seen, Seen::Started) {
             *compared = 0;
@@ -31,7 +37,7 @@ impl Observer for OneLog {
         if len < *compared {
             return Err(broken(NAME, seen, format!("{len} entries are left of {compared} decided ones")));
         }
-        for index in *compared..len {
+        for index in (*compared).max(peer.log().first().saturating_sub(1))..len {
             let Some(chain) = peer.log().chain(index + 1) else { break };
             match self.chains.get(index) {
                 Some(known) if *known != chain => {
@@ -50,7 +56,7 @@ impl Observer for OneLog {
         for (host, virtual_host) in world.hosts().iter().enumerate().filter(|(_, host)| host.is_honest()) {
             let Some(peer) = virtual_host.peer() else { continue };
             let lies = |what: String| Violation { checker: NAME, at: world.now(), host: Some(host), what };
-            let changed = (0..peer.log().len()).find(|&index| {
+            let changed = (peer.log().first()..peer.log().len()).find(|&index| {
                 self.chains.get(index).is_some_and(|known| peer.log().chain(index + 1) != Some(*known))
             });
             if let Some(index) = changed {

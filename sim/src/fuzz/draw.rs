@@ -5,6 +5,7 @@ use std::collections::BTreeSet;
 use std::time::Duration;
 
 use iota_protocol::RunSpec;
+use iota_protocol::limits::SNAPSHOT_EVERY_ENTRIES;
 use iota_protocol::spec::TrainingMode;
 use iota_protocol::time::Millis;
 use iota_protocol::wire::Versions;
@@ -12,7 +13,7 @@ use iota_protocol::wire::Versions;
 use super::Case;
 use crate::clock::Clock;
 use crate::costs::Costs;
-use crate::faults::{Fault, Scheduled};
+use crate::faults::{Fault, LEAVE_WITHIN, Scheduled};
 use crate::host::HostSetup;
 use crate::network::{HostIndex, Link};
 use crate::random::Random;
@@ -23,6 +24,10 @@ use crate::world::Setup;
 const KIND_CHANCE: f64 = 0.4;
 /// A disk this small holds a few activations.
 const SMALL_DISK_BYTES: u64 = 2 << 20;
+/// How long a miner that leaves waits for its turn: not at all, too short for most epochs, as long as a node does, or longer
+/// than any run.
+const LEAVES_WITHIN: [Duration; 4] =
+    [Duration::ZERO, Duration::from_secs(5), LEAVE_WITHIN, Duration::from_secs(3600)];
 /// How often the program is upgraded in the course of a run.
 const UPGRADE_CHANCE: f64 = 0.2;
 /// How often all hosts lose their power at once.
@@ -55,6 +60,7 @@ impl Draw {
         let healed_at = self.random.duration(Duration::from_secs(40), Duration::from_secs(160));
         let mut faults = self.faults(&setup, present, candidates, healed_at);
         self.upgrade(&mut setup, &mut faults, healed_at);
+        self.snapshots(&mut setup);
         self.blackout(&mut faults, healed_at);
         faults.sort_by_key(|(at, _)| *at);
         let (seed, nodes, without) = (self.seed, self.nodes, BTreeSet::new());
@@ -97,6 +103,16 @@ impl Draw {
         spec.timing.ready_grace = self.millis(500, 5_000);
         spec.timing.linger = self.millis(2_000, 10_000);
         spec
+    }
+
+    /// In most runs the log is cut so often that whoever was away for a while finds its beginning gone. Drawn apart, so that
+    /// all else is what the seed alone makes it.
+    fn snapshots(&self, setup: &mut Setup) {
+        let mut random = Random::new(self.seed, "snapshots");
+        let every = [6, 16, 40, SNAPSHOT_EVERY_ENTRIES][random.below(4)];
+        for host in &mut setup.hosts {
+            host.snapshots_every = every;
+        }
     }
 
     fn engines(&mut self, setup: &mut Setup) {
@@ -258,10 +274,12 @@ impl Draw {
 
     fn leaves(&mut self, faults: &mut Vec<Scheduled>, _: &Setup, candidates: usize, until: Duration) {
         // A third may go for good; candidates stay.
+        let mut patience = Random::new(self.seed, "fuzz leave");
         for _ in 0..1 + self.random.below(self.nodes / 3 + 1) {
             let (host, at) = (self.host(), self.time(until));
             if host >= candidates {
-                faults.push((at, Fault::Leave(host)));
+                let within = LEAVES_WITHIN[patience.below(LEAVES_WITHIN.len())];
+                faults.push((at, Fault::Leave(host, within)));
             }
         }
     }

@@ -235,6 +235,7 @@ impl Recorder {
             | StateEvent::CutOff(..)
             | StateEvent::Reassigned(..)
             | StateEvent::Checkpointed(_)
+            | StateEvent::Snapshot(_)
             | StateEvent::Upgraded(_)
             | StateEvent::Finished => {}
         }

@@ -9,7 +9,7 @@ use iota_protocol::{Epoch, StageIndex};
 
 use super::Plan;
 use crate::adversary::Kind;
-use crate::faults::{Fault, MergeFailure};
+use crate::faults::{Fault, LEAVE_WITHIN, MergeFailure};
 use crate::network::{HostIndex, Link};
 
 /// Adversaries that cost samples, time or the quality of what is learnt and break no rule while most of their stage is
@@ -45,7 +45,8 @@ pub(super) fn churn(plan: &mut Plan) {
     while start < plan.epochs() {
         for miner in plan.some_miners(0.15) {
             let when = plan.random.between(start, start + 10.0);
-            let fault = if plan.random.chance(0.5) { Fault::Crash(miner) } else { Fault::Leave(miner) };
+            let fault =
+                if plan.random.chance(0.5) { Fault::Crash(miner) } else { Fault::Leave(miner, LEAVE_WITHIN) };
             plan.at(when, fault);
             let (when, newcomer) = (plan.random.between(start, start + 10.0), plan.newcomer());
             plan.at(when, Fault::Join(newcomer));

@@ -139,6 +139,13 @@ impl World {
             }
             Action::Release { prefix } => self.hosts[host].store.release(&prefix),
             Action::Remember(state) => self.hosts[host].remembered = Some(state),
+            Action::KeepSnapshot(snapshot) => {
+                let (now, entries) = (self.local_now(host), snapshot.entries);
+                self.hosts[host].snapshot = Some(snapshot);
+                if let Some(peer) = &mut self.hosts[host].peer {
+                    peer.handle_snapshot_kept(now, entries);
+                }
+            }
             Action::Mirror { id, state, .. } => self.mirror_state(host, id, &state),
             Action::MirrorBlobs { blobs } => drop(self.mirror(host, &blobs)),
             // The manifest is for people and for other runs.

@@ -26,6 +26,7 @@ impl World {
             Event::Thaw(host, incarnation) => self.thaw(host, incarnation),
             Event::Stop(host, incarnation) if self.lives(host, incarnation) => self.stop(host),
             Event::Stop(..) => {}
+            Event::Depart(host, incarnation) => self.depart(host, incarnation),
             Event::FlowEnds(end) => self.flow_ends(end),
             Event::FlowExpires(flow) => self.drop_cargo(flow),
             Event::FetchTries(fetch, next) => self.fetch_tries(&fetch, next),

@@ -12,7 +12,9 @@ use crate::network::HostIndex;
 use crate::observe::Seen;
 
 /// Pause before a host that could not be spared is asked for again.
-const REINSTALL_AGAIN: Duration = Duration::from_secs(1);
+const SPARED_FOR: Duration = Duration::from_secs(1);
+/// From a peer's last words to the end of its process, as in a node.
+const FAREWELL: Duration = Duration::from_millis(300);
 
 impl World {
     pub(super) fn start(&mut self, host: HostIndex) {
@@ -144,9 +146,10 @@ impl World {
         let fault = self.schedule[index].1.clone();
         let about = match &fault {
             Fault::Crash(host) | Fault::Restart(host) | Fault::Freeze(host, _) | Fault::Join(host) => *host,
-            Fault::Reinstall(host, ..) | Fault::Leave(host) | Fault::Group(host, _) | Fault::Cut(host, _) => {
-                *host
-            }
+            Fault::Reinstall(host, ..)
+            | Fault::Leave(host, _)
+            | Fault::Group(host, _)
+            | Fault::Cut(host, _) => *host,
             Fault::Relink(host, _) | Fault::Speed(host, _) | Fault::Disk(host, _) => *host,
             Fault::CrashLeader(_) => self.leader().unwrap_or(0),
             Fault::Heal | Fault::DropGossip(_) | Fault::RepeatGossip(_) => 0,
@@ -154,7 +157,7 @@ impl World {
         if self.spares_last_copies && self.takes_last_copy(about, &fault) {
             if let Fault::Reinstall(..) = fault {
                 // Whoever upgrades a host waits until others have what only it holds.
-                self.queue.push(REINSTALL_AGAIN, Event::Fault(index));
+                self.queue.push(SPARED_FOR, Event::Fault(index));
             }
             return;
         }
@@ -174,7 +177,7 @@ impl World {
                 self.queue.push(pause, Event::Restart(host));
             }
             Fault::Freeze(host, pause) => self.freeze(host, pause),
-            Fault::Leave(host) => self.leave(host),
+            Fault::Leave(host, within) => self.leave(host, within),
             Fault::Group(host, group) => {
                 self.network.set_group(host, group);
                 self.links_changed();
@@ -204,16 +207,37 @@ impl World {
         self.drop_unreachable_cargo();
     }
 
-    /// A peer says that it leaves, and ends a little later whether it was let go or not.
-    fn leave(&mut self, host: HostIndex) {
+    /// A peer says that it leaves, and ends when it is let go, or when its time is up.
+    fn leave(&mut self, host: HostIndex, within: Duration) {
         let local = self.local_now(host);
         let incarnation = self.hosts[host].incarnation;
         let leaving = &mut self.hosts[host];
         let Some(peer) = leaving.peer.as_mut().filter(|_| !leaving.frozen) else { return };
-        peer.leave(local);
         leaving.setup.miner = false;
-        self.queue.push(self.spec.timing.linger.duration(), Event::Stop(host, incarnation));
-        self.drain(host);
+        self.queue.push(within, Event::Depart(host, incarnation));
+        if !within.is_zero() {
+            peer.leave(local);
+            self.drain(host);
+        }
+    }
+
+    /// A host's process says that it is gone and ends. One that was not let go may have to stay for what it alone has.
+    pub(super) fn depart(&mut self, host: HostIndex, incarnation: u32) {
+        if !self.lives(host, incarnation) {
+            return;
+        }
+        let free = self.hosts[host].peer().is_some_and(|peer| peer.has_left());
+        if !free && self.spares_last_copies && self.has_last_copy(host) {
+            self.queue.push(SPARED_FOR, Event::Depart(host, incarnation));
+            return;
+        }
+        let local = self.local_now(host);
+        self.queue.push(FAREWELL, Event::Stop(host, incarnation));
+        let leaving = &mut self.hosts[host];
+        if let Some(peer) = leaving.peer.as_mut().filter(|_| !leaving.frozen) {
+            peer.quit(local);
+            self.drain(host);
+        }
     }
 
     /// Notes what the world itself has to know: that somebody knows that the run is over, that a merge was decided on,
@@ -222,6 +246,10 @@ impl World {
         match notice {
             Notice::State(StateEvent::Finished) => self.finished_hosts = true,
             Notice::State(StateEvent::Planned(stage, epoch, ..)) => self.planned(*stage, *epoch),
+            Notice::Left => {
+                let incarnation = self.hosts[host].incarnation;
+                self.queue.push(Duration::ZERO, Event::Depart(host, incarnation));
+            }
             Notice::Outdated(_) => {
                 let incarnation = self.hosts[host].incarnation;
                 self.queue.push(Duration::ZERO, Event::Stop(host, incarnation));

@@ -15,21 +15,23 @@ use crate::faults::Fault;
 use crate::network::HostIndex;
 
 impl World {
-    /// Whether a fault would take the last copy of some stage's newest weights: a host that leaves, whose disk fills, or
-    /// whose process ends while its disk is full.
+    /// Whether a fault would take the last copy of some stage's newest weights: a host whose disk fills, or whose process
+    /// ends while its disk is full.
     pub(super) fn takes_last_copy(&self, host: HostIndex, fault: &Fault) -> bool {
         let takes = match fault {
-            Fault::Leave(_) => true,
             Fault::Disk(_, bytes) => *bytes < self.hosts[host].store.quota(),
             Fault::Crash(_) | Fault::CrashLeader(_) | Fault::Reinstall(..) => {
                 !self.hosts[host].store.has_room()
             }
             _ => false,
         };
+        takes && self.has_last_copy(host)
+    }
+
+    /// Whether some stage's newest weights, or a part of the next, may be with this host alone.
+    pub(super) fn has_last_copy(&self, host: HostIndex) -> bool {
         let elsewhere = self.spec.mirror.is_set() && self.is_mirrored();
-        takes
-            && (self.owns_merge(host)
-                || !elsewhere && self.spec.stages().any(|stage| !self.has_copy(stage, host)))
+        self.owns_merge(host) || !elsewhere && self.spec.stages().any(|stage| !self.has_copy(stage, host))
     }
 
     /// Whether the newest weights of all stages can be had from the mirror.

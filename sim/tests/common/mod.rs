@@ -86,7 +86,7 @@ impl Observer for Agreement {
         let honest = world.hosts().iter().filter(|host| host.is_honest());
         let mut chains: BTreeMap<usize, Hash> = BTreeMap::new();
         for log in honest.filter_map(|host| host.peer()).map(|peer| peer.log()) {
-            for len in 1..=log.len() {
+            for len in log.first()..=log.len() {
                 let chain = log.chain(len).unwrap_or_default();
                 if *chains.entry(len).or_insert(chain) != chain {
                     return Err(violation(world.now(), "history", format!("entry {len} differs")));

@@ -1,0 +1,49 @@
+//! `iota-node history`: what was decided in a run, from its mirror.
+
+use std::io::Write;
+use std::sync::Arc;
+
+use clap::Args;
+use iota_protocol::LogIndex;
+use iota_protocol::run_state::RunState;
+use serde_json::json;
+
+use super::checkpoint::{FromOptions, block_on, failed};
+use crate::bridge::model_config;
+use crate::error::CliError;
+use crate::history;
+
+#[derive(Debug, Args)]
+pub(super) struct HistoryOptions {
+    #[command(flatten)]
+    from: FromOptions,
+    /// Print one JSON object per entry
+    #[arg(long)]
+    json: bool,
+}
+
+pub(super) fn run(options: &HistoryOptions) -> Result<(), CliError> {
+    let (mirror, found) = options.from.find()?;
+    let failed = |error: &dyn std::fmt::Display| failed(&options.from.from, error);
+    let spec = Arc::new(found.manifest.spec().map_err(|error| failed(&error))?);
+    let log = block_on(history::read(&mirror, &spec))?.map_err(|error| failed(&error))?;
+    let model = model_config(&spec);
+    let parameters: Vec<usize> = (0..model.stages).map(|stage| model.parameter_count(stage)).collect();
+    let mut state = RunState::new(spec, &parameters);
+    let mut out = std::io::stdout().lock();
+    for index in 0..log.len() {
+        let Some((entry, chain)) = log.entry(index) else { break };
+        let void = state.apply(LogIndex(index as u64), chain, entry.as_ref()).is_empty();
+        let line = if options.json {
+            json!({ "index": index, "void": void, "entry": entry, "chain": chain }).to_string()
+        } else {
+            let decision = entry.map(|entry| json!(entry.decision).to_string());
+            format!("{index:>8} {} {}", if void { "void " } else { "     " }, decision.unwrap_or_default())
+        };
+        // A closed stdout is the reader's choice.
+        if writeln!(out, "{line}").is_err() {
+            break;
+        }
+    }
+    Ok(())
+}

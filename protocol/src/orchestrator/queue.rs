@@ -1,0 +1,67 @@
+//! Who waits for a place, in the order in which they began to ask.
+//!
+//! A place in the queue belongs to a key: one that reconnects, or whose process starts again, has the place that it had, if
+//! it is heard again in time. While it is silent it is passed over. Every candidate keeps the queue, so that a new leader
+//! has it; one that has just started begins a new one.
+
+use std::collections::BTreeMap;
+
+use crate::id::PeerId;
+use crate::limits::{QUEUE_EVICTIONS, QUEUE_TOLD_MAX, REPLICAS_MAX};
+use crate::peer::book::Book;
+use crate::run_state::RunState;
+use crate::time::Instant;
+use crate::wire::message::EvictReason;
+
+/// The queue.
+#[derive(Debug, Default)]
+pub(super) struct Queue {
+    waiting: BTreeMap<PeerId, Waiting>,
+}
+
+#[derive(Clone, Copy, Debug)]
+struct Waiting {
+    since: Instant,
+    heard: Instant,
+}
+
+impl Queue {
+    /// Notes who asks.
+    pub(super) fn observe(&mut self, now: Instant, state: &RunState, book: &Book) {
+        let eviction = state.spec().timing.eviction.duration();
+        let heard = |peer: PeerId| book.hears(now, peer, eviction);
+        for (peer, _) in book.records().filter(|(peer, _)| asks(state, book, *peer) && heard(*peer)) {
+            self.waiting.entry(peer).or_insert(Waiting { since: now, heard: now }).heard = now;
+        }
+        let kept = |waiting: &Waiting| now.since(waiting.heard) < eviction * QUEUE_EVICTIONS;
+        self.waiting.retain(|peer, waiting| {
+            let gone = book.record(*peer).is_some() && !asks(state, book, *peer);
+            !gone && state.stage_of(*peer).is_none() && kept(waiting)
+        });
+    }
+
+    /// Everybody who waits, the first first; peers that began to ask at once in the order of their keys.
+    pub(super) fn in_order(&self) -> Vec<PeerId> {
+        let mut order: Vec<PeerId> = self.waiting.keys().copied().collect();
+        order.sort_by_key(|peer| self.waiting.get(peer).map(|waiting| waiting.since));
+        order
+    }
+
+    /// The first who wait, if no stage has room.
+    pub(super) fn told(&self, state: &RunState) -> Vec<PeerId> {
+        if state.spec().stages().any(|stage| state.replicas(stage).count() < REPLICAS_MAX) {
+            return Vec::new();
+        }
+        let mut order = self.in_order();
+        order.truncate(QUEUE_TOLD_MAX);
+        order
+    }
+}
+
+/// Whether `peer` asks for a place and may have one.
+fn asks(state: &RunState, book: &Book, peer: PeerId) -> bool {
+    let banned =
+        matches!(state.eviction(peer), Some(EvictReason::InvalidContribution | EvictReason::WrongMerge));
+    let asks = book.record(peer).is_some_and(|record| record.miner && !record.leaving);
+    asks && !banned && state.stage_of(peer).is_none()
+}
