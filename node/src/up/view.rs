@@ -266,20 +266,10 @@ impl SwarmView {
                 stage.loss = loss.or(stage.loss);
                 None
             }
-            NodeEvent::Evicted { peer, reason } => {
-                self.once(format!("peer {} was evicted: {reason}", peer.short()))
-            }
             NodeEvent::Joined { counted_seconds, .. } => {
                 self.peers.get_mut(index)?.join_seconds = counted_seconds;
                 None
             }
-            NodeEvent::Leaving { awaits } => {
-                self.once(format!("process {index} leaves, and waits for {awaits}"))
-            }
-            NodeEvent::Released { stage, epoch, peer, reason } => self.once(format!(
-                "peer {} was released from epoch {epoch} of stage {stage}: {reason}",
-                peer.short()
-            )),
             NodeEvent::Traffic {
                 gossip_in,
                 gossip_out,
@@ -303,17 +293,39 @@ impl SwarmView {
                 self.progress += 1;
                 None
             }
+            NodeEvent::Refused { .. } => None,
+            NodeEvent::Evicted { .. }
+            | NodeEvent::Leaving { .. }
+            | NodeEvent::Released { .. }
+            | NodeEvent::Checkpointed { .. }
+            | NodeEvent::Undone { .. } => self.tell(index, event),
+            NodeEvent::EpochOpened { .. }
+            | NodeEvent::MergePlanned { .. }
+            | NodeEvent::MergeClosed { .. }
+            | NodeEvent::WeightsReady { .. } => self.apply_stage(index, t_ms, event),
+        }
+    }
+
+    /// What people are told of an event, the first time that some process reports it.
+    fn tell(&mut self, index: usize, event: NodeEvent) -> Option<Notice> {
+        match event {
+            NodeEvent::Evicted { peer, reason } => {
+                self.once(format!("peer {} was evicted: {reason}", peer.short()))
+            }
+            NodeEvent::Leaving { awaits } => {
+                self.once(format!("process {index} leaves, and waits for {awaits}"))
+            }
+            NodeEvent::Released { stage, epoch, peer, reason } => self.once(format!(
+                "peer {} was released from epoch {epoch} of stage {stage}: {reason}",
+                peer.short()
+            )),
             NodeEvent::Checkpointed { epoch } => {
                 self.once(format!("checkpoint of epoch {epoch} is complete in the mirror"))
             }
             NodeEvent::Undone { stage, epoch } => self.once(format!(
                 "the merge of epoch {epoch} of stage {stage} was passed over: everybody who had it is gone"
             )),
-            NodeEvent::Refused { .. } => None,
-            NodeEvent::EpochOpened { .. }
-            | NodeEvent::MergePlanned { .. }
-            | NodeEvent::MergeClosed { .. }
-            | NodeEvent::WeightsReady { .. } => self.apply_stage(index, t_ms, event),
+            _ => None,
         }
     }
 
