@@ -258,12 +258,8 @@ impl SwarmView {
                 self.progress += 1;
                 None
             }
-            NodeEvent::Progress { stage, epoch: _, done, assigned, tokens_total, loss, phase } => {
-                self.step(index, stage, (done, assigned), tokens_total, t_ms);
-                let view = self.peers.get_mut(index)?;
-                view.phase = phase;
-                let stage = self.stages.get_mut(usize::from(stage))?;
-                stage.loss = loss.or(stage.loss);
+            NodeEvent::Progress { .. } => {
+                self.step(index, t_ms, event);
                 None
             }
             NodeEvent::Joined { counted_seconds, .. } => {
@@ -406,14 +402,19 @@ impl SwarmView {
     }
 
     /// Notes how far a process is and keeps the rate of its stage.
-    fn step(&mut self, index: usize, stage: u16, samples: (u32, u32), tokens: u64, t_ms: u64) {
+    fn step(&mut self, index: usize, t_ms: u64, event: NodeEvent) {
+        let NodeEvent::Progress { stage, epoch: _, done, assigned, tokens_total, loss, phase } = event else {
+            return;
+        };
         let Some(view) = self.peers.get_mut(index) else { return };
-        if tokens > view.tokens || samples.0 > view.samples.0 {
+        if tokens_total > view.tokens || done > view.samples.0 {
             self.progress += 1;
         }
-        (view.stage, view.samples, view.tokens) = (Some(stage), samples, tokens);
+        (view.stage, view.samples, view.tokens) = (Some(stage), (done, assigned), tokens_total);
+        view.phase = phase;
         let total = self.peers.iter().filter(|peer| peer.stage == Some(stage)).map(|peer| peer.tokens).sum();
         let Some(stage) = self.stages.get_mut(usize::from(stage)) else { return };
+        stage.loss = loss.or(stage.loss);
         stage.rate.push_back((t_ms, total));
         while stage.rate.front().is_some_and(|(then, _)| then + RATE_WINDOW_MS < t_ms) {
             stage.rate.pop_front();
