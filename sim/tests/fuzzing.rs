@@ -62,6 +62,7 @@ fn no_seed_breaks_a_rule_while_hosts_take_the_last_weights_of_a_stage_along() {
 /// - 99, 142, 205, 208, 243, 269 and 282: with fewer samples than miners, or after a cutoff, everybody waited for submissions
 ///   of those who had no samples, in every epoch;
 /// - 831 of 40 nodes: a candidate to which the last decision got lost was never sent it again, since nothing followed;
+/// - 239: a candidate that came back behind a snapshot was sent entries before it by the next leader, and took none of them;
 /// - 1487 of 40 nodes: what was being read when its stage was given up was let go of one step too late;
 /// - 636 and 1895: no fault of the swarm, but of the checker, which did not see that samples lost in one stage are lost in
 ///   the one two above.
@@ -71,7 +72,7 @@ fn seeds_that_failed_once_pass() {
         [51, 56, 157, 182, 284, 351, 539, 250, 831, 1487, 1820].into_iter().map(|seed| fuzz::draw(seed, 40)),
     );
     none_fails(
-        [12, 75, 99, 201, 205, 282, 314, 636, 877, 954, 1082, 1125, 1414, 1895]
+        [12, 75, 99, 201, 205, 239, 282, 314, 636, 877, 954, 1082, 1125, 1414, 1895]
             .into_iter()
             .map(|seed| fuzz::draw(seed, NODES)),
     );

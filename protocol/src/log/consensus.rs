@@ -74,20 +74,30 @@ pub enum ConsensusError {
     Config(String),
 }
 
-/// Whether a message must not be handled by a candidate that has decided so many entries and trimmed so many of them.
-fn is_unfit(message: &Message<LogBytes>, decided: usize, trimmed: usize) -> bool {
-    let Message::SequencePaxos(PaxosMessage { msg, .. }) = message else { return false };
-    match msg {
-        // It would write entries again that are decided here. It answers a promise that was overtaken by a later one, whose
-        // answer is on its way or will be asked for again.
-        PaxosMsg::AcceptSync(sync) => sync.log_sync.sync_idx < decided,
+/// What of a message a candidate handles that has decided so many entries and trimmed so many of them.
+fn fitting(mut message: Message<LogBytes>, decided: usize, trimmed: usize) -> Option<Message<LogBytes>> {
+    let Message::SequencePaxos(PaxosMessage { msg, .. }) = &mut message else { return Some(message) };
+    let fits = match msg {
+        // Entries that are decided here are not written again: they may be trimmed. The leader sends those of them that came
+        // here from a snapshot, since it cannot know that they did.
+        PaxosMsg::AcceptSync(sync) => {
+            let log = &mut sync.log_sync;
+            let known = decided.saturating_sub(log.sync_idx);
+            let reaches = known <= log.suffix.len();
+            if reaches {
+                log.suffix.drain(..known);
+                log.sync_idx += known;
+            }
+            reaches
+        }
         // From one that lacks what was trimmed.
-        PaxosMsg::Prepare(prepare) => prepare.decided_idx < trimmed,
-        PaxosMsg::Promise(promise) => promise.decided_idx < trimmed,
+        PaxosMsg::Prepare(prepare) => prepare.decided_idx >= trimmed,
+        PaxosMsg::Promise(promise) => promise.decided_idx >= trimmed,
         // What may be trimmed here, only this candidate knows.
-        PaxosMsg::Compaction(_) => true,
-        _ => false,
-    }
+        PaxosMsg::Compaction(_) => false,
+        _ => true,
+    };
+    fits.then_some(message)
 }
 
 /// Trims the entries before `index` and takes them for decided.
@@ -194,7 +204,7 @@ impl<S: Storage<LogBytes> + Clone> Consensus<S> {
         if message.get_sender() != node_id(sender) || message.get_receiver() != node_id(self.me) {
             return Err(RejectReason::Inconsistent("consensus sender or receiver"));
         }
-        if !is_unfit(&message, paxos.get_decided_idx(), paxos.get_compacted_idx()) {
+        if let Some(message) = fitting(message, paxos.get_decided_idx(), paxos.get_compacted_idx()) {
             paxos.handle_incoming(message);
         }
         Ok(())
