@@ -130,6 +130,7 @@ async fn plane(secret: u8) -> (DataPlane, mpsc::Receiver<push::IncomingPush>) {
         bind,
         storage: Storage::Memory,
         gc_interval: Duration::from_secs(3600),
+        upload_rate: None,
         push: PushLimits::default(),
         traffic: Traffic::default(),
         metrics: DataMetrics::default(),

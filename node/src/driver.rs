@@ -30,6 +30,7 @@ use iota_protocol::limits::{ADDRESSES_MAX, TRANSFER_DEADLINE};
 use iota_protocol::log::LogBytes;
 use iota_protocol::miner::{Action, JobDone};
 use iota_protocol::peer::departure::Awaits;
+use iota_protocol::peer::room::DiskUse;
 use iota_protocol::peer::{Addresses, Peer};
 use iota_protocol::wire::frame::{PushAck, PushHeader, PushRefusal, check_payload};
 use iota_protocol::wire::message::{StateOffer, Topic};
@@ -40,6 +41,7 @@ use tokio::sync::{mpsc, oneshot};
 use tokio::task::JoinSet;
 
 use crate::blobs::{DataError, DataPlane};
+use crate::disk::DiskWatch;
 use crate::mirror::Mirror;
 use crate::net::{self, NetEvent, NetHandle, Reply, Verdict};
 use crate::push::IncomingPush;
@@ -69,6 +71,7 @@ pub(crate) struct Parts {
     pub(crate) plane: DataPlane,
     pub(crate) pushes: mpsc::Receiver<IncomingPush>,
     pub(crate) vault: Vault,
+    pub(crate) disk: DiskWatch,
     pub(crate) mirror: Option<Mirror>,
     pub(crate) engine: Option<(mpsc::UnboundedSender<Order>, mpsc::UnboundedReceiver<JobDone>)>,
     pub(crate) reporter: Reporter,
@@ -85,6 +88,7 @@ enum Completion {
     LogMirrored(u64),
     Checked { push: IncomingPush, header: Result<PushHeader, PushRefusal> },
     Listening(Vec<Multiaddr>),
+    Looked(std::io::Result<DiskUse>),
     Done,
 }
 
@@ -131,6 +135,8 @@ pub(crate) struct Driver {
     bootstrap_until: Option<tokio::time::Instant>,
     finished_at: Option<Instant>,
     leaving: bool,
+    /// Whether somebody looks at the disk.
+    looking: bool,
     run: RunId,
     keeping: Keeping,
     history: History,
@@ -158,6 +164,7 @@ impl Driver {
             bootstrap_until: bootstrap_within.map(|within| started + within),
             finished_at: None,
             leaving: false,
+            looking: false,
         }
     }
 
@@ -171,6 +178,7 @@ impl Driver {
     pub(crate) async fn run(&mut self, stop: Stop) -> Ended {
         let listen = self.parts.net.snapshot().await.listen;
         self.tell_addresses(self.now(), &listen);
+        self.look();
         loop {
             let input = self.next(&stop).await;
             let now = self.now();
@@ -364,11 +372,34 @@ impl Driver {
                 self.keep_snapshot();
             }
             Completion::Listening(listen) => self.tell_addresses(now, &listen),
+            Completion::Looked(looked) => self.handle_looked(now, looked),
             Completion::Done => {}
         }
     }
 
+    /// Looks at the disk, unless somebody does.
+    fn look(&mut self) {
+        if !std::mem::replace(&mut self.looking, true) {
+            let disk = self.parts.disk.clone();
+            self.tasks
+                .spawn_blocking(move || Completion::Looked(disk.look().inspect(|found| disk.reserve(found))));
+        }
+    }
+
+    fn handle_looked(&mut self, now: Instant, looked: std::io::Result<DiskUse>) {
+        self.looking = false;
+        match looked {
+            Ok(found) => {
+                self.parts.peer.handle_disk(now, &found);
+                self.parts.vault.set_room(self.parts.peer.room());
+                self.parts.reporter.disk(found);
+            }
+            Err(error) => tracing::warn!(%error, "room on the disk not known"),
+        }
+    }
+
     fn handle_report(&mut self, now: Instant) -> Option<Ended> {
+        self.look();
         self.parts.reporter.report(&self.parts.peer);
         self.keep_snapshot();
         if self.bootstrap_until.is_some_and(|until| tokio::time::Instant::now() >= until) {
@@ -587,7 +618,14 @@ impl Driver {
 /// Whether the protocol tries again by itself after this job failed: it may have been given wrong blobs, or the disk may
 /// have been full.
 fn retried(reason: &str) -> bool {
-    ["load the state", "take the outer step", "write the state"].iter().any(|job| reason.starts_with(job))
+    let jobs = [
+        "load the state",
+        "take the outer step",
+        "write the state",
+        "write the contribution",
+        "reduce a partition",
+    ];
+    jobs.iter().any(|job| reason.starts_with(job))
 }
 
 /// Keeps blobs; returns when they survive the process.

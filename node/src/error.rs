@@ -136,6 +136,16 @@ pub enum CliError {
         /// What is wrong with it.
         reason: String,
     },
+    /// The disk of a node is full.
+    #[error("use the folder {path}: expected {expected}, got {got}")]
+    NoRoom {
+        /// The folder.
+        path: PathBuf,
+        /// The room it takes.
+        expected: String,
+        /// The room there is.
+        got: String,
+    },
     /// No bootstrap peer answered.
     #[error("reach a bootstrap peer: expected an answer within {waited:?}, got none from {addresses}")]
     Unreachable {
@@ -192,9 +202,8 @@ impl CliError {
         match self {
             Self::Spec { .. } | Self::Config { .. } => ExitCode::Config,
             Self::Option { .. } => ExitCode::Usage,
-            Self::File { .. } | Self::Content { .. } | Self::Key { .. } | Self::Folder { .. } => {
-                ExitCode::File
-            }
+            Self::File { .. } | Self::Content { .. } | Self::Key { .. } => ExitCode::File,
+            Self::Folder { .. } | Self::NoRoom { .. } => ExitCode::File,
             Self::Device { .. } => ExitCode::Device,
             Self::Listen { .. } => ExitCode::Listen,
             Self::Unreachable { .. } => ExitCode::Unreachable,
@@ -228,6 +237,10 @@ impl CliError {
             Self::Device { .. } => "use `--device cpu`, or build with `cargo build --release --features cuda` (or wgpu)".to_owned(),
             Self::Listen { .. } => "choose another port, or port 0 to let the system choose".to_owned(),
             Self::Folder { .. } => "choose another folder with --data-dir, or stop the node that uses this one".to_owned(),
+            Self::NoRoom { path, .. } => format!(
+                "free some room there (`df -h {}`) or raise --disk-quota, and run the same command again; what is in the folder stays as it is",
+                path.display()
+            ),
             Self::Unreachable { .. } => {
                 "check that the peer runs and that its UDP and TCP ports are open; --bootstrap-timeout waits longer".to_owned()
             }

@@ -6,6 +6,7 @@
 
 use std::fs::{File, OpenOptions};
 use std::io::{self, Read, Seek, SeekFrom, Write};
+use std::os::unix::fs::FileExt as _;
 use std::path::{Path, PathBuf};
 use std::time::{SystemTime, UNIX_EPOCH};
 
@@ -17,6 +18,8 @@ pub const EVENTS_FILE: &str = "events.jsonl";
 
 /// Longest line a reader keeps while it waits for its end.
 const LINE_BYTES_MAX: usize = 1 << 20;
+/// Bytes of lines that wait until there is room for them. A miner that does nothing else for a day reports less.
+const WAITING_BYTES_MAX: usize = 8 << 20;
 
 /// Something a node did or learned.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -181,6 +184,17 @@ pub enum NodeEvent {
         /// Blobs served.
         blobs_out: u64,
     },
+    /// There is more or less room on this node's disk than before.
+    Room {
+        /// `enough`, `near` its end, or `full`.
+        room: String,
+        /// Bytes that this node keeps.
+        kept_bytes: u64,
+        /// The most it may keep, if there is a limit.
+        quota_bytes: Option<u64>,
+        /// Bytes free on the file system.
+        free_bytes: u64,
+    },
     /// The run is over for this node. Its last event.
     Finished {
         /// The stage it held, if it was a miner.
@@ -211,10 +225,13 @@ pub fn unix_ms() -> u64 {
     u64::try_from(since.as_millis()).unwrap_or(u64::MAX)
 }
 
-/// Appends events to a node's log. Every line is written at once, so a reader sees whole lines or the start of one.
+/// Appends events to a node's log. Every line is written at once, so a reader sees whole lines or the start of one. Those
+/// for which the disk has no room wait for it.
 #[derive(Debug)]
 pub struct EventLog {
     file: File,
+    /// What was not written yet, from the middle of a line on if the disk took the start of it.
+    waiting: Vec<u8>,
 }
 
 impl EventLog {
@@ -223,18 +240,46 @@ impl EventLog {
     /// # Errors
     /// What the system said about creating it.
     pub fn open(data_dir: &Path) -> io::Result<Self> {
-        let file = OpenOptions::new().create(true).append(true).open(data_dir.join(EVENTS_FILE))?;
-        Ok(Self { file })
+        let file =
+            OpenOptions::new().create(true).read(true).append(true).open(data_dir.join(EVENTS_FILE))?;
+        let mut last = [b'\n'];
+        if let Some(end) = file.metadata()?.len().checked_sub(1) {
+            file.read_exact_at(&mut last, end)?;
+        }
+        // An earlier process may have ended in the middle of a line.
+        let waiting = if last == [b'\n'] { Vec::new() } else { vec![b'\n'] };
+        Ok(Self { file, waiting })
     }
 
-    /// Appends `event` with the current time.
+    /// Whether some events wait for room.
+    #[must_use]
+    pub const fn is_behind(&self) -> bool {
+        !self.waiting.is_empty()
+    }
+
+    /// Appends `event` with the current time, after those that wait.
     ///
     /// # Errors
-    /// What the system said about writing it.
+    /// What the system said about writing it. It waits then, unless too many do already.
     pub fn write(&mut self, event: NodeEvent) -> io::Result<()> {
         let mut line = serde_json::to_vec(&TimedEvent { t_ms: unix_ms(), event })?;
         line.push(b'\n');
-        self.file.write_all(&line)
+        if self.waiting.len() + line.len() <= WAITING_BYTES_MAX {
+            self.waiting.extend(line);
+        }
+        self.flush()
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        while !self.waiting.is_empty() {
+            match self.file.write(&self.waiting) {
+                Ok(0) => return Err(io::ErrorKind::WriteZero.into()),
+                Ok(written) => drop(self.waiting.drain(..written)),
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                Err(error) => return Err(error),
+            }
+        }
+        Ok(())
     }
 }
 
@@ -295,6 +340,22 @@ mod tests {
         log.file.write_all(b"tted\",\"stage\":2}\n").unwrap();
         assert_eq!(tail.poll().unwrap(), [TimedEvent { t_ms: 5, event: NodeEvent::Admitted { stage: 2 } }]);
         assert_eq!(tail.poll().unwrap(), []);
+    }
+
+    #[test]
+    fn the_line_that_an_earlier_process_did_not_end_spoils_no_other() {
+        let dir = tempfile::tempdir().unwrap();
+        std::fs::write(dir.path().join(EVENTS_FILE), b"{\"t_ms\":1,\"event\":\"adm").unwrap();
+        let mut log = EventLog::open(dir.path()).unwrap();
+        log.write(NodeEvent::Admitted { stage: 3 }).unwrap();
+        assert!(!log.is_behind());
+        drop(log);
+        EventLog::open(dir.path()).unwrap().write(NodeEvent::Admitted { stage: 4 }).unwrap();
+        let events: Vec<_> =
+            EventTail::new(dir.path()).poll().unwrap().into_iter().map(|timed| timed.event).collect();
+        assert_eq!(events, [3, 4].map(|stage| NodeEvent::Admitted { stage }));
+        let lines = std::fs::read_to_string(dir.path().join(EVENTS_FILE)).unwrap();
+        assert_eq!(lines.lines().count(), 3);
     }
 
     #[test]

@@ -65,8 +65,9 @@ pub fn load_or_create_secret(path: &Path) -> Result<[u8; 32], IdentityError> {
         Ok(mut file) => {
             let secret = iroh::SecretKey::generate().to_bytes();
             let text = format!("{}\n", hex::encode(secret));
-            file.write_all(text.as_bytes()).map_err(io)?;
-            file.sync_all().map_err(io)?;
+            let written = file.write_all(text.as_bytes()).and_then(|()| file.sync_all());
+            // Half a key would stand in the way of a whole one.
+            written.inspect_err(|_| drop(fs::remove_file(path))).map_err(io)?;
             Ok(secret)
         }
         Err(error) if error.kind() == io::ErrorKind::AlreadyExists => load(path),

@@ -34,7 +34,9 @@ pub mod traffic;
 /// Joining a run.
 pub mod run;
 
+mod disk;
 mod driver;
+mod rate;
 mod recovery;
 
 /// The command line.

@@ -12,6 +12,8 @@ use prometheus_client::metrics::family::Family;
 use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::registry::Registry;
 
+use iota_protocol::peer::room::Room;
+
 use crate::push;
 
 type FloatGauge = Gauge<f64, AtomicU64>;
@@ -215,8 +217,12 @@ pub struct NodeMetrics {
     pub log_index: Gauge,
     /// Connected peers.
     pub peers: Gauge,
-    /// Bytes in the blob store.
+    /// Bytes that this node keeps on its disk.
     pub stored: Gauge,
+    /// Bytes free on the file system of its folder.
+    pub disk_free: Gauge,
+    room: Gauge,
+    disk_full: Counter,
 }
 
 impl NodeMetrics {
@@ -251,6 +257,11 @@ impl NodeMetrics {
         add("iota_epochs", "Increments when an epoch of this peer's stage opens", &self.epochs);
         add("iota_merges", "Increments when a merge of this peer's stage has an outcome", &self.merges);
         add("iota_leader_changes", "Increments when another candidate becomes leader", &self.leader_changes);
+        add(
+            "iota_disk_full",
+            "Increments when this node stops for want of room on its disk",
+            &self.disk_full,
+        );
     }
 
     fn register_gauges(&self, registry: &mut Registry) {
@@ -270,7 +281,19 @@ impl NodeMetrics {
         add("iota_stage", "Stage this peer serves, -1 without one", &self.stage);
         add("iota_log_index", "Index of the last decided entry this peer has folded", &self.log_index);
         add("iota_peers", "Connected peers", &self.peers);
-        add("iota_stored_bytes", "Bytes in the blob store", &self.stored);
+        add("iota_stored_bytes", "Bytes that this node keeps on its disk", &self.stored);
+        add("iota_disk_free_bytes", "Bytes free on the file system of this node's folder", &self.disk_free);
+        add("iota_disk_room", "Room on the disk: 0 enough, 1 near its end, 2 none", &self.room);
+    }
+
+    /// Takes how much room the disk has.
+    pub fn room(&self, room: Room) {
+        self.room.set(match room {
+            Room::Enough => 0,
+            Room::Near => 1,
+            Room::Full => 2,
+        });
+        self.disk_full.inc_by(u64::from(room == Room::Full));
     }
 
     /// Sets how long each step of joining took.

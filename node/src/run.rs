@@ -26,6 +26,7 @@ use tokio_util::sync::CancellationToken;
 use crate::blobs::{DataConfig, DataError, DataPlane, Storage};
 use crate::bridge;
 use crate::checkpoints::open;
+use crate::disk::DiskWatch;
 use crate::driver::engine_thread::{self, EngineSetup};
 use crate::driver::vault::Vault;
 use crate::driver::{Driver, Ended, NodePeer, Parts, Reporter, wall_micros};
@@ -84,6 +85,10 @@ pub struct JoinConfig {
     pub snapshot_every: u64,
     /// Bytes per second that uploads to the mirror may take; as fast as they go without one.
     pub mirror_upload_rate: Option<NonZeroU64>,
+    /// Bytes per second that blobs served to other peers may take; as fast as they go without one.
+    pub upload_rate: Option<NonZeroU64>,
+    /// Most bytes that it may keep on its disk, if there is a limit.
+    pub disk_quota: Option<u64>,
     /// The corpus, if this node reads it.
     pub corpus: Option<Arc<Corpus>>,
 }
@@ -229,7 +234,8 @@ pub async fn join(config: JoinConfig, stop: Stop) -> Result<RunSummary, RunError
     let mut reporter = Reporter::new(events, metrics, traffic, health, store, mirror.clone());
     reporter.event(started(&identity, &net, &plane, &pages).await);
 
-    let parts = Parts { peer, spec, mirror, net, net_events, plane, pushes, vault, engine, reporter };
+    let disk = DiskWatch::new(&config.data_dir, config.disk_quota);
+    let parts = Parts { peer, spec, mirror, disk, net, net_events, plane, pushes, vault, engine, reporter };
     let bootstrap_within = (!config.bootstrap.is_empty()).then_some(config.bootstrap_timeout);
     let mut driver = Driver::new(parts, bootstrap_within);
     let ended = driver.run(stop).await;
@@ -298,6 +304,7 @@ fn data_config(config: &JoinConfig, traffic: &Traffic, metrics: DataMetrics) -> 
         bind: config.data_bind,
         storage: Storage::Disk(config.data_dir.join("blobs")),
         gc_interval: GC_INTERVAL,
+        upload_rate: config.upload_rate,
         push,
         traffic: traffic.clone(),
         metrics,

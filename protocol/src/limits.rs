@@ -71,6 +71,15 @@ pub const VOTES_AHEAD_MAX: usize = 1024;
 pub const CONSENSUS_BUNDLE_MAX: usize = 64;
 /// Signed messages waiting for the epoch or plan they belong to, for all peers together.
 pub const EARLY_MESSAGES_MAX: usize = 1024;
+/// Free bytes of a file system below which a node keeps no more blobs: the largest blob fits, and so does what a gigabit per
+/// second brings in the half second between two looks.
+pub const DISK_FULL_BYTES: u64 = 64 * 1024 * 1024;
+/// The same on a small file system: one part in so many.
+pub const DISK_FULL_SHARE: u64 = 16;
+/// Free bytes of a file system below which a node takes on no more work: some blobs fit that the epoch under way still needs.
+pub const DISK_NEAR_BYTES: u64 = 4 * DISK_FULL_BYTES;
+/// The same on a small file system: one part in so many.
+pub const DISK_NEAR_SHARE: u64 = 4;
 /// Peers whose records are remembered.
 pub const BOOK_PEERS_MAX: usize = 8192;
 /// Peers that wait for a place whom a candidate's record names, the first first: 2 KiB each heartbeat of a full run.
@@ -137,3 +146,8 @@ const _: () = assert!(ENTRY_BYTES_MAX <= LOG_GOSSIP_BYTES_MAX, "a gossiped range
 const _: () = assert!(LOG_GOSSIP_BYTES_MAX <= LOG_RANGE_BYTES_MAX, "so does one that is asked for");
 const _: () = assert!(LOG_RANGE_ENTRIES_MAX * 5 + 4096 <= LOG_RANGE_FRAME_BYTES, "a range's frame fits");
 const _: () = assert!(PARTITION_BYTES_MAX <= 1 << 30, "a partition fits memory");
+const _: () = assert!(PARTITION_BYTES_MAX as u64 <= DISK_FULL_BYTES, "a blob fits what is left of a disk");
+const _: () = assert!(
+    DISK_NEAR_SHARE * 2 <= DISK_FULL_SHARE,
+    "room that has come back is not full before it is near its end"
+);

@@ -31,6 +31,7 @@ use crate::limits::{
     ANNOUNCE_HEARTBEATS_MAX, HELD_ACTIVATIONS_MAX, RETRY_PAUSE_MAX, RETRY_PAUSE_MIN, TRANSFER_DEADLINE,
 };
 use crate::peer::book::Book;
+use crate::peer::room::Room;
 use crate::run_state::RunState;
 use crate::spec::{Bottleneck, RunSpec};
 use crate::time::Instant;
@@ -97,6 +98,8 @@ pub struct Miner {
     dirty: bool,
     /// When the engine is asked again after a job failed.
     rests_until: Instant,
+    /// Whether it does nothing for want of room on its disk.
+    halted: bool,
     weights: Option<WeightsRecord>,
     works: BTreeMap<Epoch, EpochWork>,
     held: BTreeMap<(Epoch, SampleId), Held>,
@@ -142,6 +145,7 @@ impl Miner {
             busy: None,
             dirty: false,
             rests_until: Instant::ZERO,
+            halted: false,
             weights: None,
             works: BTreeMap::new(),
             held: BTreeMap::new(),
@@ -244,6 +248,9 @@ impl Miner {
     /// Forward activations it can still take.
     #[must_use]
     pub fn credits(&self) -> u16 {
+        if self.halted {
+            return 0;
+        }
         self.spec.pipeline.credits.saturating_sub(u16::try_from(self.open_inputs()).unwrap_or(u16::MAX))
     }
 
@@ -334,6 +341,10 @@ impl Miner {
         if self.weights.is_none_or(|weights| weights.stage != header.stage) {
             return Err(PushRefusal::WrongStage);
         }
+        if self.halted {
+            // There may be room before its place is given to others.
+            return Err(PushRefusal::Early);
+        }
         if self.is_restoring(cx.state, header.stage, header.epoch) {
             // Which samples it did is being read. Whatever is answered before that may turn out wrong.
             return Err(PushRefusal::Early);
@@ -406,6 +417,18 @@ impl Miner {
         self.pump(cx);
     }
 
+    /// The room on the disk has changed. Without any it stops, and what it has not submitted starts over: not all that it
+    /// took may have been written.
+    pub fn handle_room(&mut self, cx: &mut Context<'_>, room: Room) {
+        self.halted = room == Room::Full;
+        if self.halted {
+            let begun = self.works.iter().filter(|(_, work)| work.manifest().is_none());
+            let begun: Vec<Epoch> = begun.map(|(epoch, _)| *epoch).collect();
+            begun.into_iter().for_each(|epoch| self.forget_epoch(epoch));
+        }
+        self.pump(cx);
+    }
+
     /// A peer has forgotten what it had taken: it is sent again.
     pub fn handle_forgetful(&mut self, cx: &mut Context<'_>, peer: PeerId) {
         self.works.values_mut().for_each(|work| work.send_again(cx.now, cx.state, peer));
@@ -460,8 +483,10 @@ impl Miner {
     pub fn pump(&mut self, cx: &mut Context<'_>) {
         self.follow_state(cx);
         self.pump_deliveries(cx);
-        self.pump_merges(cx);
-        self.catch_up.pump(cx, self.me, self.weights, &mut self.transfers);
+        if !self.halted {
+            self.pump_merges(cx);
+            self.catch_up.pump(cx, self.me, self.weights, &mut self.transfers);
+        }
         self.kept.extend(self.catch_up.needs());
         self.release_settled(cx);
         self.pump_restore(cx);

@@ -11,6 +11,7 @@ pub mod book;
 mod candidate;
 pub mod departure;
 mod history;
+pub mod room;
 pub mod scope;
 pub mod speed;
 
@@ -40,6 +41,7 @@ use book::Book;
 use candidate::Candidate;
 use departure::{Awaits, awaits};
 use history::Anchor;
+use room::{DiskUse, Room};
 use scope::Scope;
 
 /// Silence of a peer that is no member, in evictions, after which its record is forgotten.
@@ -104,6 +106,7 @@ pub struct Peer<S: Storage<LogBytes>> {
     me: PeerId,
     spec: Arc<RunSpec>,
     roles: Roles,
+    room: Room,
     versions: Versions,
     addresses: Addresses,
     log: DecidedLog,
@@ -161,6 +164,7 @@ impl<S: Storage<LogBytes> + Clone> Peer<S> {
         Self {
             me,
             roles,
+            room: Room::default(),
             versions: Versions::PROGRAM,
             addresses: Addresses::default(),
             log: DecidedLog::new(&spec),
@@ -257,6 +261,12 @@ impl<S: Storage<LogBytes> + Clone> Peer<S> {
         &self.book
     }
 
+    /// How much room its disk has.
+    #[must_use]
+    pub const fn room(&self) -> Room {
+        self.room
+    }
+
     /// The gossip topics it listens to.
     #[must_use]
     pub const fn scope(&self) -> &Scope {
@@ -343,6 +353,18 @@ impl<S: Storage<LogBytes> + Clone> Peer<S> {
     #[must_use]
     pub fn has_left(&self) -> bool {
         self.leave == Leave::Left
+    }
+
+    /// Takes what there is on this peer's disk. A miner whose room ends leaves, one that has none stops and is gone at once;
+    /// both ask for a place again when there is room.
+    pub fn handle_disk(&mut self, now: Instant, disk: &DiskUse) {
+        let room = self.room.after(disk);
+        if std::mem::replace(&mut self.room, room) != room {
+            self.out.notice(Notice::Room(room, *disk));
+            self.record_due = now;
+            self.with_miner(now, |miner, cx| miner.handle_room(cx, room));
+            self.pump(now);
+        }
     }
 
     /// Takes a gossiped message.
@@ -788,8 +810,8 @@ impl<S: Storage<LogBytes> + Clone> Peer<S> {
         let record = PeerRecord {
             sequence: self.sequence,
             incarnation: self.incarnation,
-            miner: self.roles.miner,
-            leaving: self.leave != Leave::Stays,
+            miner: self.roles.miner && self.room != Room::Full,
+            leaving: self.leave != Leave::Stays || self.room == Room::Near,
             validator: self.roles.validator,
             multiaddrs: self.addresses.multiaddrs.clone(),
             data_addresses: self.addresses.data.clone(),

@@ -4,6 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use bytes::Bytes;
 use iota_protocol::Hash;
+use iota_protocol::peer::room::DiskUse;
 
 /// A blob: its size, and its bytes where anybody reads them. Made-up tensors have a size only.
 #[derive(Clone, Debug)]
@@ -145,6 +146,12 @@ impl BlobStore {
     #[must_use]
     pub const fn quota(&self) -> u64 {
         self.quota
+    }
+
+    /// What a peer is told of it: all of it is for its blobs.
+    #[must_use]
+    pub const fn disk_use(&self) -> DiskUse {
+        DiskUse { kept: self.used, quota: Some(self.quota), free: u64::MAX, size: u64::MAX }
     }
 
     /// Whether less than half of it is used.

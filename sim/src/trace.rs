@@ -155,6 +155,7 @@ fn change(seen: &Seen<'_>) -> Option<Change> {
         Seen::Notice(Notice::Queued(place)) => line("queued", format!("{place:?}")),
         Seen::Notice(Notice::Arrived(arrival)) => line("arrived", format!("{:?}", arrival.counted)),
         Seen::Notice(Notice::Left) => line("left", String::new()),
+        Seen::Notice(Notice::Room(room, _)) => line("room", room.to_string()),
         Seen::Notice(Notice::JobFailed(why)) => line("failed", why.clone()),
         Seen::Notice(Notice::WeightsReady(stage, version, hash)) => {
             Some(Change { place: Some((*stage, Some(*version))), what: "weights", details: hash.to_string() })

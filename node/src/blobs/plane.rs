@@ -1,6 +1,7 @@
 //! [`DataPlane`]: the handle to blobs and pushes.
 
 use std::net::SocketAddr;
+use std::num::NonZeroU64;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
@@ -53,6 +54,8 @@ pub struct DataConfig {
     pub storage: Storage,
     /// Pause between two garbage collections.
     pub gc_interval: Duration,
+    /// Bytes per second that blobs served to others may take; as fast as they go without one.
+    pub upload_rate: Option<NonZeroU64>,
     /// What pushes may take.
     pub push: PushLimits,
     /// Counts payload bytes.
@@ -83,6 +86,12 @@ pub enum DataError {
     /// The blob store failed in use.
     #[error("use the blob store: {0}")]
     Store(String),
+    /// The disk is so full that no more blobs are kept.
+    #[error("keep a blob: no room on the disk")]
+    NoRoom,
+    /// A blob that was to be written in the background was not.
+    #[error("keep blobs: one of them was not written")]
+    Unwritten,
 }
 
 /// Blobs and pushes; cheap to clone.
@@ -111,7 +120,7 @@ impl DataPlane {
         let (gc, collections) = collector(config.gc_interval);
         let store = open_store(&config.storage, gc).await?;
         let (endpoint, lookup) = bind(&config.secret, config.bind).await?;
-        let (events, counting) = served::count(config.traffic.blob_out.clone());
+        let (events, counting) = served::count(config.traffic.blob_out.clone(), config.upload_rate);
         let (receiver, incoming) =
             PushReceiver::new(config.push, config.traffic.clone(), config.metrics.clone());
         let blobs = Limited::new(BlobsProtocol::new(&store, Some(events)), config.metrics.clone());
@@ -239,15 +248,14 @@ impl DataPlane {
         let blob = Hash::from_bytes(hash);
         let guard = self.store.tags().temp_tag(blob).await.map_err(|e| own(e.to_string()))?;
         if !self.has(hash).await {
+            let before = self.local_bytes(blob).await;
             let fetch = Fetch { store: &self.store, pool: &self.blob_pool, hash: blob, bytes_max };
             let mut failures = Vec::new();
             let outcome = tokio::time::timeout(deadline, fetch.run(providers, &mut failures)).await;
             failures.iter().for_each(|_| self.metrics.fetch_attempt_failed());
+            self.traffic.blob_in.inc_by(self.local_bytes(blob).await.saturating_sub(before));
             match outcome {
-                Ok(Some(bytes)) => {
-                    self.metrics.fetched();
-                    self.traffic.blob_in.inc_by(bytes);
-                }
+                Ok(Some(())) => self.metrics.fetched(),
                 Ok(None) => return Err(FetchError::NoProvider { hash, failures }),
                 Err(_) => {
                     return Err(FetchError::TimedOut { hash, deadline, failures });
@@ -355,6 +363,11 @@ impl DataPlane {
         if let Some(counting) = self.counting.lock().await.take() {
             counting.abort();
         }
+    }
+
+    /// Bytes of a blob that are here.
+    async fn local_bytes(&self, blob: Hash) -> u64 {
+        self.store.remote().local(blob).await.map_or(0, |local| local.local_bytes())
     }
 
     async fn name(&self, hash: Hash, tag: &str) -> Result<(), DataError> {

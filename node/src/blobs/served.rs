@@ -1,4 +1,7 @@
-//! Counts the bytes that peers fetch from us.
+//! Counts the bytes that peers fetch from us, and holds them to a rate.
+
+use std::num::NonZeroU64;
+use std::sync::Arc;
 
 use iroh_blobs::provider::events::{
     ConnectMode, EventMask, EventSender, ObserveMode, ProviderMessage, RequestMode, RequestUpdate,
@@ -7,7 +10,10 @@ use iroh_blobs::provider::events::{
 use prometheus_client::metrics::counter::Counter;
 use tokio::task::{JoinHandle, JoinSet};
 
-/// Requests whose start has not been looked at yet. A full queue makes peers wait, nothing is lost.
+use crate::rate::UploadRate;
+
+/// Requests whose start has not been looked at yet, and pieces that ask whether they may leave. A full queue makes peers
+/// wait, nothing is lost.
 const EVENTS_MAX: usize = 256;
 
 /// Plain gets are served and reported; what writes to our store or multiplies work is not served.
@@ -20,9 +26,12 @@ const MASK: EventMask = EventMask {
     throttle: ThrottleMode::None,
 };
 
-/// Returns what the blob protocol reports to, and the task that counts; the task ends with the protocol.
-pub(super) fn count(bytes: Counter) -> (EventSender, JoinHandle<()>) {
-    let (sender, mut events) = EventSender::channel(EVENTS_MAX, MASK);
+/// Returns what the blob protocol reports to, and the task that counts and, with a `rate`, lets each piece go when its turn
+/// has come; the task ends with the protocol.
+pub(super) fn count(bytes: Counter, rate: Option<NonZeroU64>) -> (EventSender, JoinHandle<()>) {
+    let throttle = rate.map_or(ThrottleMode::None, |_| ThrottleMode::Intercept);
+    let (sender, mut events) = EventSender::channel(EVENTS_MAX, EventMask { throttle, ..MASK });
+    let rate = Arc::new(UploadRate::new(rate));
     let task = tokio::spawn(async move {
         let mut requests = JoinSet::new();
         loop {
@@ -34,6 +43,14 @@ pub(super) fn count(bytes: Counter) -> (EventSender, JoinHandle<()>) {
                             while let Ok(Some(update)) = updates.recv().await {
                                 bytes.inc_by(sent(&update));
                             }
+                        });
+                    }
+                    Some(ProviderMessage::Throttle(piece)) => {
+                        let rate = Arc::clone(&rate);
+                        requests.spawn(async move {
+                            rate.wait_for(piece.inner.size).await;
+                            // Fails only when the peer has gone meanwhile.
+                            let _ = piece.tx.send(Ok(())).await;
                         });
                     }
                     Some(_) => {}

@@ -12,6 +12,7 @@ use clap::Args;
 use iota_model::Device;
 use iota_model::data::Corpus;
 use iota_protocol::limits::SNAPSHOT_EVERY_ENTRIES;
+use iota_protocol::peer::room::Room;
 use iota_protocol::spec::DataSource;
 use iota_protocol::time::{ByteCount, Millis};
 use iota_protocol::{Identity, RunSpec};
@@ -23,6 +24,7 @@ use tokio_util::sync::CancellationToken;
 use super::keys::{read_key, read_or_create_key};
 use crate::blobs::DataError;
 use crate::corpus::open_corpus;
+use crate::disk::DiskWatch;
 use crate::error::{CliError, ExitCode};
 use crate::net::NetError;
 use crate::run::{Conclusion, JoinConfig, Roles, RunError, Stop, join};
@@ -72,6 +74,12 @@ pub(super) struct JoinOptions {
     /// Decisions after which the log names the state they lead to, and peers let go of them, while this node leads
     #[arg(long, default_value_t = SNAPSHOT_EVERY_ENTRIES, value_name = "N", value_parser = clap::value_parser!(u64).range(1..))]
     snapshot_every: u64,
+    /// Bytes per second that blobs served to other peers may take, such as `2MiB` [default: as fast as they go]
+    #[arg(long, value_name = "BYTES")]
+    upload_rate: Option<ByteCount>,
+    /// Most that this node keeps on its disk, such as `20GiB`; near that it takes on no more work [default: no limit]
+    #[arg(long, value_name = "BYTES")]
+    disk_quota: Option<ByteCount>,
     /// Miners in this process, each with its own identity
     #[arg(long, default_value_t = 1, value_name = "N")]
     num_miners: u16,
@@ -142,7 +150,10 @@ async fn run_all(configs: Vec<JoinConfig>, options: &JoinOptions, mirror: &str) 
             Some(Ok(Ok(summary))) => cut_short |= summary.conclusion == Conclusion::Stopped,
             Some(Ok(Err(error))) => {
                 stop.now.cancel();
-                outcome = outcome.and(Err(explain(error, &options.data_dir, mirror)));
+                let why = || explain(error, &options.data_dir, mirror);
+                // A disk that is full now is why, whatever could not be done without room.
+                outcome =
+                    outcome.and(check_room(&options.data_dir, options.disk_quota)).and_then(|()| Err(why()));
             }
             Some(Err(panic)) => {
                 stop.now.cancel();
@@ -197,6 +208,8 @@ impl JoinOptions {
             _ => self.data_dir.join(format!("miner-{index}")),
         };
         fs::create_dir_all(&data_dir).map_err(|error| CliError::file("create", &data_dir, error))?;
+        // Before anything is written: half a file would stand in the way of the next start.
+        check_room(&data_dir, self.disk_quota)?;
         let secret = match &self.key {
             Some(path) if index == 0 => read_key(path)?,
             _ => read_or_create_key(&data_dir.join("peer.key"))?,
@@ -215,6 +228,8 @@ impl JoinOptions {
             http: shifted(self.http, index),
             snapshot_every: self.snapshot_every,
             mirror_upload_rate: self.mirror_upload_rate.and_then(|rate| NonZeroU64::new(rate.0)),
+            upload_rate: self.upload_rate.and_then(|rate| NonZeroU64::new(rate.0)),
+            disk_quota: self.disk_quota.map(|quota| quota.0),
             corpus,
         })
     }
@@ -231,6 +246,21 @@ impl JoinOptions {
         }
         Ok(Roles { miner: self.is_miner(), validator: self.validator, orchestrator: candidate })
     }
+}
+
+/// Refuses a folder for which there is no room.
+fn check_room(data_dir: &Path, quota: Option<ByteCount>) -> Result<(), CliError> {
+    let looked = DiskWatch::new(data_dir, quota.map(|quota| quota.0)).look();
+    let disk = looked.map_err(|error| CliError::file("read", data_dir, error))?;
+    if Room::Enough.after(&disk) != Room::Full {
+        return Ok(());
+    }
+    let within = quota.map(|quota| format!(" within the quota of {quota}")).unwrap_or_default();
+    Err(CliError::NoRoom {
+        path: data_dir.to_owned(),
+        expected: format!("{} bytes free{within}", disk.full_mark()),
+        got: format!("{} bytes free and {} bytes kept", disk.free, disk.kept),
+    })
 }
 
 /// Only the first miner of a process gets the port that was asked for; the others let the system choose.

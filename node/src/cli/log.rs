@@ -31,7 +31,11 @@ const QUIETER: &str = "iroh=warn,iroh_blobs=warn,iroh_relay=warn,libp2p=warn,por
 pub(super) fn start(options: &LogOptions) {
     let filter = EnvFilter::try_new(format!("{QUIETER},{}", options.log_level))
         .unwrap_or_else(|_| EnvFilter::new(format!("{QUIETER},info")));
-    let builder = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
+    // A line for which the disk has no room is lost. To say so on stderr, which is where it was to go, would be a panic.
+    let builder = tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_writer(std::io::stderr)
+        .log_internal_errors(false);
     let started = match options.log_format {
         LogFormat::Human => builder.with_ansi(std::io::stderr().is_terminal()).try_init(),
         LogFormat::Json => builder.json().try_init(),

@@ -6,7 +6,7 @@ use std::path::PathBuf;
 use clap::{ArgMatches, Args};
 use iota_model::Device;
 use iota_protocol::spec::DataSource;
-use iota_protocol::time::Millis;
+use iota_protocol::time::{ByteCount, Millis};
 
 use super::checkpoint::FromOptions;
 use super::spec::SpecOptions;
@@ -45,6 +45,9 @@ pub(super) struct UpOptions {
     /// Validators beside the miners
     #[arg(long, default_value_t = 0, value_name = "V")]
     validators: u16,
+    /// Bytes per second that each process may serve blobs at, such as `2MiB` [default: as fast as they go]
+    #[arg(long, value_name = "BYTES")]
+    upload_rate: Option<ByteCount>,
     /// Kill a process, such as `2@30s` or `2@e5`, or all, and start it again later, such as `all@e5+3s`; times count from
     /// the first epoch's opening; repeatable
     #[arg(long, value_name = "PEER@WHEN")]
@@ -119,6 +122,7 @@ impl UpOptions {
             validators: usize::from(self.validators),
             device: self.device,
             data: self.data.clone(),
+            upload_rate: self.upload_rate,
             faults,
             control: if self.no_control || self.from.is_some() { Control::Skip } else { Control::Run },
             stall_timeout: self.stall_timeout.duration(),

@@ -8,6 +8,7 @@ use iota_protocol::log::Snapshot;
 use iota_protocol::merge::mean_nats;
 use iota_protocol::miner::Notice;
 use iota_protocol::peer::arrival::Arrival;
+use iota_protocol::peer::room::{DiskUse, Room};
 use iota_protocol::run_state::{Phase, StateEvent};
 use iota_protocol::wire::frame::PushRefusal;
 use iota_protocol::wire::message::StateOffer;
@@ -42,6 +43,7 @@ pub(crate) struct Reporter {
     planned: BTreeMap<StageIndex, (Clock, u64)>,
     refused: BTreeMap<(&'static str, &'static str), u64>,
     last_progress: Option<NodeEvent>,
+    disk: Option<DiskUse>,
     stored: u64,
 }
 
@@ -66,15 +68,26 @@ impl Reporter {
             planned: BTreeMap::new(),
             refused: BTreeMap::new(),
             last_progress: None,
+            disk: None,
             stored: 0,
         }
     }
 
     /// Appends to the event log. A full disk must not stop training over a report.
     pub(crate) fn event(&mut self, event: NodeEvent) {
-        if let Err(error) = self.events.write(event) {
-            tracing::warn!(%error, "event not written");
+        let was_behind = self.events.is_behind();
+        match self.events.write(event) {
+            Err(error) if !was_behind => tracing::warn!(%error, "events wait until they can be written"),
+            Ok(()) | Err(_) => {}
         }
+    }
+
+    /// Takes what there is on the disk.
+    pub(crate) fn disk(&mut self, disk: DiskUse) {
+        let gauge = |bytes: u64| i64::try_from(bytes).unwrap_or(i64::MAX);
+        self.metrics.stored.set(gauge(disk.kept));
+        self.metrics.disk_free.set(gauge(disk.free));
+        self.disk = Some(disk);
     }
 
     pub(crate) fn gossip_accepted(&self) {
@@ -178,6 +191,7 @@ impl Reporter {
                 self.event(NodeEvent::Leaving { awaits: awaits.to_string() });
             }
             Notice::Left => tracing::info!("left"),
+            Notice::Room(room, disk) => self.room(room, &disk),
             Notice::Outdated(why) => tracing::error!(%why, "this program cannot go on"),
             Notice::JobFailed(reason) => tracing::warn!(reason, "job failed"),
         }
@@ -196,6 +210,32 @@ impl Reporter {
             ready_seconds: ready,
             counted_seconds: counted,
         });
+    }
+
+    fn room(&mut self, room: Room, disk: &DiskUse) {
+        let DiskUse { kept, quota, free, .. } = *disk;
+        match room {
+            Room::Enough => {
+                tracing::info!(kept, quota, free, "there is room on the disk, asking for a place")
+            }
+            Room::Near => tracing::warn!(
+                kept,
+                quota,
+                free,
+                need = disk.near_mark(),
+                "little room on the disk: no more work is taken, what is here is served; free some, or raise --disk-quota"
+            ),
+            Room::Full => tracing::warn!(
+                kept,
+                quota,
+                free,
+                need = disk.full_mark(),
+                "no room on the disk: training stops until there is some, what is here is served; free some, or raise --disk-quota"
+            ),
+        }
+        self.metrics.room(room);
+        let room = room.label().to_owned();
+        self.event(NodeEvent::Room { room, kept_bytes: kept, quota_bytes: quota, free_bytes: free });
     }
 
     fn state_event(&mut self, peer: &NodePeer, event: StateEvent) {
@@ -359,6 +399,12 @@ impl Reporter {
             "stages": stages,
             "checkpoint": state.checkpoint().map(|checkpoint| checkpoint.epoch),
             "mirror": self.mirror.as_ref().map(Mirror::health),
+            "disk": self.disk.map(|disk| json!({
+                "room": peer.room().label(),
+                "kept_bytes": disk.kept,
+                "quota_bytes": disk.quota,
+                "free_bytes": disk.free,
+            })),
             "finished": state.finished(),
         })
     }
@@ -382,6 +428,9 @@ fn phase(peer: &NodePeer) -> &'static str {
         return "finished";
     }
     let Some(_) = peer.miner() else { return "watching" };
+    if peer.room() == Room::Full {
+        return "no room";
+    }
     let Some(stage) = state.stage_of(peer.id()).and_then(|stage| state.stage(stage)) else {
         return "joining";
     };

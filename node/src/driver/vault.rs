@@ -1,9 +1,12 @@
 //! Blobs for the engine and the owner loop: memory first, store behind it.
 
 use std::collections::BTreeSet;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use bytes::Bytes;
+use iota_protocol::peer::room::Room;
 use iota_protocol::{Hash, PeerId};
 use tokio::sync::{mpsc, oneshot};
 use tokio::task::JoinSet;
@@ -22,6 +25,8 @@ pub(crate) struct Vault {
     cache: Cache,
     plane: DataPlane,
     writes: mpsc::Sender<Write>,
+    /// Whether nothing is written for want of room.
+    full: Arc<AtomicBool>,
 }
 
 /// What the task behind a vault is told.
@@ -29,16 +34,22 @@ pub(crate) struct Vault {
 pub(crate) enum Write {
     /// Keep these bytes under this tag.
     Blob(Bytes, String),
-    /// Say when all before is in the store.
-    Barrier(oneshot::Sender<()>),
+    /// Say when all before was tried, and whether all since the last barrier is in the store.
+    Barrier(oneshot::Sender<bool>),
 }
 
 impl Vault {
     /// A vault over `plane`, and the task that writes behind. The task ends with the last clone of the vault.
     pub(crate) fn new(plane: DataPlane) -> (Self, impl Future<Output = ()> + Send + 'static) {
         let (writes, queue) = mpsc::channel(WRITES_QUEUED_MAX);
-        let vault = Self { cache: Cache::default(), plane: plane.clone(), writes };
-        (vault, write_behind(plane, queue))
+        let full = Arc::new(AtomicBool::new(false));
+        let vault = Self { cache: Cache::default(), plane: plane.clone(), writes, full: Arc::clone(&full) };
+        (vault, write_behind(plane, queue, full))
+    }
+
+    /// Takes the room there is. Without any nothing more is written; what is here is served.
+    pub(crate) fn set_room(&self, room: Room) {
+        self.full.store(room == Room::Full, Ordering::Relaxed);
     }
 
     /// Keeps a blob in memory only, for the moment between its arrival and the decision to keep it.
@@ -65,6 +76,9 @@ impl Vault {
     pub(crate) async fn publish(&self, bytes: Bytes, tag: &str) -> Result<Hash, DataError> {
         let hash = Hash::of(&bytes);
         self.cache.insert(hash, bytes.clone());
+        if self.full.load(Ordering::Relaxed) {
+            return Err(DataError::NoRoom);
+        }
         self.plane.add(bytes, &full_tag(tag, hash)).await?;
         Ok(hash)
     }
@@ -86,6 +100,10 @@ impl Vault {
         tag: &str,
         deadline: Duration,
     ) -> Result<Bytes, FetchError> {
+        if self.full.load(Ordering::Relaxed) {
+            let reason = DataError::NoRoom.to_string();
+            return self.get(hash).await.ok_or(FetchError::Store { hash: hash.0, reason });
+        }
         let providers: Vec<_> = providers.iter().map(|peer| peer.0).collect();
         let bytes =
             self.plane.fetch(hash.0, limit as u64, &providers, &full_tag(tag, hash), deadline).await?;
@@ -93,12 +111,14 @@ impl Vault {
         Ok(bytes)
     }
 
-    /// Returns when everything kept or published so far survives the process.
+    /// Returns when everything kept or published so far survives the process, or something of it cannot.
     pub(crate) async fn sync(&self) -> Result<(), DataError> {
         let (written, is_written) = oneshot::channel();
         // Both fail only when the node shuts down.
         let _ = self.writes.send(Write::Barrier(written)).await;
-        let _ = is_written.await;
+        if is_written.await == Ok(false) {
+            return Err(DataError::Unwritten);
+        }
         self.plane.sync().await
     }
 }
@@ -114,27 +134,39 @@ fn full_tag(tag: &str, hash: Hash) -> String {
     format!("{tag}{hash}")
 }
 
-async fn write_behind(plane: DataPlane, mut queue: mpsc::Receiver<Write>) {
-    let mut writes = JoinSet::new();
+async fn write_behind(plane: DataPlane, mut queue: mpsc::Receiver<Write>, full: Arc<AtomicBool>) {
+    let mut writes: JoinSet<bool> = JoinSet::new();
+    // Whether all is written since the last barrier.
+    let mut whole = true;
     while let Some(write) = queue.recv().await {
         match write {
             Write::Blob(bytes, tag) => {
                 if writes.len() >= WRITES_AT_ONCE {
-                    writes.join_next().await;
+                    whole &= writes.join_next().await.is_none_or(is_written);
+                }
+                if full.load(Ordering::Relaxed) {
+                    whole = false;
+                    continue;
                 }
                 let plane = plane.clone();
                 writes.spawn(async move {
-                    if let Err(error) = plane.add(bytes, &tag).await {
-                        tracing::warn!(%error, "blob not stored");
-                    }
+                    let added = plane.add(bytes, &tag).await;
+                    added.inspect_err(|error| tracing::warn!(%error, "blob not stored")).is_ok()
                 });
             }
             Write::Barrier(written) => {
-                while writes.join_next().await.is_some() {}
+                while let Some(ended) = writes.join_next().await {
+                    whole &= is_written(ended);
+                }
                 // Whoever asked may have given up.
-                let _ = written.send(());
+                let _ = written.send(std::mem::replace(&mut whole, true));
             }
         }
     }
     while writes.join_next().await.is_some() {}
+}
+
+/// Whether a write has ended well.
+fn is_written(ended: Result<bool, tokio::task::JoinError>) -> bool {
+    ended.unwrap_or(false)
 }

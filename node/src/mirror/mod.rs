@@ -43,7 +43,6 @@ mod health;
 mod layout;
 mod metrics;
 
-mod rate;
 mod store;
 
 mod history;

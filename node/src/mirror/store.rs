@@ -15,8 +15,8 @@ use super::config::{MirrorConfig, MirrorOpenError, Rooted, open_store};
 use super::error::{FOLDER_STORE, MirrorError, Operation, Secrets};
 use super::health::{Health, MirrorHealth};
 use super::metrics::MirrorMetrics;
-use super::rate::UploadRate;
 use super::url::MirrorUrl;
+use crate::rate::UploadRate;
 
 /// The slowest line a mirror is meant for, in bytes per second. A line that is slower moves a checkpoint of a small
 /// model in days.

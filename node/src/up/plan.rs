@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use iota_model::Device;
 use iota_protocol::spec::Candidate;
+use iota_protocol::time::ByteCount;
 use iota_protocol::{Identity, RunSpec};
 
 use super::fault::Faults;
@@ -33,6 +34,8 @@ pub struct UpPlan {
     pub device: Device,
     /// The corpus file, if the spec demands one.
     pub data: Option<PathBuf>,
+    /// Bytes per second that each process may serve blobs at, if there is a limit.
+    pub upload_rate: Option<ByteCount>,
     /// Faults to try.
     pub faults: Faults,
     /// Whether to train in one process afterwards and compare.
@@ -157,6 +160,9 @@ impl UpPlan {
         if let Some(data) = &self.data {
             add("--data", text(data));
         }
+        if let Some(rate) = &self.upload_rate {
+            add("--upload-rate", rate.to_string());
+        }
         for address in bootstrap {
             add("--bootstrap", address.clone());
         }
@@ -216,6 +222,7 @@ mod tests {
             validators: 1,
             device: Device::Cpu,
             data: None,
+            upload_rate: None,
             faults: Faults::default(),
             control: Control::Skip,
             stall_timeout: Duration::from_secs(60),

@@ -294,7 +294,8 @@ impl SwarmView {
             | NodeEvent::Leaving { .. }
             | NodeEvent::Released { .. }
             | NodeEvent::Checkpointed { .. }
-            | NodeEvent::Undone { .. } => self.tell(index, event),
+            | NodeEvent::Undone { .. }
+            | NodeEvent::Room { .. } => self.tell(index, event),
             NodeEvent::EpochOpened { .. }
             | NodeEvent::MergePlanned { .. }
             | NodeEvent::MergeClosed { .. }
@@ -320,6 +321,9 @@ impl SwarmView {
             }
             NodeEvent::Undone { stage, epoch } => self.once(format!(
                 "the merge of epoch {epoch} of stage {stage} was passed over: everybody who had it is gone"
+            )),
+            NodeEvent::Room { room, kept_bytes, free_bytes, .. } => self.once(format!(
+                "process {index}: room on the disk is {room}, {kept_bytes} bytes are kept and {free_bytes} free"
             )),
             _ => None,
         }

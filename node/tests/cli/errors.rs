@@ -18,6 +18,27 @@ fn a_wrong_duration_names_its_form() {
 }
 
 #[test]
+fn a_wrong_size_names_its_form() {
+    let cli = Cli::new();
+    assert_snapshot!(cli.show(&cli.run(&["join", "--spec", "run.toml", "--disk-quota", "20 GB"])));
+}
+
+#[test]
+fn a_quota_that_is_met_at_the_start_says_what_to_do() {
+    let cli = Cli::new();
+    let key = cli.init(&["--stages", "1", "--miners", "1", "--set", "data.builtin_bytes=64KiB"]);
+    std::fs::create_dir(cli.path().join("data")).unwrap();
+    std::fs::write(cli.path().join("data/old"), vec![1; 8192]).unwrap();
+    let args = ["join", "--spec", "run.toml", "--key", key, "--data-dir", "data", "--disk-quota", "4KiB"];
+    let output = cli.run(&args);
+    let shown = cli.show(&output);
+    assert!(shown.starts_with("exit code 4\n"), "{shown}");
+    assert!(shown.contains("bytes free within the quota of 4KiB, got "), "{shown}");
+    assert!(shown.contains("help: free some room there (`df -h data`) or raise --disk-quota"), "{shown}");
+    assert_eq!(std::fs::read_dir(cli.path().join("data")).unwrap().count(), 1, "nothing was written");
+}
+
+#[test]
 fn a_missing_data_file_is_named() {
     let cli = Cli::new();
     assert_snapshot!(cli.show(&cli.run(&["up", "--data", "no-such.txt"])));

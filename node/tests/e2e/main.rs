@@ -3,10 +3,12 @@
 mod blobs;
 mod chaos;
 mod checkpoints;
+mod disk;
 mod exactness;
 mod faults;
 mod history;
 mod hostile;
+mod late_joiner;
 mod leaving;
 mod rebalancing;
 mod restarts;

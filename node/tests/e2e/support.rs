@@ -3,6 +3,7 @@
 
 pub(crate) mod log;
 pub(crate) mod stranger;
+pub(crate) mod tmpfs;
 
 use std::collections::BTreeMap;
 use std::fs;

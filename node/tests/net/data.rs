@@ -1,10 +1,12 @@
 //! The data plane between real endpoints on loopback: blobs and pushes.
 
 use std::net::SocketAddr;
+use std::num::NonZeroU64;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
+use futures::StreamExt as _;
 use iota_node::blobs::{DataConfig, DataError, DataPlane, FetchError, Storage, transport};
 use iota_node::metrics::DataMetrics;
 use iota_node::net::{PeerKey, peer_id, public_key};
@@ -32,6 +34,7 @@ fn config(secret: u8) -> DataConfig {
         bind: LOOPBACK.parse().unwrap(),
         storage: Storage::Memory,
         gc_interval: Duration::from_millis(100),
+        upload_rate: None,
         push: PushLimits::default(),
         traffic: Traffic::default(),
         metrics: DataMetrics::default(),
@@ -372,6 +375,67 @@ async fn a_fetch_survives_dead_silent_lying_and_empty_handed_providers() {
     let short = hex::encode(&noisy.0[..4]);
     assert!(error.to_string().contains(&format!("provider {short}: content:")), "{error}");
     assert_eq!(reader.fetch(hash, &[]).await, Err(FetchError::NoProvider { hash, failures: vec![] }));
+}
+
+/// What a provider of the tests may serve in a second. A computer is a hundred times as fast.
+const UPLINK: NonZeroU64 = NonZeroU64::new(MIB).unwrap();
+
+/// Peers with such an uplink that hold these blobs, and one that knows them.
+async fn behind_uplinks(count: u8, blobs: &[Bytes]) -> (Vec<Peer>, Peer) {
+    let (mut providers, reader) = (Vec::new(), Peer::start(config(100)).await);
+    for secret in 1..=count {
+        let provider = Peer::start(DataConfig { upload_rate: Some(UPLINK), ..config(secret) }).await;
+        for bytes in blobs {
+            provider.plane.add(bytes.clone(), "s/0/1").await.unwrap();
+        }
+        reader.knows(&provider);
+        providers.push(provider);
+    }
+    (providers, reader)
+}
+
+/// How long a state of six parts takes from so many providers: two parts from each at a time, each part from another first.
+async fn download(count: u8) -> Duration {
+    let parts: Vec<Bytes> = (0..6).map(|part| noise(MIB, part)).collect();
+    let (providers, reader) = behind_uplinks(count, &parts).await;
+    let keys: Vec<PeerKey> = providers.iter().map(Peer::key).collect();
+    let begin = Instant::now();
+    let fetches = parts.iter().enumerate().map(|(part, bytes)| {
+        let (mut keys, reader) = (keys.clone(), &reader);
+        let turn = part % keys.len();
+        keys.rotate_left(turn);
+        async move { assert_eq!(reader.fetch(push::hash(bytes), &keys).await.unwrap(), bytes) }
+    });
+    futures::stream::iter(fetches).buffer_unordered(2 * keys.len()).collect::<()>().await;
+    begin.elapsed()
+}
+
+#[tokio::test]
+async fn a_state_comes_faster_from_three_providers_than_from_one() {
+    let (one, three) = (download(1).await, download(3).await);
+    println!("{one:?} from one, {three:?} from three");
+    assert!(one >= Duration::from_secs(5), "the uplink is held to its rate: {one:?}");
+    assert!(one.as_secs_f64() / three.as_secs_f64() >= 1.5, "{one:?} from one, {three:?} from three");
+}
+
+#[tokio::test]
+async fn a_second_provider_sends_what_the_first_does_not() {
+    let bytes = noise(4 * MIB, 1);
+    let (providers, reader) = behind_uplinks(2, std::slice::from_ref(&bytes)).await;
+    let keys: Vec<PeerKey> = providers.iter().map(Peer::key).collect();
+    let begin = Instant::now();
+    assert_eq!(reader.fetch(push::hash(&bytes), &keys).await.unwrap(), bytes);
+    let elapsed = begin.elapsed();
+    assert_eq!(reader.traffic.bytes().blob_in, 4 * MIB);
+    reader.plane.shutdown().await;
+    let mut sent = Vec::new();
+    for provider in &providers {
+        provider.plane.shutdown().await;
+        sent.push(provider.traffic.bytes().blob_out);
+    }
+    println!("{elapsed:?}, {sent:?} bytes sent");
+    assert!(sent.iter().all(|sent| *sent >= MIB), "both sent their part: {sent:?}");
+    assert!(sent.iter().sum::<u64>() <= 5 * MIB, "hardly anything was sent twice: {sent:?}");
 }
 
 #[tokio::test]

@@ -20,6 +20,9 @@ use crate::wire::message::{LackRecord, StateOffer, WeightsRecord};
 
 /// Blobs fetched at once.
 const FETCHES_AT_ONCE: usize = 16;
+/// Blobs fetched at once for each provider there is: one is on its way while the next is asked for. With more of them none
+/// would be here within a transfer's deadline over the uplink of a home.
+const FETCHES_PER_PROVIDER: usize = 2;
 /// Replicas that one state is fetched from at once. Each serves a few at a time, and a few fill a downlink.
 const PROVIDERS_MAX: usize = 8;
 /// Heartbeats in which nobody is heard of who holds a stage's weights, before the mirror is asked.
@@ -106,6 +109,15 @@ impl Transfer {
         let index = (self.first + self.started) % count;
         self.started += 1;
         Some((index, self.blobs[index]))
+    }
+
+    /// Blobs to fetch at once. One that only the mirror has is as good as any other.
+    fn at_once(&self) -> usize {
+        let providers: BTreeSet<&PeerId> = self.providers.iter().flatten().collect();
+        match providers.len() {
+            0 => FETCHES_AT_ONCE,
+            count => FETCHES_AT_ONCE.min(count * FETCHES_PER_PROVIDER),
+        }
     }
 
     fn complete(&self) -> bool {
@@ -280,7 +292,8 @@ impl CatchUp {
             Aim::None | Aim::Recovered | Aim::Engine => return,
         };
         let Some(kept) = self.kept else { return };
-        while transfer.in_flight.len() < FETCHES_AT_ONCE && !transfer.failed {
+        let at_once = transfer.at_once();
+        while transfer.in_flight.len() < at_once && !transfer.failed {
             let Some((index, hash)) = transfer.start_next() else { break };
             let providers =
                 transfer.providers.get(index).or(transfer.providers.first()).cloned().unwrap_or_default();

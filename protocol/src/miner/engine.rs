@@ -152,7 +152,7 @@ impl Miner {
     /// Gives the engine its next job if it is idle: first what others wait for, gradients before
     /// activations, then the lowest sample.
     pub(super) fn start_job(&mut self, cx: &mut Context<'_>) {
-        if self.busy.is_some() || cx.now < self.rests_until {
+        if self.busy.is_some() || self.halted || cx.now < self.rests_until {
             return;
         }
         if let Some(job) = self.next_job(cx) {

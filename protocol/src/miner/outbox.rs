@@ -10,6 +10,7 @@ use crate::limits::WIRE_VERSION_FIRST;
 use crate::log::Snapshot;
 use crate::peer::arrival::Arrival;
 use crate::peer::departure::Awaits;
+use crate::peer::room::{DiskUse, Room};
 use crate::run_state::{Checkpoint, StateEvent};
 use crate::wire::frame::PushHeader;
 use crate::wire::message::{MergeMessage, Request, Response, StateOffer, Topic};
@@ -153,6 +154,8 @@ pub enum Notice {
     Left,
     /// A job failed.
     JobFailed(String),
+    /// There is more or less room on the disk than before.
+    Room(Room, DiskUse),
     /// This program does not speak the version that the run has decided on. The peer has stopped; the process should end.
     Outdated(Outdated),
 }

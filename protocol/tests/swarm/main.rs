@@ -2,6 +2,7 @@
 
 mod leaving;
 mod mirror;
+mod room;
 mod world;
 
 use std::collections::BTreeMap;

@@ -12,6 +12,7 @@ use std::time::Duration;
 use iota_protocol::log::{LogBytes, MemoryStorage};
 use iota_protocol::miner::{Action, Job, JobDone, Notice};
 use iota_protocol::peer::arrival::Arrival;
+use iota_protocol::peer::room::DiskUse;
 use iota_protocol::peer::{Peer, Roles};
 use iota_protocol::run_state::StateEvent;
 use iota_protocol::spec::{Candidate, RunSpec, TrainingMode};
@@ -35,6 +36,8 @@ pub(crate) enum Fault {
     Freeze(usize, Duration),
     Leave(usize),
     Join,
+    /// A node finds this on its disk.
+    Disk(usize, DiskUse),
 }
 
 enum Event {
@@ -474,6 +477,10 @@ impl World {
                 self.drain(i);
             }
             Fault::Join => self.add_node(),
+            Fault::Disk(i, disk) => {
+                self.nodes[i].peer.handle_disk(self.now, &disk);
+                self.drain(i);
+            }
         }
     }
 

@@ -13,7 +13,7 @@ use iota_protocol::wire::message::Topic;
 use super::{Broadcast, Cargo, Event, Fetch, Push, World};
 use crate::adversary::{Behaviour, Emission, Means};
 use crate::blobs::Blob;
-use crate::host::ALL_VERSIONS;
+use crate::host::{ALL_VERSIONS, Host};
 use crate::network::HostIndex;
 use crate::observe::Seen;
 
@@ -25,6 +25,11 @@ const SMALL_BYTES: u64 = 16 * 1024;
 impl World {
     /// Does everything that a peer wants done, and notes when it wants to be woken.
     pub(super) fn drain(&mut self, host: HostIndex) {
+        let local = self.local_now(host);
+        let Host { peer, store, .. } = &mut self.hosts[host];
+        if let Some(peer) = peer {
+            peer.handle_disk(local, &store.disk_use());
+        }
         while let Some(action) = self.hosts[host].peer.as_mut().and_then(|peer| peer.poll_action()) {
             if self.hosts[host].behaviour.is_some() {
                 let emissions = self.consult(host, |behaviour, means| behaviour.acts(means, action));

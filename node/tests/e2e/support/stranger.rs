@@ -161,6 +161,7 @@ async fn start_plane(secret: [u8; 32], storage: Storage) -> DataPlane {
         bind: "127.0.0.1:0".parse().expect("an address"),
         storage,
         gc_interval: Duration::from_millis(200),
+        upload_rate: None,
         push: PushLimits::default(),
         traffic: Traffic::default(),
         metrics: DataMetrics::default(),

@@ -1,4 +1,4 @@
-//! [`UploadRate`]: how fast all uploads of a mirror together may go.
+//! [`UploadRate`]: how fast all uploads of one kind together may go.
 
 use std::num::NonZeroU64;
 use std::sync::{Mutex, PoisonError};
@@ -11,20 +11,21 @@ const NANOS_PER_SECOND: u128 = 1_000_000_000;
 /// A queue in front of an imagined line of the given rate. Bytes are sent once that line would have carried them, so
 /// that no more bytes leave in any time since the start than the rate allows. Time in which nobody sends earns
 /// nothing.
-pub(super) struct UploadRate {
+#[derive(Debug)]
+pub(crate) struct UploadRate {
     bytes_per_second: Option<NonZeroU64>,
     /// When the line has carried all that was announced so far.
     free_at: Mutex<Instant>,
 }
 
 impl UploadRate {
-    pub(super) fn new(bytes_per_second: Option<NonZeroU64>) -> Self {
+    pub(crate) fn new(bytes_per_second: Option<NonZeroU64>) -> Self {
         Self { bytes_per_second, free_at: Mutex::new(Instant::now()) }
     }
 
     /// Waits until the bytes may leave. First come, first served. A caller that stops waiting keeps its place in
     /// the line, which costs the others its time and nothing else.
-    pub(super) async fn wait_for(&self, bytes: u64) {
+    pub(crate) async fn wait_for(&self, bytes: u64) {
         let Some(rate) = self.bytes_per_second else { return };
         let due = self.announce(Instant::now(), bytes, rate);
         tokio::time::sleep_until(due).await;
