@@ -26,15 +26,15 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
-use iota_protocol::limits::{ADDRESSES_MAX, TRANSFER_DEADLINE};
+use iota_protocol::limits::ADDRESSES_MAX;
 use iota_protocol::log::LogBytes;
 use iota_protocol::miner::{Action, JobDone};
 use iota_protocol::peer::departure::Awaits;
 use iota_protocol::peer::room::DiskUse;
 use iota_protocol::peer::{Addresses, Peer};
+use iota_protocol::wire::Outdated;
 use iota_protocol::wire::frame::{PushAck, PushHeader, PushRefusal, check_payload};
 use iota_protocol::wire::message::{StateOffer, Topic};
-use iota_protocol::wire::{Outdated, encode};
 use iota_protocol::{Epoch, Hash, Instant, PeerId, RunId, RunSpec};
 use libp2p::Multiaddr;
 use tokio::sync::{mpsc, oneshot};
@@ -468,9 +468,9 @@ impl Driver {
                 }
             }
             Action::Push { id, to, header } => {
-                let (plane, vault, sent) = (plane.clone(), vault.clone(), self.parts.reporter.pushes_sent());
+                let (vault, sent) = (vault.clone(), self.parts.reporter.pushes_sent());
                 self.tasks.spawn(async move {
-                    let ack = push(&plane, &vault, to, &header).await;
+                    let ack = vault.push(to, &header).await;
                     sent.inc_by(u64::from(ack.is_some()));
                     Completion::Pushed { id, to, ack }
                 });
@@ -634,15 +634,6 @@ async fn store(vault: &Vault, blobs: Vec<(Hash, Vec<u8>)>, tag: &str) -> Result<
         vault.publish(Bytes::from(bytes), tag).await?;
     }
     vault.sync().await
-}
-
-/// Pushes a tensor from the vault.
-async fn push(plane: &DataPlane, vault: &Vault, to: PeerId, header: &PushHeader) -> Option<PushAck> {
-    let payload = vault.get(header.hash).await?;
-    let answer = plane.push(to.0, encode(header), payload, TRANSFER_DEADLINE).await;
-    let answer =
-        answer.inspect_err(|error| tracing::debug!(peer = %to.short(), %error, "push failed")).ok()?;
-    PushAck::parse(&answer).ok()
 }
 
 /// A clock the run can share: microseconds of wall time, which only grow across restarts.

@@ -15,6 +15,7 @@
 
 pub mod id;
 pub mod limits;
+pub mod pace;
 pub mod time;
 
 pub mod spec;

@@ -118,8 +118,12 @@ pub const RETRY_PAUSE_MAX: Duration = Duration::from_secs(2);
 pub const MIRROR_PAUSE_MIN: Duration = Duration::from_secs(2);
 /// Longest pause between two tries of a state that the mirror does not take.
 pub const MIRROR_PAUSE_MAX: Duration = Duration::from_secs(60);
-/// Deadline of one push or fetch; the driver reports failure after it.
+/// Deadline of a request, and of a push or fetch as long as nothing like it was measured; see [`pace`](crate::pace).
 pub const TRANSFER_DEADLINE: Duration = Duration::from_secs(10);
+/// Least deadline of a push or fetch. Machines that train are busy for seconds.
+pub const TRANSFER_DEADLINE_MIN: Duration = Duration::from_secs(5);
+/// Greatest deadline of a push or fetch: the largest blob at 5 Mbit/s.
+pub const TRANSFER_DEADLINE_MAX: Duration = Duration::from_secs(120);
 /// Pause of a leader between two looks at what should be decided. A look costs in proportion to the swarm, and so many
 /// records and manifests arrive; it is far less than the round trip that a decision takes.
 pub const PROPOSAL_GATHER: Duration = Duration::from_millis(5);
@@ -146,6 +150,10 @@ const _: () = assert!(ENTRY_BYTES_MAX <= LOG_GOSSIP_BYTES_MAX, "a gossiped range
 const _: () = assert!(LOG_GOSSIP_BYTES_MAX <= LOG_RANGE_BYTES_MAX, "so does one that is asked for");
 const _: () = assert!(LOG_RANGE_ENTRIES_MAX * 5 + 4096 <= LOG_RANGE_FRAME_BYTES, "a range's frame fits");
 const _: () = assert!(PARTITION_BYTES_MAX <= 1 << 30, "a partition fits memory");
+const _: () = assert!(
+    PARTITION_BYTES_MAX as u64 * 8 / TRANSFER_DEADLINE_MAX.as_secs() <= 5_000_000,
+    "the largest blob gets through in time at 5 Mbit/s"
+);
 const _: () = assert!(PARTITION_BYTES_MAX as u64 <= DISK_FULL_BYTES, "a blob fits what is left of a disk");
 const _: () = assert!(
     DISK_NEAR_SHARE * 2 <= DISK_FULL_SHARE,

@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use iota_protocol::limits::{SNAPSHOT_EVERY_ENTRIES, WIRE_VERSION_FIRST};
 use iota_protocol::log::Snapshot;
+use iota_protocol::pace::Paces;
 use iota_protocol::peer::{Peer, Remains, Roles};
 use iota_protocol::wire::Versions;
 use iota_protocol::wire::message::{ControlUpdate, StateOffer};
@@ -141,6 +142,8 @@ pub struct Host {
     pub store: BlobStore,
     /// Bytes that are missing of blobs whose transfer was given up.
     pub(crate) missing: BTreeMap<Hash, u64>,
+    /// How long transfers of its process may take.
+    pub(crate) paces: Paces,
     pub(crate) disk: Disk,
     /// The state that its processes wrote down last.
     pub(crate) remembered: Option<StateOffer>,
@@ -177,6 +180,7 @@ impl Host {
             inbox: VecDeque::new(),
             store: BlobStore::new(setup.disk),
             missing: BTreeMap::new(),
+            paces: Paces::default(),
             disk: Disk::default(),
             remembered: None,
             snapshot: None,
@@ -228,6 +232,7 @@ impl Host {
         // Microseconds of this host's clock, as the node takes them.
         let sequence = self.setup.clock.local(now).as_nanos() / 1_000;
         self.incarnation += 1;
+        self.paces = Paces::default();
         if self.setup.double == Some(Double::LosesItsLog) {
             (self.disk, self.log, self.snapshot) = (Disk::default(), None, None);
         }

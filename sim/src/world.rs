@@ -136,6 +136,7 @@ pub(crate) struct Fetch {
     mirrored: bool,
     deliver: bool,
     tag: String,
+    begun: Instant,
     deadline: Instant,
 }
 
@@ -148,6 +149,8 @@ pub(crate) struct Push {
     to: HostIndex,
     header: PushHeader,
     blob: Blob,
+    begun: Instant,
+    deadline: Instant,
 }
 
 /// What a flow carries.

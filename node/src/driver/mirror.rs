@@ -79,7 +79,7 @@ pub(super) async fn fetch(
     providers: &[PeerId],
     tag: &str,
 ) -> Option<Bytes> {
-    let fetched = vault.fetch(hash, limit, providers, tag, iota_protocol::limits::TRANSFER_DEADLINE).await;
+    let fetched = vault.fetch(hash, limit, providers, tag).await;
     let error = match fetched {
         Ok(bytes) => return Some(bytes),
         Err(error) => error,

@@ -1,18 +1,22 @@
 //! Blobs for the engine and the owner loop: memory first, store behind it.
 
 use std::collections::BTreeSet;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::Duration;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Instant;
 
 use bytes::Bytes;
+use iota_protocol::pace::Paces;
 use iota_protocol::peer::room::Room;
+use iota_protocol::wire::encode;
+use iota_protocol::wire::frame::{PushAck, PushHeader};
 use iota_protocol::{Hash, PeerId};
 use tokio::sync::{mpsc, oneshot};
 use tokio::task::JoinSet;
 
 use super::cache::Cache;
 use crate::blobs::{DataError, DataPlane, FetchError};
+use crate::push::PushError;
 
 /// Blobs waiting to be written. Past that, whoever makes more waits.
 const WRITES_QUEUED_MAX: usize = 256;
@@ -27,6 +31,8 @@ pub(crate) struct Vault {
     writes: mpsc::Sender<Write>,
     /// Whether nothing is written for want of room.
     full: Arc<AtomicBool>,
+    /// How long transfers may take.
+    paces: Arc<Mutex<Paces>>,
 }
 
 /// What the task behind a vault is told.
@@ -43,7 +49,13 @@ impl Vault {
     pub(crate) fn new(plane: DataPlane) -> (Self, impl Future<Output = ()> + Send + 'static) {
         let (writes, queue) = mpsc::channel(WRITES_QUEUED_MAX);
         let full = Arc::new(AtomicBool::new(false));
-        let vault = Self { cache: Cache::default(), plane: plane.clone(), writes, full: Arc::clone(&full) };
+        let vault = Self {
+            cache: Cache::default(),
+            plane: plane.clone(),
+            writes,
+            full: Arc::clone(&full),
+            paces: Arc::default(),
+        };
         (vault, write_behind(plane, queue, full))
     }
 
@@ -98,17 +110,47 @@ impl Vault {
         limit: usize,
         providers: &[PeerId],
         tag: &str,
-        deadline: Duration,
     ) -> Result<Bytes, FetchError> {
         if self.full.load(Ordering::Relaxed) {
             let reason = DataError::NoRoom.to_string();
             return self.get(hash).await.ok_or(FetchError::Store { hash: hash.0, reason });
         }
         let providers: Vec<_> = providers.iter().map(|peer| peer.0).collect();
-        let bytes =
-            self.plane.fetch(hash.0, limit as u64, &providers, &full_tag(tag, hash), deadline).await?;
+        let is_here = self.plane.has(hash.0).await;
+        let deadline = self.paces().fetch_deadline(limit as u64);
+        let begun = Instant::now();
+        let fetched =
+            self.plane.fetch(hash.0, limit as u64, &providers, &full_tag(tag, hash), deadline).await;
+        match &fetched {
+            Ok(bytes) if !is_here => self.paces().fetched(bytes.len() as u64, begun.elapsed()),
+            Err(FetchError::TimedOut { .. }) => self.paces().fetch_expired(),
+            Ok(_) | Err(_) => {}
+        }
+        let bytes = fetched?;
         self.cache.insert(hash, bytes.clone());
         Ok(bytes)
+    }
+
+    /// Pushes a tensor that is here; nothing if it is not, or was not acknowledged.
+    pub(crate) async fn push(&self, to: PeerId, header: &PushHeader) -> Option<PushAck> {
+        let payload = self.get(header.hash).await?;
+        let bytes = payload.len() as u64;
+        let deadline = self.paces().push_deadline(to, bytes);
+        let begun = Instant::now();
+        let answer = self.plane.push(to.0, encode(header), payload, deadline).await;
+        match &answer {
+            Ok(_) => self.paces().pushed(to, bytes, begun.elapsed()),
+            Err(PushError::TimedOut(_)) => self.paces().push_expired(to, bytes),
+            Err(_) => {}
+        }
+        let answer =
+            answer.inspect_err(|error| tracing::debug!(peer = %to.short(), %error, "push failed")).ok()?;
+        PushAck::parse(&answer).ok()
+    }
+
+    /// What is there holds at any time, so that a panic of whoever held it harms nothing.
+    fn paces(&self) -> MutexGuard<'_, Paces> {
+        self.paces.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Returns when everything kept or published so far survives the process, or something of it cannot.

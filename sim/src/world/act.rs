@@ -118,8 +118,9 @@ impl World {
             }
             Action::Push { id, to, header } => self.push(host, id, to, header),
             Action::Fetch { id, hash, providers, limit, mirrored, deliver, tag } => {
-                let (incarnation, deadline) = (self.hosts[host].incarnation, self.now() + TRANSFER_DEADLINE);
-                let limit = limit as u64;
+                let (begun, limit) = (self.now(), limit as u64);
+                let Host { incarnation, paces, .. } = &self.hosts[host];
+                let (incarnation, deadline) = (*incarnation, begun + paces.fetch_deadline(limit));
                 self.fetch(Fetch {
                     host,
                     incarnation,
@@ -130,6 +131,7 @@ impl World {
                     mirrored,
                     deliver,
                     tag,
+                    begun,
                     deadline,
                 });
             }
@@ -208,7 +210,10 @@ impl World {
                 Event::PushEnds { host: from, incarnation, id, to: receiver, ack: None },
             );
         };
-        self.start_cargo(from, to, Cargo::Push(Push { from, incarnation, id, to, header, blob }));
+        let begun = self.now();
+        let deadline = begun + self.hosts[from].paces.push_deadline(receiver, blob.bytes);
+        let push = Push { from, incarnation, id, to, header, blob, begun, deadline };
+        self.start_cargo(from, to, Cargo::Push(push));
     }
 
     fn fetch(&mut self, fetch: Fetch) {
@@ -231,7 +236,7 @@ impl World {
         }
         let flow = self.network.start_flow(self.queue.now(), from, to, bytes);
         let expires = match &cargo {
-            Cargo::Push(_) => self.now() + TRANSFER_DEADLINE,
+            Cargo::Push(push) => push.deadline,
             Cargo::Fetch(fetch, ..) => fetch.deadline,
         };
         self.cargo.insert(flow, cargo);

@@ -4,7 +4,6 @@ use std::rc::Rc;
 use std::time::Duration;
 
 use iota_protocol::PeerId;
-use iota_protocol::limits::TRANSFER_DEADLINE;
 use iota_protocol::wire::frame::PushAck;
 use iota_protocol::wire::message::Topic;
 
@@ -28,7 +27,7 @@ impl World {
             Event::Stop(..) => {}
             Event::Depart(host, incarnation) => self.depart(host, incarnation),
             Event::FlowEnds(end) => self.flow_ends(end),
-            Event::FlowExpires(flow) => self.drop_cargo(flow),
+            Event::FlowExpires(flow) => self.flow_expires(flow),
             Event::FetchTries(fetch, next) => self.fetch_tries(&fetch, next),
             Event::Gossip(broadcast, next) => self.gossip_arrives(&broadcast, next),
             Event::Request { to, from, incarnation, id, bytes } => {
@@ -221,17 +220,14 @@ impl World {
     }
 
     fn push_arrives(&mut self, push: Push) {
-        let Push { from, incarnation, id, to, header, blob } = push;
+        if self.hosts[push.to].frozen {
+            return self.push_fails(&push);
+        }
+        let Push { from, incarnation, id, to, header, blob, begun, .. } = push;
         let (sender, receiver) = (self.hosts[from].identity.peer(), self.hosts[to].identity.peer());
         let now = self.local_now(to);
-        if self.hosts[to].frozen {
-            self.queue.push(
-                TRANSFER_DEADLINE,
-                Event::PushEnds { host: from, incarnation, id, to: receiver, ack: None },
-            );
-            return;
-        }
         let target = &mut self.hosts[to];
+        let bytes = blob.bytes;
         let room = target.store.fits(&header.hash, blob.bytes);
         let kept = self.consult(to, |behaviour, means| behaviour.is_pushed(means, sender, &header)).flatten();
         let target = &mut self.hosts[to];
@@ -243,6 +239,10 @@ impl World {
             let _ = target.store.keep(header.hash, blob, &tag);
         }
         if let Some(delay) = self.network.message(to, from, 0) {
+            let took = self.now().since(begun) + delay;
+            if self.lives(from, incarnation) {
+                self.hosts[from].paces.pushed(receiver, bytes, took);
+            }
             self.queue.push(delay, Event::PushEnds { host: from, incarnation, id, to: receiver, ack });
         }
         self.drain(to);
@@ -306,7 +306,11 @@ impl World {
                 self.hosts[source].traffic.served += blob.bytes;
                 self.hosts[fetch.host].traffic.fetched += blob.bytes;
                 self.hosts[fetch.host].traffic.messages.fetches += 1;
-                let Fetch { host, incarnation, id, deliver, .. } = *fetch;
+                let Fetch { host, incarnation, id, deliver, begun, .. } = *fetch;
+                let took = self.now().since(begun) + delay;
+                if self.lives(host, incarnation) {
+                    self.hosts[host].paces.fetched(blob.bytes, took);
+                }
                 let arrived = Some(Box::new((fetch.hash, blob, fetch.tag.clone())));
                 self.queue.push(delay, Event::FetchEnds { host, incarnation, id, arrived, deliver });
             }
@@ -317,7 +321,8 @@ impl World {
     pub(super) fn push_fails(&mut self, push: &Push) {
         let to = self.hosts[push.to].identity.peer();
         let Push { from: host, incarnation, id, .. } = *push;
-        self.queue.push(TRANSFER_DEADLINE, Event::PushEnds { host, incarnation, id, to, ack: None });
+        self.queue
+            .push_at(push.deadline.max(self.now()), Event::PushEnds { host, incarnation, id, to, ack: None });
     }
 
     /// Tells the queue when to look at flows whose speed has changed.
@@ -325,6 +330,22 @@ impl World {
         for end in self.network.settle(self.queue.now()) {
             self.queue.push_at(end.at, Event::FlowEnds(end));
         }
+    }
+
+    /// A deadline passes; without effect if the flow has ended.
+    fn flow_expires(&mut self, flow: u64) {
+        match self.cargo.get(&flow) {
+            Some(Cargo::Push(push)) if self.lives(push.from, push.incarnation) => {
+                let (from, to, bytes) = (push.from, self.hosts[push.to].identity.peer(), push.blob.bytes);
+                self.hosts[from].paces.push_expired(to, bytes);
+            }
+            Some(Cargo::Fetch(fetch, ..)) if self.lives(fetch.host, fetch.incarnation) => {
+                let host = fetch.host;
+                self.hosts[host].paces.fetch_expired();
+            }
+            Some(_) | None => {}
+        }
+        self.drop_cargo(flow);
     }
 
     /// Gives up what a flow carries.

@@ -1,0 +1,220 @@
+//! How long a transfer between two peers may take, by how long earlier ones took.
+//!
+//! ```text
+//!            SLACK · (SRTT + 4 · RTTVAR + bytes / rate)    both are known
+//! deadline = SLACK · (SRTT + 4 · RTTVAR)                   only the round trip is, and the transfer is small
+//!            TRANSFER_DEADLINE                             otherwise
+//! ```
+//! within [`TRANSFER_DEADLINE_MIN`] and [`TRANSFER_DEADLINE_MAX`]. `SRTT` and `RTTVAR` are those of RFC 6298 section 2, taken
+//! from small transfers; `rate` is that of large ones, where a slower one is believed at once and a faster one by a quarter. A transfer that was still getting on
+//! when its deadline passed doubles the next one's, as in section 5.5 of it: else a link slower than was
+//! ever measured would never carry anything.
+//!
+//! Drivers keep one [`Paces`] for each process and tell it what they see. Nothing of it is written down: a process that
+//! starts again measures again.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use crate::id::PeerId;
+use crate::limits::{BOOK_PEERS_MAX, TRANSFER_DEADLINE, TRANSFER_DEADLINE_MAX, TRANSFER_DEADLINE_MIN};
+
+/// Deadlines are so many times what a transfer is expected to take: several share a link, and how many changes.
+const SLACK: u32 = 4;
+/// Bytes of a transfer up to which its time is a round trip, above which it is bytes at a rate.
+const SMALL_BYTES: u64 = 64 * 1024;
+/// Doublings in a row, at most; more than from the least to the most there may be are none.
+const DOUBLINGS_MAX: u32 = 5;
+
+/// Round trips in microseconds, after RFC 6298.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct RoundTrip {
+    smoothed: u64,
+    variation: u64,
+}
+
+impl RoundTrip {
+    const fn first(micros: u64) -> Self {
+        Self { smoothed: micros, variation: micros / 2 }
+    }
+
+    /// The gains are 1/8 and 1/4.
+    const fn after(self, micros: u64) -> Self {
+        let off = self.smoothed.abs_diff(micros);
+        Self { smoothed: (7 * self.smoothed + micros) / 8, variation: (3 * self.variation + off) / 4 }
+    }
+
+    const fn longest(self) -> u64 {
+        self.smoothed.saturating_add(4 * self.variation)
+    }
+}
+
+/// What is known of the transfers of one kind.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+struct Pace {
+    round_trip: Option<RoundTrip>,
+    /// Bytes per second.
+    rate: Option<u64>,
+    /// Deadlines in a row that passed while a transfer was getting on.
+    expired: u32,
+}
+
+impl Pace {
+    fn ended(&mut self, bytes: u64, took: Duration) {
+        self.expired = 0;
+        let micros = micros(took);
+        if bytes <= SMALL_BYTES {
+            let after = self.round_trip.map_or(RoundTrip::first(micros), |known| known.after(micros));
+            self.round_trip = Some(after);
+            return;
+        }
+        let rate = bytes.saturating_mul(1_000_000) / micros;
+        let rate = self.rate.map_or(rate, |known| rate.min(known - known / 4 + rate / 4));
+        self.rate = Some(rate.max(1));
+    }
+
+    fn deadline(&self, bytes: u64) -> Duration {
+        let round_trip = self.round_trip.map(RoundTrip::longest);
+        let expected = match (round_trip, self.rate) {
+            (known, Some(rate)) if known.is_some() || bytes > SMALL_BYTES => {
+                Some(known.unwrap_or(0).saturating_add(bytes.saturating_mul(1_000_000) / rate))
+            }
+            (Some(known), None) if bytes <= SMALL_BYTES => Some(known),
+            _ => None,
+        };
+        let measured = expected.map_or(TRANSFER_DEADLINE, |micros| Duration::from_micros(micros) * SLACK);
+        let doubled = measured.max(TRANSFER_DEADLINE_MIN) * (1 << self.expired.min(DOUBLINGS_MAX));
+        doubled.min(TRANSFER_DEADLINE_MAX)
+    }
+}
+
+/// What a process knows of its transfers: pushes to each peer, and fetches, which come from several.
+#[derive(Clone, Debug, Default)]
+pub struct Paces {
+    pushes: BTreeMap<PeerId, Pace>,
+    fetches: Pace,
+}
+
+impl Paces {
+    /// How long a push of `bytes` to this peer may take.
+    #[must_use]
+    pub fn push_deadline(&self, to: PeerId, bytes: u64) -> Duration {
+        self.pushes.get(&to).copied().unwrap_or_default().deadline(bytes)
+    }
+
+    /// A push of `bytes` to this peer was answered.
+    pub fn pushed(&mut self, to: PeerId, bytes: u64, took: Duration) {
+        self.push(to).ended(bytes, took);
+    }
+
+    /// The deadline of a push of `bytes` to this peer passed. That of a small one says that the peer is not there, not that
+    /// its link is slow.
+    pub fn push_expired(&mut self, to: PeerId, bytes: u64) {
+        if bytes > SMALL_BYTES {
+            self.push(to).expired += 1;
+        }
+    }
+
+    /// How long a fetch of `bytes` may take.
+    #[must_use]
+    pub fn fetch_deadline(&self, bytes: u64) -> Duration {
+        self.fetches.deadline(bytes)
+    }
+
+    /// A blob of `bytes` came over the network.
+    pub fn fetched(&mut self, bytes: u64, took: Duration) {
+        self.fetches.ended(bytes, took);
+    }
+
+    /// The deadline of a fetch passed while it was getting on.
+    pub fn fetch_expired(&mut self) {
+        self.fetches.expired += 1;
+    }
+
+    /// Whoever is forgotten for want of room is measured again.
+    fn push(&mut self, to: PeerId) -> &mut Pace {
+        if self.pushes.len() >= BOOK_PEERS_MAX && !self.pushes.contains_key(&to) {
+            self.pushes.pop_first();
+        }
+        self.pushes.entry(to).or_default()
+    }
+}
+
+/// At least one.
+fn micros(took: Duration) -> u64 {
+    u64::try_from(took.as_micros()).unwrap_or(u64::MAX).max(1)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const MIB: u64 = 1 << 20;
+    const PEER: PeerId = PeerId([1; 32]);
+
+    fn seconds(seconds: u64) -> Duration {
+        Duration::from_secs(seconds)
+    }
+
+    #[test]
+    fn what_was_never_measured_has_the_deadline_of_all() {
+        let mut paces = Paces::default();
+        assert_eq!(paces.push_deadline(PEER, 64 * MIB), TRANSFER_DEADLINE);
+        paces.pushed(PEER, 1024, Duration::from_millis(50));
+        assert_eq!(paces.push_deadline(PEER, 64 * MIB), TRANSFER_DEADLINE, "the rate is not known");
+        assert_eq!(paces.push_deadline(PeerId([2; 32]), 1024), TRANSFER_DEADLINE, "another peer");
+        assert_eq!(paces.push_deadline(PEER, 1024), TRANSFER_DEADLINE_MIN);
+    }
+
+    #[test]
+    fn round_trips_are_smoothed_as_in_rfc_6298() {
+        let mut pace = Pace::default();
+        pace.ended(1, seconds(2));
+        assert_eq!(pace.round_trip, Some(RoundTrip { smoothed: 2_000_000, variation: 1_000_000 }));
+        pace.ended(1, seconds(4));
+        // RTTVAR = 3/4 · 1 + 1/4 · |2 − 4|, SRTT = 7/8 · 2 + 1/8 · 4.
+        assert_eq!(pace.round_trip, Some(RoundTrip { smoothed: 2_250_000, variation: 1_250_000 }));
+        assert_eq!(pace.deadline(1), Duration::from_micros(4 * (2_250_000 + 4 * 1_250_000)));
+    }
+
+    #[test]
+    fn a_large_transfer_has_the_time_that_its_bytes_need() {
+        let mut pace = Pace::default();
+        pace.ended(4 * MIB, seconds(4));
+        assert_eq!(pace.deadline(16 * MIB), seconds(64));
+        assert_eq!(pace.deadline(64 * MIB), TRANSFER_DEADLINE_MAX);
+        assert_eq!(pace.deadline(65 * 1024), TRANSFER_DEADLINE_MIN);
+        pace.ended(5 * MIB, seconds(1));
+        assert_eq!(pace.rate, Some(2 * MIB));
+    }
+
+    #[test]
+    fn a_link_slower_than_ever_measured_gets_there() {
+        let mut paces = Paces::default();
+        paces.fetched(64 * MIB, seconds(1));
+        // It now carries 1 MiB per second.
+        let needed = seconds(64);
+        let mut tries = 0;
+        while paces.fetch_deadline(64 * MIB) < needed {
+            paces.fetch_expired();
+            tries += 1;
+        }
+        assert_eq!(tries, 4, "from five seconds to eighty");
+        (0..100).for_each(|_| paces.fetch_expired());
+        assert_eq!(paces.fetch_deadline(1), TRANSFER_DEADLINE_MAX);
+        paces.fetched(64 * MIB, needed);
+        assert!(paces.fetch_deadline(64 * MIB) >= needed, "it need not expire again");
+        assert_eq!(paces.fetch_deadline(MIB), TRANSFER_DEADLINE_MIN, "nothing is doubled any more");
+    }
+
+    #[test]
+    fn peers_beyond_the_book_are_forgotten() {
+        let mut paces = Paces::default();
+        for number in 0..=BOOK_PEERS_MAX as u64 {
+            let mut peer = [0; 32];
+            peer[..8].copy_from_slice(&number.to_be_bytes());
+            paces.push_expired(PeerId(peer), MIB);
+        }
+        assert_eq!(paces.pushes.len(), BOOK_PEERS_MAX);
+    }
+}
