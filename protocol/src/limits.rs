@@ -124,6 +124,11 @@ pub const TRANSFER_DEADLINE: Duration = Duration::from_secs(10);
 pub const TRANSFER_DEADLINE_MIN: Duration = Duration::from_secs(5);
 /// Greatest deadline of a push or fetch: the largest blob at 5 Mbit/s.
 pub const TRANSFER_DEADLINE_MAX: Duration = Duration::from_secs(120);
+/// Deadlines are so many times what is expected: several transfers share a link, a pipeline fills and drains, and machines
+/// have other work.
+pub const DEADLINE_SLACK: u32 = 4;
+/// How many times what the spec gives the deadline of an epoch or a merge may be.
+pub const DEADLINE_STRETCH_MAX: u32 = 16;
 /// Pause of a leader between two looks at what should be decided. A look costs in proportion to the swarm, and so many
 /// records and manifests arrive; it is far less than the round trip that a decision takes.
 pub const PROPOSAL_GATHER: Duration = Duration::from_millis(5);

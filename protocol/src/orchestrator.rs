@@ -6,6 +6,7 @@
 
 mod balance;
 mod checkpoints;
+mod deadlines;
 mod departures;
 mod losses;
 mod queue;
@@ -177,7 +178,7 @@ impl Orchestrator {
                         None => self.open(now, state, book, index, stage),
                     });
                 }
-                Phase::Training(training) => wanted.extend(self.training(now, state, index, training)),
+                Phase::Training(training) => wanted.extend(self.training(now, state, book, index, training)),
                 Phase::Merging(training, plan) => {
                     wanted.extend(self.merging(now, state, index, training, plan))
                 }
@@ -278,13 +279,15 @@ impl Orchestrator {
         &self,
         now: Instant,
         state: &RunState,
+        book: &Book,
         index: StageIndex,
         training: &Training,
     ) -> Vec<Decision> {
         let spec = state.spec();
         let (stage, epoch) = (index, training.epoch);
         let live = training.deal.handling();
-        let (waited, deadline) = (self.waits.waited(now, index), spec.timing.epoch_deadline.duration());
+        let (waited, overtaken) = (self.waits.waited(now, index), self.waits.overtaken(now, index));
+        let deadline = deadlines::epoch(state, book, training, waited.max(overtaken));
         let missing = live.iter().any(|peer| !self.manifests.contains_key(&(index, *peer)));
         let stalled = self.waits.is_stalled(now, index, spec.timing.eviction.duration() * STALLED_EVICTIONS);
         let early = waited < deadline && !training.cut_off && !stalled;
@@ -309,7 +312,6 @@ impl Orchestrator {
             return plan(submissions).into_iter().collect();
         }
         let quorum = quorum(spec.merge.quorum, live.len());
-        let overtaken = self.waits.overtaken(now, index);
         let hopeless = overtaken >= deadline * 2 || stalled;
         let enough = waited >= deadline * (CUTOFF_DEADLINES + 1) && submissions.len() >= quorum
             || waited >= deadline * (CUTOFF_DEADLINES + 2)
@@ -366,7 +368,7 @@ impl Orchestrator {
         plan: &Plan,
     ) -> Vec<Decision> {
         let (epoch, attempt) = (training.epoch, plan.attempt);
-        let deadline = state.spec().timing.merge_deadline.duration();
+        let deadline = deadlines::merge(state, self.waits.usual_merge(stage));
         // A leader that has just taken over has not heard of what is not announced again yet.
         let waited =
             if self.is_informed(now, state) { self.waits.waited(now, stage) } else { Duration::ZERO };

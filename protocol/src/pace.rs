@@ -1,11 +1,11 @@
 //! How long a transfer between two peers may take, by how long earlier ones took.
 //!
 //! ```text
-//!            SLACK · (SRTT + 4 · RTTVAR + bytes / rate)    both are known
-//! deadline = SLACK · (SRTT + 4 · RTTVAR)                   only the round trip is, and the transfer is small
+//!            4 · (SRTT + 4 · RTTVAR + bytes / rate)    both are known
+//! deadline = 4 · (SRTT + 4 · RTTVAR)                   only the round trip is, and the transfer is small
 //!            TRANSFER_DEADLINE                             otherwise
 //! ```
-//! within [`TRANSFER_DEADLINE_MIN`] and [`TRANSFER_DEADLINE_MAX`]. `SRTT` and `RTTVAR` are those of RFC 6298 section 2, taken
+//! where the first 4 is [`DEADLINE_SLACK`], within [`TRANSFER_DEADLINE_MIN`] and [`TRANSFER_DEADLINE_MAX`]. `SRTT` and `RTTVAR` are those of RFC 6298 section 2, taken
 //! from small transfers; `rate` is that of large ones, where a slower one is believed at once and a faster one by a quarter. A transfer that was still getting on
 //! when its deadline passed doubles the next one's, as in section 5.5 of it: else a link slower than was
 //! ever measured would never carry anything.
@@ -17,10 +17,12 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use crate::id::PeerId;
-use crate::limits::{BOOK_PEERS_MAX, TRANSFER_DEADLINE, TRANSFER_DEADLINE_MAX, TRANSFER_DEADLINE_MIN};
+use crate::limits::{
+    BOOK_PEERS_MAX, DEADLINE_SLACK, DEADLINE_STRETCH_MAX, TRANSFER_DEADLINE, TRANSFER_DEADLINE_MAX,
+    TRANSFER_DEADLINE_MIN,
+};
+use crate::spec::RunSpec;
 
-/// Deadlines are so many times what a transfer is expected to take: several share a link, and how many changes.
-const SLACK: u32 = 4;
 /// Bytes of a transfer up to which its time is a round trip, above which it is bytes at a rate.
 const SMALL_BYTES: u64 = 64 * 1024;
 /// Doublings in a row, at most; more than from the least to the most there may be are none.
@@ -82,7 +84,8 @@ impl Pace {
             (Some(known), None) if bytes <= SMALL_BYTES => Some(known),
             _ => None,
         };
-        let measured = expected.map_or(TRANSFER_DEADLINE, |micros| Duration::from_micros(micros) * SLACK);
+        let measured =
+            expected.map_or(TRANSFER_DEADLINE, |micros| Duration::from_micros(micros) * DEADLINE_SLACK);
         let doubled = measured.max(TRANSFER_DEADLINE_MIN) * (1 << self.expired.min(DOUBLINGS_MAX));
         doubled.min(TRANSFER_DEADLINE_MAX)
     }
@@ -138,6 +141,54 @@ impl Paces {
         }
         self.pushes.entry(to).or_default()
     }
+}
+
+/// A deadline that follows from what is measured, for people.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Deadline {
+    /// What has to be done by then.
+    pub name: &'static str,
+    /// What it follows from.
+    pub doc: &'static str,
+    /// The least it can be.
+    pub least: Duration,
+    /// What it is before anything was measured.
+    pub first: Duration,
+    /// The most it can be.
+    pub most: Duration,
+}
+
+/// All deadlines that follow from what is measured. Those of epochs and merges are what the spec gives, or longer.
+#[must_use]
+pub fn deadlines(spec: &RunSpec) -> [Deadline; 4] {
+    let transfer = |name, doc| Deadline {
+        name,
+        doc,
+        least: TRANSFER_DEADLINE_MIN,
+        first: TRANSFER_DEADLINE,
+        most: TRANSFER_DEADLINE_MAX,
+    };
+    let stretched = |name, doc, least: Duration| {
+        let most = least.saturating_mul(DEADLINE_STRETCH_MAX);
+        Deadline { name, doc, least, first: least, most }
+    };
+    [
+        transfer(
+            "push",
+            "4 times the round trip to the peer and what the bytes need at the rate of earlier pushes to it",
+        ),
+        transfer("fetch", "4 times the round trip and what the bytes need at the rate of earlier fetches"),
+        stretched(
+            "epoch",
+            "4 times the samples over the speed of the slowest stage's miners",
+            spec.timing.epoch_deadline.duration(),
+        ),
+        stretched(
+            "merge",
+            "4 times the median of the stage's last 8 merges",
+            spec.timing.merge_deadline.duration(),
+        ),
+    ]
 }
 
 /// At least one.

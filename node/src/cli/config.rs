@@ -5,8 +5,12 @@ use std::ffi::OsString;
 use std::fmt::Write as _;
 use std::io::Write as _;
 use std::path::Path;
+use std::time::Duration;
 
 use clap::{ArgMatches, Args, CommandFactory, Subcommand};
+use iota_protocol::RunSpec;
+use iota_protocol::pace::deadlines;
+use iota_protocol::time::Millis;
 use serde::Serialize;
 
 use super::Cli;
@@ -47,6 +51,7 @@ const SHOWN: [&str; 2] = ["join", "up"];
 #[derive(Debug, Serialize)]
 struct Shown<'a> {
     spec: BTreeMap<String, SpecValue>,
+    deadlines: BTreeMap<&'a str, ShownDeadline>,
     options: BTreeMap<&'a str, Vec<OptionValue>>,
 }
 
@@ -55,6 +60,14 @@ struct SpecValue {
     value: serde_json::Value,
     origin: Origin,
     doc: String,
+}
+
+#[derive(Debug, Serialize)]
+struct ShownDeadline {
+    least: Millis,
+    first: Millis,
+    most: Millis,
+    doc: &'static str,
 }
 
 pub(super) fn run(
@@ -105,6 +118,11 @@ fn verb_options(line: &[OsString], file: Option<&Path>) -> Result<Vec<OptionValu
 fn as_text(resolved: &ResolvedSpec, options: &[(String, Vec<OptionValue>)]) -> String {
     let mut out = format!("# Run spec: {}\n\n", resolved.source);
     out.push_str(&annotated(&resolved.spec, |key| Some(resolved.origin(key).to_string())));
+    out.push_str("\n# Deadlines that follow from what is measured, within bounds.\n");
+    for (name, shown) in shown_deadlines(&resolved.spec) {
+        let ShownDeadline { least, first, most, doc } = shown;
+        let _ = writeln!(out, "# {name}: {least} to {most}, {first} before anything is measured; {doc}.");
+    }
     for (verb, options) in options {
         let _ = write!(
             out,
@@ -118,6 +136,15 @@ fn as_text(resolved: &ResolvedSpec, options: &[(String, Vec<OptionValue>)]) -> S
     out
 }
 
+fn shown_deadlines(spec: &RunSpec) -> BTreeMap<&'static str, ShownDeadline> {
+    let millis = |time: Duration| Millis(u64::try_from(time.as_millis()).unwrap_or(u64::MAX));
+    let shown = deadlines(spec).map(|deadline| {
+        let [least, first, most] = [deadline.least, deadline.first, deadline.most].map(millis);
+        (deadline.name, ShownDeadline { least, first, most, doc: deadline.doc })
+    });
+    shown.into()
+}
+
 fn as_json(resolved: &ResolvedSpec, options: &[(String, Vec<OptionValue>)]) -> Result<String, CliError> {
     let failed = |error: serde_json::Error| CliError::Bug(format!("write JSON: {error}"));
     let tree = serde_json::to_value(&resolved.spec).map_err(failed)?;
@@ -127,6 +154,8 @@ fn as_json(resolved: &ResolvedSpec, options: &[(String, Vec<OptionValue>)]) -> R
         (field.key, SpecValue { value, origin, doc: field.doc })
     });
     let options = options.iter().map(|(verb, options)| (verb.as_str(), options.clone())).collect();
-    let text = serde_json::to_string_pretty(&Shown { spec: spec.collect(), options }).map_err(failed)?;
+    let deadlines = shown_deadlines(&resolved.spec);
+    let shown = Shown { spec: spec.collect(), deadlines, options };
+    let text = serde_json::to_string_pretty(&shown).map_err(failed)?;
     Ok(text + "\n")
 }

@@ -5,7 +5,7 @@ use crate::id::LogIndex;
 use crate::limits::{QUEUE_EVICTIONS, REPLICAS_MAX, WIRE_VERSION};
 use crate::run_state::StateEvent;
 use crate::spec::{Candidate, OrchestratorSpec, RunSpec};
-use crate::wire::message::{Entry, PeerRecord};
+use crate::wire::message::{Entry, PeerRecord, WeightsRecord};
 
 const MEMBER: PeerId = PeerId([2; 32]);
 
@@ -89,6 +89,42 @@ fn leaders_that_follow_upon_each_other_put_no_deadline_off() {
     hear(&mut book, informed);
     let proposed = candidate.propose(informed, &state, &book, 8);
     assert!(proposed.contains(&Decision::Cutoff { stage, epoch }), "{proposed:?}");
+}
+
+/// When the leader of a run of one stage with one member cuts its epoch off, in deadlines of the spec, if the member says
+/// that it does so many thousandths of a sample per second.
+fn cut_off_after(speed_milli: u32) -> u32 {
+    let (stage, epoch) = (StageIndex(0), Epoch(0));
+    let candidates = vec![Candidate { peer: MEMBER, priority: 0 }];
+    let mut spec = RunSpec { orchestrator: OrchestratorSpec { candidates }, ..RunSpec::default() };
+    spec.pipeline.stages = 1;
+    spec.training.samples_per_epoch = 60;
+    let deadline = spec.timing.epoch_deadline.duration();
+    let mut state = RunState::new(Arc::new(spec), &[10]);
+    apply(&mut state, Decision::Admit { peer: MEMBER, stage });
+    let open = Decision::OpenEpoch { stage, epoch, base: Hash::default(), members: vec![(MEMBER, 1)] };
+    apply(&mut state, open);
+    let (mut leader, mut book, start) = (Orchestrator::default(), Book::default(), Instant::from_nanos(1));
+    let weights = Some(WeightsRecord { stage, version: epoch, hash: Hash::default() });
+    (0..100)
+        .find(|deadlines| {
+            let now = start + deadline * *deadlines;
+            let sequence = u64::from(*deadlines) + 1;
+            let record = PeerRecord { miner: true, sequence, weights, speed_milli, ..record() };
+            book.insert(now, MEMBER, Arc::new(record)).expect("a valid record");
+            leader.propose(now, &state, &book, 8).contains(&Decision::Cutoff { stage, epoch })
+        })
+        .expect("it is cut off at last")
+}
+
+#[test]
+fn an_epoch_has_the_time_that_its_members_need() {
+    let seconds = u32::try_from(RunSpec::default().timing.epoch_deadline.duration().as_secs()).expect("few");
+    assert_eq!(cut_off_after(0), CUTOFF_DEADLINES, "nobody has said anything");
+    // 60 samples within the deadline of the spec, and a quarter of it.
+    assert_eq!(cut_off_after(60_000 / seconds * 4), CUTOFF_DEADLINES);
+    assert_eq!(cut_off_after(60_000 / seconds), CUTOFF_DEADLINES * 4, "four times what it should take");
+    assert_eq!(cut_off_after(1), CUTOFF_DEADLINES * 16, "no more than that");
 }
 
 #[test]

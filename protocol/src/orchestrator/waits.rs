@@ -1,11 +1,14 @@
 //! How long each stage has been at what it does, as this candidate saw it.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, VecDeque};
 use std::time::Duration;
 
 use crate::id::{Epoch, LogIndex, StageIndex};
 use crate::run_state::{Phase, RunState, Stage, Training};
 use crate::time::Instant;
+
+/// Merges of a stage whose length is remembered.
+const MERGES_REMEMBERED: usize = 8;
 
 /// What a stage has been doing.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -33,6 +36,8 @@ struct Overtaken {
 pub(super) struct Waits {
     doing: BTreeMap<StageIndex, (Doing, Instant)>,
     overtaken: BTreeMap<StageIndex, Overtaken>,
+    /// How long the last merges of each stage took.
+    merges: BTreeMap<StageIndex, VecDeque<Duration>>,
 }
 
 impl Waits {
@@ -52,6 +57,13 @@ impl Waits {
             let entry = self.doing.entry(index).or_insert((doing, now));
             // No stage can do an epoch before all others are in it. Those that wait for one are not late.
             let alone = matches!(&stage.phase, Phase::Training(training) if !in_step(state, training.epoch));
+            if let (Doing::Merging(..), Doing::Waiting(_)) = (entry.0, doing) {
+                let merges = self.merges.entry(index).or_default();
+                merges.push_back(now.since(entry.1));
+                if merges.len() > MERGES_REMEMBERED {
+                    merges.pop_front();
+                }
+            }
             if entry.0 != doing || alone {
                 *entry = (doing, now);
             }
@@ -84,6 +96,13 @@ impl Waits {
     /// How long a stage has been at what it does.
     pub(super) fn waited(&self, now: Instant, stage: StageIndex) -> Duration {
         self.doing.get(&stage).map_or(Duration::ZERO, |(_, since)| now.since(*since))
+    }
+
+    /// The median of the stage's last merges: one that waited for a dead owner says nothing of the next.
+    pub(super) fn usual_merge(&self, stage: StageIndex) -> Option<Duration> {
+        let mut merges: Vec<Duration> = self.merges.get(&stage)?.iter().copied().collect();
+        merges.sort_unstable();
+        merges.get(merges.len() / 2).copied()
     }
 
     /// For how long a stage beside this one has had its epoch settled.
