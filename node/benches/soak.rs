@@ -66,7 +66,7 @@ fn main() {
     let folder = tempfile::tempdir().expect("a scratch folder");
     let seconds = argument(SECONDS);
     let mut up = start(folder.path(), seconds);
-    let peers = folder.path().join("runs/bench/peers");
+    let peers = folder.path().join("bench/peers");
     let begin = Instant::now();
     let mut looks = Vec::new();
     while begin.elapsed().as_secs() < seconds {
@@ -119,11 +119,12 @@ fn start(folder: &Path, seconds: u64) -> Child {
     let settings = SETTINGS.iter().flat_map(|setting| ["--set".to_owned(), (*setting).to_owned()]);
     Command::new(BINARY)
         .args(["up", "--no-control", "--device", "cpu", "--name", "bench", "--stages", "2", "--miners", "3"])
+        .arg("--runs-dir")
+        .arg(folder)
         .args(["--epochs", "1000000"])
         .args(settings)
         .args(kills)
         .env("IOTA_SNAPSHOT_EVERY", "512")
-        .current_dir(folder)
         .stdin(Stdio::null())
         .stdout(Stdio::null())
         .stderr(Stdio::null())
