@@ -125,6 +125,7 @@ fn start(folder: &Path, seconds: u64) -> Child {
         .args(settings)
         .args(kills)
         .env("IOTA_SNAPSHOT_EVERY", "512")
+        .env("IOTA_EVENT_LOG_MAX", "1MiB")
         .stdin(Stdio::null())
         .stdout(Stdio::null())
         .stderr(Stdio::null())
@@ -150,7 +151,8 @@ fn measure(folder: &Path) -> Option<[f64; QUANTITIES.len()]> {
     let resident = status.lines().find_map(|line| line.strip_prefix("VmRSS:"))?;
     let resident: f64 = resident.trim().trim_end_matches(" kB").parse().ok()?;
     let descriptors = fs::read_dir(process.join("fd")).ok()?.count() as f64;
-    let texts = bytes(&folder.join("events.jsonl")) + bytes(&folder.join("log.txt"));
+    let texts: f64 =
+        ["events.jsonl", "events.1.jsonl", "log.txt"].iter().map(|name| bytes(&folder.join(name))).sum();
     let raw = [resident, descriptors, bytes(&folder.join("blobs")), bytes(&folder.join("node.redb")), texts];
     let mut quantities = raw;
     for (value, (_, unit)) in quantities.iter_mut().zip(QUANTITIES) {

@@ -5,8 +5,8 @@
 //! lines it does not know.
 
 use std::fs::{File, OpenOptions};
-use std::io::{self, Read, Seek, SeekFrom, Write};
-use std::os::unix::fs::FileExt as _;
+use std::io::{self, Read, Write};
+use std::os::unix::fs::{FileExt as _, MetadataExt as _};
 use std::path::{Path, PathBuf};
 use std::time::{SystemTime, UNIX_EPOCH};
 
@@ -15,6 +15,10 @@ use serde::{Deserialize, Serialize};
 
 /// Name of the event log in a node's data folder.
 pub const EVENTS_FILE: &str = "events.jsonl";
+/// Name of the file that holds the events before those.
+pub const OLDER_EVENTS_FILE: &str = "events.1.jsonl";
+/// Most bytes of both files together, unless told otherwise: some hundred thousand events.
+pub const EVENTS_BYTES_MAX: u64 = 64 << 20;
 
 /// Longest line a reader keeps while it waits for its end.
 const LINE_BYTES_MAX: usize = 1 << 20;
@@ -227,28 +231,33 @@ pub fn unix_ms() -> u64 {
 
 /// Appends events to a node's log. Every line is written at once, so a reader sees whole lines or the start of one. Those
 /// for which the disk has no room wait for it.
+///
+/// A file that has half of the bytes that the log may take becomes [`OLDER_EVENTS_FILE`], in place of the one before.
 #[derive(Debug)]
 pub struct EventLog {
+    folder: PathBuf,
     file: File,
+    length: u64,
+    bytes_max: u64,
     /// What was not written yet, from the middle of a line on if the disk took the start of it.
     waiting: Vec<u8>,
 }
 
 impl EventLog {
-    /// Opens the log in `data_dir` for appending.
+    /// Opens the log in `data_dir` for appending. Its files take `bytes_max` together.
     ///
     /// # Errors
     /// What the system said about creating it.
-    pub fn open(data_dir: &Path) -> io::Result<Self> {
-        let file =
-            OpenOptions::new().create(true).read(true).append(true).open(data_dir.join(EVENTS_FILE))?;
+    pub fn open(data_dir: &Path, bytes_max: u64) -> io::Result<Self> {
+        let file = open_events(data_dir)?;
+        let length = file.metadata()?.len();
         let mut last = [b'\n'];
-        if let Some(end) = file.metadata()?.len().checked_sub(1) {
+        if let Some(end) = length.checked_sub(1) {
             file.read_exact_at(&mut last, end)?;
         }
         // An earlier process may have ended in the middle of a line.
         let waiting = if last == [b'\n'] { Vec::new() } else { vec![b'\n'] };
-        Ok(Self { file, waiting })
+        Ok(Self { folder: data_dir.to_owned(), file, length, bytes_max, waiting })
     }
 
     /// Whether some events wait for room.
@@ -264,17 +273,34 @@ impl EventLog {
     pub fn write(&mut self, event: NodeEvent) -> io::Result<()> {
         let mut line = serde_json::to_vec(&TimedEvent { t_ms: unix_ms(), event })?;
         line.push(b'\n');
+        let is_whole = self.waiting.is_empty() && self.length > 0;
+        let is_long = self.length + line.len() as u64 > self.bytes_max / 2;
+        let begun = if is_whole && is_long { self.begin_file() } else { Ok(()) };
         if self.waiting.len() + line.len() <= WAITING_BYTES_MAX {
             self.waiting.extend(line);
         }
-        self.flush()
+        self.flush().and(begun)
+    }
+
+    /// Goes on in a new file, or in the same if there can be none.
+    fn begin_file(&mut self) -> io::Result<()> {
+        match std::fs::rename(self.folder.join(EVENTS_FILE), self.folder.join(OLDER_EVENTS_FILE)) {
+            // It was renamed before, and no new one could be opened.
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+            renamed => renamed?,
+        }
+        (self.file, self.length) = (open_events(&self.folder)?, 0);
+        Ok(())
     }
 
     fn flush(&mut self) -> io::Result<()> {
         while !self.waiting.is_empty() {
             match self.file.write(&self.waiting) {
                 Ok(0) => return Err(io::ErrorKind::WriteZero.into()),
-                Ok(written) => drop(self.waiting.drain(..written)),
+                Ok(written) => {
+                    self.waiting.drain(..written);
+                    self.length += written as u64;
+                }
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
                 Err(error) => return Err(error),
             }
@@ -283,11 +309,16 @@ impl EventLog {
     }
 }
 
-/// Follows a log that another process writes.
+fn open_events(folder: &Path) -> io::Result<File> {
+    OpenOptions::new().create(true).read(true).append(true).open(folder.join(EVENTS_FILE))
+}
+
+/// Follows a log that another process writes. Events are missed only if two files were begun since the last look.
 #[derive(Debug)]
 pub struct EventTail {
-    path: PathBuf,
-    offset: u64,
+    folder: PathBuf,
+    /// The file that is read, from where on it was not read yet.
+    file: Option<File>,
     partial: Vec<u8>,
 }
 
@@ -295,7 +326,7 @@ impl EventTail {
     /// Starts at the beginning of the log in `data_dir`, which need not exist yet.
     #[must_use]
     pub fn new(data_dir: &Path) -> Self {
-        Self { path: data_dir.join(EVENTS_FILE), offset: 0, partial: Vec::new() }
+        Self { folder: data_dir.to_owned(), file: None, partial: Vec::new() }
     }
 
     /// Returns the events appended since the last call. Lines of another shape are skipped.
@@ -303,14 +334,21 @@ impl EventTail {
     /// # Errors
     /// What the system said about reading; a log that does not exist yet is empty.
     pub fn poll(&mut self) -> io::Result<Vec<TimedEvent>> {
-        let mut file = match File::open(&self.path) {
-            Ok(file) => file,
-            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
-            Err(error) => return Err(error),
-        };
-        file.seek(SeekFrom::Start(self.offset))?;
-        let read = file.read_to_end(&mut self.partial)?;
-        self.offset += read as u64;
+        if self.file.is_none() {
+            self.file = existing(&self.folder.join(OLDER_EVENTS_FILE))?;
+        }
+        let newest = existing(&self.folder.join(EVENTS_FILE))?;
+        // Looked up before the rest of the file at hand is read, to which nothing is appended once there is a newer one.
+        if let Some(file) = &mut self.file {
+            file.read_to_end(&mut self.partial)?;
+        }
+        let is_other = |file: &File, newest: &File| Ok::<_, io::Error>(identity(file)? != identity(newest)?);
+        if let Some(mut newest) = newest
+            && self.file.as_ref().map_or(Ok(true), |file| is_other(file, &newest))?
+        {
+            newest.read_to_end(&mut self.partial)?;
+            self.file = Some(newest);
+        }
         let whole = self.partial.iter().rposition(|&byte| byte == b'\n').map_or(0, |last| last + 1);
         let lines: Vec<u8> = self.partial.drain(..whole).collect();
         if self.partial.len() > LINE_BYTES_MAX {
@@ -318,6 +356,20 @@ impl EventTail {
         }
         Ok(lines.split(|&byte| byte == b'\n').filter_map(|line| serde_json::from_slice(line).ok()).collect())
     }
+}
+
+fn existing(path: &Path) -> io::Result<Option<File>> {
+    match File::open(path) {
+        Ok(file) => Ok(Some(file)),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+        Err(error) => Err(error),
+    }
+}
+
+/// What a file keeps when it is renamed.
+fn identity(file: &File) -> io::Result<(u64, u64)> {
+    let about = file.metadata()?;
+    Ok((about.dev(), about.ino()))
 }
 
 #[cfg(test)]
@@ -330,7 +382,7 @@ mod tests {
         let mut tail = EventTail::new(dir.path());
         assert_eq!(tail.poll().unwrap(), [], "no log yet");
 
-        let mut log = EventLog::open(dir.path()).unwrap();
+        let mut log = EventLog::open(dir.path(), EVENTS_BYTES_MAX).unwrap();
         let opened = NodeEvent::EpochOpened { stage: 1, epoch: 2, members: 3, samples: 4 };
         log.write(opened.clone()).unwrap();
         log.file.write_all(b"{\"event\":\"of the future\"}\n{\"t_ms\":5,\"event\":\"admi").unwrap();
@@ -346,16 +398,45 @@ mod tests {
     fn the_line_that_an_earlier_process_did_not_end_spoils_no_other() {
         let dir = tempfile::tempdir().unwrap();
         std::fs::write(dir.path().join(EVENTS_FILE), b"{\"t_ms\":1,\"event\":\"adm").unwrap();
-        let mut log = EventLog::open(dir.path()).unwrap();
+        let mut log = EventLog::open(dir.path(), EVENTS_BYTES_MAX).unwrap();
         log.write(NodeEvent::Admitted { stage: 3 }).unwrap();
         assert!(!log.is_behind());
         drop(log);
-        EventLog::open(dir.path()).unwrap().write(NodeEvent::Admitted { stage: 4 }).unwrap();
+        EventLog::open(dir.path(), EVENTS_BYTES_MAX)
+            .unwrap()
+            .write(NodeEvent::Admitted { stage: 4 })
+            .unwrap();
         let events: Vec<_> =
             EventTail::new(dir.path()).poll().unwrap().into_iter().map(|timed| timed.event).collect();
         assert_eq!(events, [3, 4].map(|stage| NodeEvent::Admitted { stage }));
         let lines = std::fs::read_to_string(dir.path().join(EVENTS_FILE)).unwrap();
         assert_eq!(lines.lines().count(), 3);
+    }
+
+    #[test]
+    fn a_log_takes_no_more_than_it_may_and_a_tail_misses_nothing_of_it() {
+        let dir = tempfile::tempdir().unwrap();
+        const BYTES_MAX: u64 = 1000;
+        let size = |name: &str| std::fs::metadata(dir.path().join(name)).map_or(0, |about| about.len());
+        let mut early = EventTail::new(dir.path());
+        let (mut seen, mut written) = (Vec::new(), Vec::new());
+        let mut log = EventLog::open(dir.path(), BYTES_MAX).unwrap();
+        for stage in 0..100 {
+            if stage % 30 == 0 {
+                log = EventLog::open(dir.path(), BYTES_MAX).unwrap();
+            }
+            log.write(NodeEvent::Admitted { stage }).unwrap();
+            written.push(NodeEvent::Admitted { stage });
+            assert!(size(EVENTS_FILE) + size(OLDER_EVENTS_FILE) <= BYTES_MAX);
+            if stage % 3 == 0 {
+                seen.extend(early.poll().unwrap().into_iter().map(|timed| timed.event));
+            }
+        }
+        seen.extend(early.poll().unwrap().into_iter().map(|timed| timed.event));
+        assert_eq!(seen, written);
+        let late: Vec<_> = EventTail::new(dir.path()).poll().unwrap();
+        let late: Vec<_> = late.into_iter().map(|timed| timed.event).collect();
+        assert!(late.len() > 10 && written.ends_with(&late), "both files, the older first: {late:?}");
     }
 
     #[test]

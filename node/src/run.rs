@@ -89,6 +89,8 @@ pub struct JoinConfig {
     pub upload_rate: Option<NonZeroU64>,
     /// Most bytes that it may keep on its disk, if there is a limit.
     pub disk_quota: Option<u64>,
+    /// Most bytes that its event log takes.
+    pub event_log_max: u64,
     /// The corpus, if this node reads it.
     pub corpus: Option<Arc<Corpus>>,
 }
@@ -229,7 +231,7 @@ pub async fn join(config: JoinConfig, stop: Stop) -> Result<RunSummary, RunError
     };
     let mut peer = new_peer(&config, &spec, identity.clone(), &store);
     recovery::recover(&mut peer, &store, &plane).await?;
-    let events = EventLog::open(&config.data_dir)
+    let events = EventLog::open(&config.data_dir, config.event_log_max)
         .map_err(|error| RunError::DataDir(format!("open the event log: {error}")))?;
     let mut reporter = Reporter::new(events, metrics, traffic, health, store, mirror.clone());
     reporter.event(started(&identity, &net, &plane, &pages).await);

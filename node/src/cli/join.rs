@@ -26,6 +26,7 @@ use crate::blobs::DataError;
 use crate::corpus::open_corpus;
 use crate::disk::DiskWatch;
 use crate::error::{CliError, ExitCode};
+use crate::events::EVENTS_BYTES_MAX;
 use crate::net::NetError;
 use crate::run::{Conclusion, JoinConfig, Roles, RunError, Stop, join};
 use crate::signals::StopSignals;
@@ -80,6 +81,9 @@ pub(super) struct JoinOptions {
     /// Most that this node keeps on its disk, such as `20GiB`; near that it takes on no more work [default: no limit]
     #[arg(long, value_name = "BYTES")]
     disk_quota: Option<ByteCount>,
+    /// Most that `events.jsonl` and the older part of it take, such as `64MiB`
+    #[arg(long, default_value_t = ByteCount(EVENTS_BYTES_MAX), value_name = "BYTES")]
+    event_log_max: ByteCount,
     /// Miners in this process, each with its own identity
     #[arg(long, default_value_t = 1, value_name = "N")]
     num_miners: u16,
@@ -230,6 +234,7 @@ impl JoinOptions {
             mirror_upload_rate: self.mirror_upload_rate.and_then(|rate| NonZeroU64::new(rate.0)),
             upload_rate: self.upload_rate.and_then(|rate| NonZeroU64::new(rate.0)),
             disk_quota: self.disk_quota.map(|quota| quota.0),
+            event_log_max: self.event_log_max.0,
             corpus,
         })
     }

@@ -27,6 +27,10 @@ const STOP_POLL: Duration = Duration::from_millis(50);
 
 /// Name of a process's log in its folder.
 pub const LOG_FILE: &str = "log.txt";
+/// Name of what the log was before it was begun anew.
+const OLDER_LOG_FILE: &str = "log.1.txt";
+/// Bytes of a log above which it is begun anew.
+const LOG_BYTES_MAX: u64 = 16 << 20;
 
 /// Whether a process still runs, and if not, why.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -81,7 +85,19 @@ impl Process {
     /// # Errors
     /// What the system said about reading its log.
     pub fn events(&mut self) -> io::Result<Vec<TimedEvent>> {
+        self.bound_log()?;
         self.tail.poll()
+    }
+
+    /// Begins a log that has become too long anew. The process keeps its file open and appends, so that the file stays the
+    /// same one; what it writes between the copy and the cut is lost.
+    fn bound_log(&self) -> io::Result<()> {
+        let path = self.dir.join(LOG_FILE);
+        if fs::metadata(&path)?.len() > LOG_BYTES_MAX {
+            fs::copy(&path, self.dir.join(OLDER_LOG_FILE))?;
+            File::options().write(true).open(&path)?.set_len(0)?;
+        }
+        Ok(())
     }
 
     /// Whether it takes part: running or frozen.
@@ -158,7 +174,8 @@ fn spawn(dir: &Path, arguments: &[String], threads: usize) -> Result<Child, CliE
 }
 
 /// Variables with options that hold for this program and its children alike, or for the children alone.
-const SHARED_VARIABLES: [&str; 3] = ["IOTA_LOG_LEVEL", "IOTA_LOG_FORMAT", "IOTA_SNAPSHOT_EVERY"];
+const SHARED_VARIABLES: [&str; 4] =
+    ["IOTA_LOG_LEVEL", "IOTA_LOG_FORMAT", "IOTA_SNAPSHOT_EVERY", "IOTA_EVENT_LOG_MAX"];
 
 /// This program, in its own process group, of our options with those in its environment that say how to log.
 ///
