@@ -421,7 +421,7 @@ mod tests {
         let mut early = EventTail::new(dir.path());
         let (mut seen, mut written) = (Vec::new(), Vec::new());
         let mut log = EventLog::open(dir.path(), BYTES_MAX).unwrap();
-        for stage in 0..100 {
+        for stage in 0..105 {
             if stage % 30 == 0 {
                 log = EventLog::open(dir.path(), BYTES_MAX).unwrap();
             }
