@@ -18,6 +18,7 @@ mod cache;
 pub(crate) mod engine_thread;
 mod history;
 mod mirror;
+mod moments;
 mod reporter;
 pub(crate) mod vault;
 

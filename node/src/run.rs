@@ -222,6 +222,7 @@ pub async fn join(config: JoinConfig, stop: Stop) -> Result<RunSummary, RunError
                 corpus: config.corpus.clone(),
                 vault: vault.clone(),
                 runtime: tokio::runtime::Handle::current(),
+                data_dir: config.data_dir.clone(),
             };
             let (orders, results, thread) = engine_thread::start(setup)
                 .map_err(|error| RunError::Other(format!("start the engine's thread: {error}")))?;

@@ -1,14 +1,15 @@
 //! Where a worker's tensors are kept.
 
 use bytes::Bytes;
-use iota_protocol::Hash;
+use iota_model::OptimizerState;
+use iota_protocol::{Epoch, Hash, StageIndex};
 
 /// A blob was not kept; the text says why.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("{0}")]
 pub struct KeepError(pub String);
 
-/// Bytes by hash. Whoever drives the protocol keeps them as its
+/// Bytes by hash, and the inner optimizer's state, which nobody else asks for. Whoever drives the protocol keeps them as its
 /// [`Action`](iota_protocol::miner::Action)s say: a tag holds a blob until the protocol releases the tag.
 pub trait Blobs {
     /// The blob with this hash, if it is here.
@@ -25,4 +26,23 @@ pub trait Blobs {
     /// # Errors
     /// [`KeepError`] if one of them cannot be kept.
     fn publish(&mut self, blobs: Vec<Bytes>, tag: &str) -> Result<Vec<Hash>, KeepError>;
+
+    /// Keeps the inner optimizer's state from which this version of a stage is trained on, and returns when it survives the
+    /// process. Whoever keeps nothing starts with fresh moments.
+    ///
+    /// # Errors
+    /// [`KeepError`] if it cannot be kept.
+    fn keep_moments(
+        &mut self,
+        _stage: StageIndex,
+        _version: Epoch,
+        _moments: &OptimizerState,
+    ) -> Result<(), KeepError> {
+        Ok(())
+    }
+
+    /// The inner optimizer's state that was kept for this version of a stage.
+    fn moments(&self, _stage: StageIndex, _version: Epoch) -> Option<OptimizerState> {
+        None
+    }
 }

@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 
 use iota_model::flat::{Parameter, StageLayout};
 use iota_model::outer::{OuterConfig, OuterState};
-use iota_model::{Device, StageEngine, StageSelect, build_engine, weights_hash};
+use iota_model::{Device, OptimizerState, StageEngine, StageSelect, build_engine, weights_hash};
 use iota_protocol::miner::JobDone;
 use iota_protocol::spec::TrainingMode;
 use iota_protocol::{Epoch, Hash, RunSpec, StageIndex};
@@ -12,12 +12,16 @@ use iota_protocol::{Epoch, Hash, RunSpec, StageIndex};
 use crate::bridge;
 use crate::error::{StateError, WorkError};
 
-/// A stage: its engine trains on from `base`, which only a merge changes.
+/// A stage: its engine trains on from `base`, which only a merge changes, and from `moments`.
 pub(crate) struct HeldStage {
     pub(crate) index: StageIndex,
     pub(crate) version: Epoch,
     pub(crate) engine: Box<dyn StageEngine>,
     pub(crate) base: Vec<f32>,
+    /// The inner optimizer's state when this version began; none where no inner steps are taken.
+    pub(crate) moments: Option<OptimizerState>,
+    /// Whether an inner step was taken since then.
+    stepped: bool,
     /// Samples whose backward pass is to come.
     pub(crate) slots: BTreeSet<u64>,
     layout: Vec<Parameter>,
@@ -31,6 +35,8 @@ impl HeldStage {
         let config = bridge::engine_config(spec, StageSelect::Stage(index.as_usize()));
         let mut engine = build_engine(&config, device)?;
         let base = engine.weights()?;
+        let takes_steps = spec.training.mode == TrainingMode::Local;
+        let moments = takes_steps.then(|| engine.inner_state()).transpose()?;
         let outer_config = bridge::outer_config(spec, index.as_usize());
         Ok(Self {
             index,
@@ -40,6 +46,8 @@ impl HeldStage {
             outer_config,
             engine,
             base,
+            moments,
+            stepped: false,
             slots: BTreeSet::new(),
         })
     }
@@ -50,13 +58,46 @@ impl HeldStage {
         JobDone::Weights { stage: self.index, version: self.version, hash }
     }
 
-    /// Back to `base`, with nothing under way.
+    /// Back to `base` and `moments`, with nothing under way: an epoch that is begun again ends as one that never was.
     pub(crate) fn reset(&mut self) -> Result<(), WorkError> {
         for slot in std::mem::take(&mut self.slots) {
             self.engine.discard(slot);
         }
         self.engine.clear_gradient();
+        if let Some(moments) = self.moments.as_ref().filter(|_| self.stepped) {
+            self.engine.load_inner_state(moments)?;
+        }
+        self.stepped = false;
         Ok(self.engine.load_weights(&self.base)?)
+    }
+
+    /// Takes an inner step.
+    pub(crate) fn inner_step(&mut self, rate: f64) -> Result<(), WorkError> {
+        self.stepped = true;
+        self.engine.inner_step(rate)?;
+        Ok(())
+    }
+
+    /// The inner optimizer's state as it is now; none where no inner steps are taken.
+    pub(crate) fn moments_now(&mut self) -> Result<Option<OptimizerState>, WorkError> {
+        Ok(self.moments.is_some().then(|| self.engine.inner_state()).transpose()?)
+    }
+
+    /// Whether it takes inner steps, and took none in this version.
+    pub(crate) const fn is_idle(&self) -> bool {
+        self.moments.is_some() && !self.stepped
+    }
+
+    /// Whether its inner optimizer has taken no step yet.
+    pub(crate) fn is_fresh(&self) -> bool {
+        self.moments.as_ref().is_some_and(|moments| moments.step == 0)
+    }
+
+    /// Takes the inner optimizer's state that an earlier process kept for this version.
+    pub(crate) fn take_moments(&mut self, moments: OptimizerState) -> Result<(), WorkError> {
+        self.engine.load_inner_state(&moments)?;
+        self.moments = Some(moments);
+        Ok(())
     }
 
     /// State on the wire: weights, outer optimizer state (both little-endian f32), its step count (u64).
@@ -108,6 +149,9 @@ impl HeldStage {
             self.outer_config.step(&mut self.outer, &self.layout, &mut self.base, merged, rate)?;
         }
         self.version = epoch.next();
+        if self.stepped {
+            (self.moments, self.stepped) = (self.moments_now()?, false);
+        }
         self.reset()
     }
 }

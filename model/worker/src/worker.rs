@@ -32,6 +32,8 @@ pub struct Worker {
     device: Device,
     corpus: Option<Arc<Corpus>>,
     stage: Option<HeldStage>,
+    /// The version of the stage held whose moments were kept last.
+    moments_kept: Option<Epoch>,
 }
 
 impl std::fmt::Debug for Worker {
@@ -62,7 +64,7 @@ impl Worker {
     /// A worker that holds no stage yet. Only miners of the head and the tail need the corpus.
     #[must_use]
     pub const fn new(spec: Arc<RunSpec>, device: Device, corpus: Option<Arc<Corpus>>) -> Self {
-        Self { spec, device, corpus, stage: None }
+        Self { spec, device, corpus, stage: None, moments_kept: None }
     }
 
     /// Does a job; one that cannot be done is [`JobDone::Failed`] with the reason.
@@ -102,7 +104,7 @@ impl Worker {
             Job::Backward { epoch, sample, gradient } => self.backward(*epoch, *sample, *gradient, blobs),
             Job::InnerStep { epoch, step } => {
                 let rate = bridge::learning_rate(&self.spec, *epoch, *step);
-                self.held()?.engine.inner_step(rate)?;
+                self.held()?.inner_step(rate)?;
                 Ok(JobDone::Stepped { epoch: *epoch })
             }
             Job::Contribute { stage, epoch, .. } => self.contribute(*stage, *epoch, blobs),
@@ -119,7 +121,7 @@ impl Worker {
 
     fn initialise(&mut self, index: StageIndex) -> Result<JobDone, WorkError> {
         // The old engine's memory is needed for the new one.
-        self.stage = None;
+        (self.stage, self.moments_kept) = (None, None);
         let stage = HeldStage::build(&self.spec, index, &self.device)?;
         Ok(self.stage.insert(stage).done())
     }
@@ -131,7 +133,12 @@ impl Worker {
         weights: Hash,
         blobs: &mut dyn Blobs,
     ) -> Result<JobDone, WorkError> {
-        let state = Bytes::from(self.held()?.state());
+        let is_kept = self.moments_kept == Some(version);
+        let held = self.held()?;
+        if let Some(moments) = held.moments.as_ref().filter(|_| !is_kept) {
+            blobs.keep_moments(stage, version, moments)?;
+        }
+        let state = Bytes::from(held.state());
         let parts = (0..state.len())
             .step_by(SNAPSHOT_PART_BYTES)
             .map(|start| state.slice(start..state.len().min(start + SNAPSHOT_PART_BYTES)));
@@ -161,6 +168,10 @@ impl Worker {
         let stage = self.held()?;
         debug_assert_eq!(stage.index, index, "the protocol asks for the stage it holds");
         stage.load(&spec, &state, version, weights)?;
+        // Only one that has just started: whoever has trained in this process has newer ones.
+        if let Some(moments) = stage.is_fresh().then(|| blobs.moments(index, version)).flatten() {
+            stage.take_moments(moments)?;
+        }
         Ok(stage.done())
     }
 
@@ -223,6 +234,11 @@ impl Worker {
         blobs: &mut dyn Blobs,
     ) -> Result<JobDone, WorkError> {
         let (mode, codec) = (self.spec.training.mode, self.codec());
+        // Before the contribution counts: a process that starts again may find its merge done.
+        if let Some(moments) = self.held()?.moments_now()? {
+            blobs.keep_moments(index, epoch.next(), &moments)?;
+            self.moments_kept = Some(epoch.next());
+        }
         let flat = self.held()?.contribution(mode)?;
         let count = self.spec.partitions(flat.len());
         let encoded =
@@ -288,7 +304,12 @@ impl Worker {
             let range = partition_range(i, partitions.len(), count);
             merged.extend(codec.decode(&blob(blobs, *hash)?, range.len())?);
         }
+        let earlier = stage.is_idle().then(|| blobs.moments(index, epoch.next())).flatten();
         stage.apply(&spec, epoch, (!partitions.is_empty()).then_some(&merged))?;
+        // Its inner steps of this epoch were taken by an earlier process.
+        if let Some(moments) = earlier {
+            stage.take_moments(moments)?;
+        }
         Ok(stage.done())
     }
 

@@ -5,14 +5,15 @@ use std::sync::Arc;
 use std::thread;
 
 use bytes::Bytes;
-use iota_model::Device;
 use iota_model::data::Corpus;
+use iota_model::{Device, OptimizerState};
 use iota_protocol::miner::{Job, JobDone};
-use iota_protocol::{Hash, RunSpec};
+use iota_protocol::{Epoch, Hash, RunSpec, StageIndex};
 use iota_worker::{Blobs, KeepError, Worker};
 use tokio::runtime::Handle;
 use tokio::sync::{mpsc, oneshot};
 
+use super::moments::MomentsFolder;
 use super::vault::Vault;
 use crate::blobs::DataError;
 
@@ -35,6 +36,7 @@ pub(crate) struct EngineSetup {
     pub(crate) corpus: Option<Arc<Corpus>>,
     pub(crate) vault: Vault,
     pub(crate) runtime: Handle,
+    pub(crate) data_dir: PathBuf,
 }
 
 /// Starts the thread. It ends when the sender of orders is dropped.
@@ -50,9 +52,10 @@ pub(crate) fn start(
     let (outbox, results) = mpsc::unbounded_channel();
     let thread = thread::Builder::new().name("engine".to_owned()).spawn(move || {
         yield_to_network();
-        let EngineSetup { spec, device, corpus, vault, runtime } = setup;
+        let EngineSetup { spec, device, corpus, vault, runtime, data_dir } = setup;
+        let moments = MomentsFolder::new(&data_dir, Arc::clone(&spec));
         let mut worker = Worker::new(spec, device, corpus);
-        let mut blobs = VaultBlobs { vault, runtime };
+        let mut blobs = VaultBlobs { vault, runtime, moments };
         while let Some(order) = inbox.blocking_recv() {
             match order {
                 Order::Job(job) => {
@@ -87,6 +90,7 @@ fn write_checkpoint(worker: &Worker, folder: &Path) -> Result<PathBuf, String> {
 struct VaultBlobs {
     vault: Vault,
     runtime: Handle,
+    moments: MomentsFolder,
 }
 
 impl Blobs for VaultBlobs {
@@ -106,5 +110,18 @@ impl Blobs for VaultBlobs {
             self.vault.sync().await.map(|()| hashes)
         };
         self.runtime.block_on(published).map_err(|error: DataError| KeepError(error.to_string()))
+    }
+
+    fn keep_moments(
+        &mut self,
+        stage: StageIndex,
+        version: Epoch,
+        moments: &OptimizerState,
+    ) -> Result<(), KeepError> {
+        self.moments.keep(stage, version, moments).map_err(KeepError)
+    }
+
+    fn moments(&self, stage: StageIndex, version: Epoch) -> Option<OptimizerState> {
+        self.moments.read(stage, version)
     }
 }

@@ -65,3 +65,16 @@ fn a_miner_that_starts_again_at_once_keeps_its_place_and_its_weights() {
 fn so_does_the_candidate_that_the_others_joined_through() {
     restarted(0);
 }
+
+/// Inner steps move weights by moments that each process gathers for itself: all of them are killed in the middle of an
+/// epoch, and end with the bits of a run in which nothing happened.
+#[test]
+fn local_training_goes_on_with_its_moments_when_all_processes_were_killed() {
+    // One miner for each stage and one sample at a time: its arithmetic has one order.
+    let mut spec = tiny(TrainingMode::Local, 2, 1, EPOCHS);
+    spec.pipeline.window = 1;
+    let weights = |faults: &[&str]| Swarm::start(&spec, faults).finish().agreed_weights();
+    let undisturbed = weights(&[]);
+    let killed = weights(&["--kill-after", "all@e10+300ms"]);
+    assert_eq!(killed, undisturbed);
+}
