@@ -13,6 +13,7 @@
 //! **Invariant:** no function here reads a clock or draws entropy, and none panics on bytes that
 //! came from a peer.
 
+pub mod clasp;
 pub mod id;
 pub mod limits;
 pub mod pace;

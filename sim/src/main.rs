@@ -16,7 +16,7 @@ use iota_sim::measure::Meter;
 use iota_sim::observe::Seconds;
 use iota_sim::scenario::{self, Request, Scenario};
 use iota_sim::shrink::shrink;
-use iota_sim::sweep::{Parameter, Swarm, Sweep, laws, rebalance, valid_fraction, vary};
+use iota_sim::sweep::{Parameter, Swarm, Sweep, clasp, laws, rebalance, valid_fraction, vary};
 use iota_sim::trace::Trace;
 use iota_sim::trainer::Compute;
 use iota_sim::world::{Ending, World};
@@ -176,6 +176,8 @@ enum SweepArg {
     Redundancy,
     /// Throughput under preemption over the length of an epoch, with moves between stages and without
     Rebalance,
+    /// Samples until a miner that raises losses is named by them
+    Clasp,
 }
 
 impl SweepArg {
@@ -192,6 +194,7 @@ impl SweepArg {
             Self::FailureRate => ("`--values` of 0 or more, per miner and hour", |value| value >= 0.0),
             Self::Redundancy => ("`--values` 1, 2 or 3", |value| [1.0, 2.0, 3.0].contains(&value)),
             Self::Rebalance => ("`--values` above 0, in seconds", |value| value > 0.0),
+            Self::Clasp => ("whole `--values` from 1 on", |value| value >= 1.0 && value.fract() == 0.0),
         }
     }
 }
@@ -437,5 +440,6 @@ fn sweep(arguments: &SweepArgs, seeds: &[u64]) -> Result<Sweep, CliError> {
         SweepArg::Rebalance => {
             rebalance::sweep(rebalance::Setting::SWARM, &values(&rebalance::EPOCHS), seeds)
         }
+        SweepArg::Clasp => clasp::sweep(&values(&clasp::SAMPLES), seeds),
     })
 }

@@ -5,8 +5,9 @@
 //! misses the true value: a curve agrees with its theory if few points do.
 //!
 //! [`vary`] is for anything a run reports, [`laws`] names the sweeps behind the claims, [`valid_fraction`] is for what
-//! survives failures in a merge, and [`rebalance`] for what moves between stages are worth.
+//! survives failures in a merge, [`clasp`] for whom losses name, and [`rebalance`] for what moves between stages are worth.
 
+pub mod clasp;
 pub mod laws;
 pub mod rebalance;
 mod setups;
