@@ -31,7 +31,8 @@ pub(crate) fn read_json(path: &Path) -> Value {
 
 /// The events of one kind in a node's log.
 pub(crate) fn events(data_dir: &Path, kind: &str) -> Vec<Value> {
-    let text = std::fs::read_to_string(data_dir.join("events.jsonl")).expect("an event log");
+    let older = std::fs::read_to_string(data_dir.join("events.1.jsonl")).unwrap_or_default();
+    let text = older + &std::fs::read_to_string(data_dir.join("events.jsonl")).expect("an event log");
     let events = text.lines().filter_map(|line| serde_json::from_str::<Value>(line).ok());
     events.filter(|event| event["event"] == kind).collect()
 }
