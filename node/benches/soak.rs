@@ -47,8 +47,9 @@ const SETTINGS: [&str; 12] = [
 ];
 
 /// What is measured of each process; its name, and what its numbers are divided by to be read.
-const QUANTITIES: [(&str, f64); 5] = [
+const QUANTITIES: [(&str, f64); 6] = [
     ("resident memory, MiB", 1024.0),
+    ("of it no file's, MiB", 1024.0),
     ("file descriptors", 1.0),
     ("blobs on disk, MiB", (1 << 20) as f64),
     ("database, MiB", (1 << 20) as f64),
@@ -148,12 +149,22 @@ fn look(peers: &Path, seconds: f64) -> Option<Look> {
 fn measure(folder: &Path) -> Option<[f64; QUANTITIES.len()]> {
     let process = process_of(folder)?;
     let status = fs::read_to_string(process.join("status")).ok()?;
-    let resident = status.lines().find_map(|line| line.strip_prefix("VmRSS:"))?;
-    let resident: f64 = resident.trim().trim_end_matches(" kB").parse().ok()?;
+    let memory = |name: &str| -> Option<f64> {
+        let value = status.lines().find_map(|line| line.strip_prefix(name))?;
+        value.trim().trim_end_matches(" kB").parse().ok()
+    };
+    let (resident, anonymous) = (memory("VmRSS:")?, memory("RssAnon:")?);
     let descriptors = fs::read_dir(process.join("fd")).ok()?.count() as f64;
     let texts: f64 =
         ["events.jsonl", "events.1.jsonl", "log.txt"].iter().map(|name| bytes(&folder.join(name))).sum();
-    let raw = [resident, descriptors, bytes(&folder.join("blobs")), bytes(&folder.join("node.redb")), texts];
+    let raw = [
+        resident,
+        anonymous,
+        descriptors,
+        bytes(&folder.join("blobs")),
+        bytes(&folder.join("node.redb")),
+        texts,
+    ];
     let mut quantities = raw;
     for (value, (_, unit)) in quantities.iter_mut().zip(QUANTITIES) {
         *value /= unit;
