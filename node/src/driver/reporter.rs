@@ -199,9 +199,7 @@ impl Reporter {
 
     /// A first contribution of this process counts.
     fn arrived(&mut self, arrival: &Arrival) {
-        let seconds = |time: Option<Duration>| time.map(|time| time.as_secs_f64());
-        let (connected, admitted) = (seconds(arrival.connected), seconds(arrival.admitted));
-        let (ready, counted) = (seconds(arrival.ready), seconds(arrival.counted));
+        let [connected, admitted, ready, counted] = steps(arrival);
         tracing::info!(connected, admitted, ready, counted, "joined: a first contribution counts");
         self.metrics.joined(arrival);
         self.event(NodeEvent::Joined {
@@ -214,23 +212,19 @@ impl Reporter {
 
     fn room(&mut self, room: Room, disk: &DiskUse) {
         let DiskUse { kept, quota, free, .. } = *disk;
-        match room {
-            Room::Enough => {
-                tracing::info!(kept, quota, free, "there is room on the disk, asking for a place")
-            }
-            Room::Near => tracing::warn!(
+        let lack = match room {
+            Room::Enough => None,
+            Room::Near => Some((disk.near_mark(), "little room on the disk: no more work is taken")),
+            Room::Full => Some((disk.full_mark(), "no room on the disk: training stops until there is some")),
+        };
+        match lack {
+            None => tracing::info!(kept, quota, free, "there is room on the disk, asking for a place"),
+            Some((need, lack)) => tracing::warn!(
                 kept,
                 quota,
                 free,
-                need = disk.near_mark(),
-                "little room on the disk: no more work is taken, what is here is served; free some, or raise --disk-quota"
-            ),
-            Room::Full => tracing::warn!(
-                kept,
-                quota,
-                free,
-                need = disk.full_mark(),
-                "no room on the disk: training stops until there is some, what is here is served; free some, or raise --disk-quota"
+                need,
+                "{lack}, what is here is served; free some, or raise --disk-quota"
             ),
         }
         self.metrics.room(room);
@@ -410,15 +404,16 @@ impl Reporter {
     }
 }
 
-/// Seconds from the start to each step of joining; null for those that are to come.
+/// Seconds from the start to each step of joining: connected, admitted, ready, counted. Nothing for those that are to come.
+fn steps(arrival: &Arrival) -> [Option<f64>; 4] {
+    [arrival.connected, arrival.admitted, arrival.ready, arrival.counted]
+        .map(|time| time.as_ref().map(Duration::as_secs_f64))
+}
+
+/// [`steps`] as JSON.
 fn joined(arrival: &Arrival) -> Value {
-    let seconds = |time: Option<Duration>| time.map(|time| time.as_secs_f64());
-    json!({
-        "connected": seconds(arrival.connected),
-        "admitted": seconds(arrival.admitted),
-        "ready": seconds(arrival.ready),
-        "counted": seconds(arrival.counted),
-    })
+    let [connected, admitted, ready, counted] = steps(arrival);
+    json!({ "connected": connected, "admitted": admitted, "ready": ready, "counted": counted })
 }
 
 /// What a node is doing, in a word.

@@ -80,13 +80,13 @@ impl Balance {
         self.admitting
             .retain(|peer, (_, at)| state.stage_of(*peer).is_none() && now.since(*at) < PROPOSAL_REPEAT);
         let mut sizes: BTreeMap<StageIndex, usize> = state.spec().stages().map(|stage| (stage, 0)).collect();
-        let pending = self.admitting.values().map(|(stage, _)| stage);
+        let pending = || self.admitting.values().map(|(stage, _)| stage);
         let mut taken = sizes.clone();
-        for stage in state.members().values().chain(self.admitting.values().map(|(stage, _)| stage)) {
+        for stage in state.members().values().chain(pending()) {
             taken.entry(*stage).and_modify(|taken| *taken += 1);
         }
         let staying = state.members().iter().filter(|(peer, _)| !book.leaves(**peer)).map(|(_, stage)| stage);
-        for stage in staying.chain(pending) {
+        for stage in staying.chain(pending()) {
             sizes.entry(*stage).and_modify(|size| *size += 1);
         }
         let eviction = state.spec().timing.eviction.duration();

@@ -8,7 +8,7 @@
 //! both times [`DEADLINE_SLACK`]. A run's owner need not know how long an epoch of its model takes on machines that it has not seen:
 //! with a deadline below that nobody would ever be in time. What is measured only ever adds to what the spec gives, so
 //! that the start of a run, when nothing is, has no other rules. Miners that understate their speed delay by [`DEADLINE_STRETCH_MAX`]
-//! at most; who overstates it changes nothing, since the sum of the others stands beside it.
+//! at most; who overstates it brings it down to what the spec gives, and no lower.
 
 use std::time::Duration;
 
