@@ -206,6 +206,16 @@ pub enum EngineError {
         /// Its value.
         value: f32,
     },
+    /// The backward pass did not reach all that took part in the forward pass; nothing accumulated.
+    #[error(
+        "backward left {missing} of {expected} gradients out, expected all: a fault of the tensor library"
+    )]
+    MissingGradient {
+        /// Gradients that are not there.
+        missing: usize,
+        /// Gradients that should be.
+        expected: usize,
+    },
     /// No forward pass is waiting under this slot.
     #[error("slot {slot} holds no forward pass")]
     UnknownSlot {

@@ -24,7 +24,7 @@ use crate::{
     optimizer::{Moments, OptimizerState, StepSize},
     stage::{Entry, Pipeline},
     transformer::{Batch, Tables},
-    visit::{GradientReader, Stepper, WeightReader},
+    visit::{FreshLeaves, GradientReader, Stepper, WeightReader},
 };
 
 /// A forward pass that waits for its gradient.
@@ -127,10 +127,14 @@ where
     }
 
     /// Adds the gradients of one backward pass to the sums, in layout order.
-    fn accumulate(&mut self, network: &Pipeline<B>, gradients: &mut B::Gradients) {
-        let mut reader = GradientReader { gradients, found: Vec::with_capacity(self.layout.len()) };
+    fn accumulate(&mut self, network: &Pipeline<B>, gradients: &mut B::Gradients) -> Result<(), EngineError> {
+        let found = Vec::with_capacity(self.layout.len());
+        let mut reader = GradientReader { gradients, found, missing: 0 };
         network.visit(&mut reader);
-        let found = reader.found;
+        let GradientReader { found, missing, .. } = reader;
+        if missing > 0 {
+            return Err(EngineError::MissingGradient { missing, expected: self.layout.len() });
+        }
         self.gradients = if self.gradients.is_empty() {
             found
         } else {
@@ -138,6 +142,12 @@ where
             sums.into_iter().zip(found).map(|(sum, gradient)| sum + gradient).collect()
         };
         self.samples += 1;
+        Ok(())
+    }
+
+    /// The network for one pass, with leaves that no other pass has.
+    fn network_of_pass(&self) -> Pipeline<B> {
+        self.network.clone().map(&mut FreshLeaves)
     }
 
     fn set_moments(&mut self, state: &OptimizerState) {
@@ -183,8 +193,8 @@ fn track<B: AutodiffBackend>(entry: Entry<B>) -> (Entry<B>, Option<Tensor<B, 2>>
 fn input_gradient<B: AutodiffBackend>(
     input: &Tensor<B, 2>,
     gradients: &mut B::Gradients,
-) -> Tensor<B::InnerBackend, 2> {
-    input.grad_remove(gradients).unwrap_or_else(|| input.clone().inner().zeros_like())
+) -> Result<Tensor<B::InnerBackend, 2>, EngineError> {
+    input.grad_remove(gradients).ok_or(EngineError::MissingGradient { missing: 1, expected: 1 })
 }
 
 impl<B> StageEngine for Trainer<B>
@@ -214,7 +224,7 @@ where
         let (entry, batch) = self.enter::<B>(&input)?;
         self.prepare_tables(batch.context);
         let (entry, input) = track(entry);
-        let network = self.network.clone();
+        let network = self.network_of_pass();
         let output = network.forward(entry, batch, &self.tables[&batch.context].0);
         let frame = self.rows_to_frame("activation", output.clone().inner(), batch)?;
         self.slots.insert(slot, InFlight { network, input, output, batch });
@@ -227,7 +237,7 @@ where
         let targets = self.targets::<B>(targets, batch)?;
         self.prepare_tables(batch.context);
         let (entry, input) = track(entry);
-        let network = self.network.clone();
+        let network = self.network_of_pass();
         let logits = network.forward(entry, batch, &self.tables[&batch.context].0);
         let loss = B::cross_entropy(logits, targets); // [1]
         let value = read_scalar(loss.clone().inner())?;
@@ -237,11 +247,11 @@ where
         let mut gradients = loss.backward();
         let input_gradient = match input {
             Some(input) => {
-                Some(self.rows_to_frame("input gradient", input_gradient(&input, &mut gradients), batch)?)
+                Some(self.rows_to_frame("input gradient", input_gradient(&input, &mut gradients)?, batch)?)
             }
             None => None,
         };
-        self.accumulate(&network, &mut gradients);
+        self.accumulate(&network, &mut gradients)?;
         Ok(LossOutput { loss: value, tokens: batch.rows(), input_gradient })
     }
 
@@ -254,11 +264,11 @@ where
         let mut gradients = (pass.output * gradient).backward();
         let frame = match pass.input {
             Some(input) => {
-                Some(self.rows_to_frame("input gradient", input_gradient(&input, &mut gradients), batch)?)
+                Some(self.rows_to_frame("input gradient", input_gradient(&input, &mut gradients)?, batch)?)
             }
             None => None,
         };
-        self.accumulate(&pass.network, &mut gradients);
+        self.accumulate(&pass.network, &mut gradients)?;
         Ok(frame)
     }
 

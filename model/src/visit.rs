@@ -26,19 +26,34 @@ impl<B: Backend> ModuleVisitor<B> for WeightReader<B> {
     }
 }
 
-/// Collects the gradients of all parameters; a parameter that took no part has zeros.
+/// Makes each parameter a new leaf of the graph with the same value.
+///
+/// Passes that share leaves share a graph in burn-autodiff 0.21, and the backward pass of one can then take steps of
+/// another with it, whose gradients are missing without a word (tracel-ai/burn issue 5573 has a threaded case).
+pub(crate) struct FreshLeaves;
+
+impl<B: AutodiffBackend> ModuleMapper<B> for FreshLeaves {
+    fn map_float<const D: usize>(&mut self, parameter: Param<Tensor<B, D>>) -> Param<Tensor<B, D>> {
+        let (id, tensor, mapper) = parameter.consume();
+        Param::from_mapped_value(id, Tensor::from_inner(tensor.inner()).require_grad(), mapper)
+    }
+}
+
+/// Collects the gradients of all parameters, and counts those that have none.
 pub(crate) struct GradientReader<'a, B: AutodiffBackend> {
     pub(crate) gradients: &'a mut B::Gradients,
     pub(crate) found: Vec<Tensor<B::InnerBackend, 1>>,
+    pub(crate) missing: usize,
 }
 
 impl<B: AutodiffBackend> ModuleVisitor<B> for GradientReader<'_, B> {
     fn visit_float<const D: usize>(&mut self, parameter: &Param<Tensor<B, D>>) {
         let value = parameter.val();
         let length = value.shape().num_elements();
-        let gradient = value.grad_remove(self.gradients);
-        let gradient = gradient.unwrap_or_else(|| value.inner().zeros_like());
-        self.found.push(gradient.reshape([length]));
+        match value.grad_remove(self.gradients) {
+            Some(gradient) => self.found.push(gradient.reshape([length])),
+            None => self.missing += 1,
+        }
     }
 }
 

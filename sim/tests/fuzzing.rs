@@ -65,11 +65,14 @@ fn no_seed_breaks_a_rule_while_hosts_take_the_last_weights_of_a_stage_along() {
 /// - 239: a candidate that came back behind a snapshot was sent entries before it by the next leader, and took none of them;
 /// - 1487 of 40 nodes: what was being read when its stage was given up was let go of one step too late;
 /// - 636 and 1895: no fault of the swarm, but of the checker, which did not see that samples lost in one stage are lost in
-///   the one two above.
+///   the one two above; 267 of 40 nodes: the same, for a host that comes back and applies a merge before it hears that it
+///   was undone.
 #[test]
 fn seeds_that_failed_once_pass() {
     none_fails(
-        [51, 56, 157, 182, 284, 351, 539, 250, 831, 1487, 1820].into_iter().map(|seed| fuzz::draw(seed, 40)),
+        [51, 56, 157, 182, 267, 284, 351, 539, 250, 831, 1487, 1820]
+            .into_iter()
+            .map(|seed| fuzz::draw(seed, 40)),
     );
     none_fails(
         [12, 75, 99, 201, 205, 239, 282, 314, 636, 877, 954, 1082, 1125, 1414, 1895]

@@ -97,6 +97,44 @@ fn interleaved_slots_give_the_gradients_of_their_own_samples() {
     assert_eq!((head.in_flight(), head.accumulated_samples()), (0, 2));
 }
 
+/// Passes in flight at once, in several engines of one process, over many steps: none takes another's steps with it.
+#[test]
+fn passes_in_flight_keep_their_gradients() {
+    let model = model(3, Some(5));
+    let wire = {
+        let mut head = engine(&model, StageSelect::Stage(0));
+        head.evaluate_forward(StageInput::Tokens(batch(&model, 1, 1))).unwrap()
+    };
+    let body = || engine(&model, StageSelect::Stage(1));
+    let expected = {
+        let mut alone = body();
+        alone.forward(0, StageInput::Activation(wire.clone())).unwrap();
+        alone.backward(0, wire.clone()).unwrap()
+    };
+    let mut bodies = [body(), body(), body()];
+    for round in 0..500 {
+        for slot in 0..4 {
+            for engine in &mut bodies {
+                engine.forward(slot, StageInput::Activation(wire.clone())).unwrap();
+            }
+        }
+        for slot in [2, 0, 3, 1] {
+            for engine in &mut bodies {
+                assert_eq!(
+                    engine.backward(slot, wire.clone()).unwrap(),
+                    expected,
+                    "round {round}, slot {slot}"
+                );
+            }
+        }
+        // New leaves, the same weights.
+        for engine in &mut bodies {
+            let weights = engine.weights().unwrap();
+            engine.load_weights(&weights).unwrap();
+        }
+    }
+}
+
 #[test]
 fn discarded_slot_leaves_no_gradient() {
     let model = model(3, Some(5));

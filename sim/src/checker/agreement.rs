@@ -2,9 +2,10 @@
 //! start from them, and they are what the decided outcomes make of the initial ones.
 //!
 //! Weights loaded from a replica count from the first job done with them: the offer may have been a lie, which shows
-//! when an epoch opens from others.
+//! when an epoch opens from others. Weights of a merge that was undone may still be applied by a host whose log does not
+//! reach that far yet, and count from the first job done with them as well.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use iota_protocol::miner::{Job, JobDone};
 use iota_protocol::run_state::{RunState, StateEvent};
@@ -24,6 +25,7 @@ pub struct Agreement {
     history: History,
     compute: Compute,
     agreed: BTreeMap<(StageIndex, Epoch), Hash>,
+    undone: BTreeSet<(StageIndex, Epoch, Hash)>,
     held: BTreeMap<HostIndex, (StageIndex, Epoch, Hash)>,
 }
 
@@ -37,12 +39,13 @@ impl Agreement {
             history: History::new(options),
             compute: options.compute,
             agreed: initial.map(|stage| ((stage, Epoch(0)), cost::initial(stage))).collect(),
+            undone: BTreeSet::new(),
             held: BTreeMap::new(),
         }
     }
 
     fn follow(&mut self, seen: &Observation<'_>) -> Result<(), Violation> {
-        let Self { history, compute, agreed, .. } = self;
+        let Self { history, compute, agreed, undone, .. } = self;
         history.follow(seen, |state, event| match event {
             StateEvent::EpochOpened(stage, epoch, _) => {
                 let Some(base) = opened_from(state, *stage) else { return Ok(()) };
@@ -58,8 +61,9 @@ impl Agreement {
                     .map_err(|what| broken(NAME, seen, format!("merge closed: {what}")))
             }
             StateEvent::Undone(stage, epoch) => {
-                // Whoever had those versions is gone.
-                agreed.retain(|(of, version), _| of != stage || *version <= *epoch);
+                let versions = (*stage, epoch.next())..=(*stage, Epoch(u32::MAX));
+                let gone = agreed.extract_if(versions, |_, _| true);
+                undone.extend(gone.map(|((stage, version), hash)| (stage, version, hash)));
                 Ok(())
             }
             _ => Ok(()),
@@ -109,7 +113,8 @@ impl Observer for Agreement {
             Seen::Started => drop(self.held.remove(&seen.host)),
             Seen::Done(job, JobDone::Weights { stage, version, hash }) => {
                 self.held.insert(seen.host, (*stage, *version, *hash));
-                if matches!(job, Job::Initialise { .. } | Job::Apply { .. }) {
+                let behind = self.undone.contains(&(*stage, *version, *hash));
+                if matches!(job, Job::Initialise { .. } | Job::Apply { .. }) && !behind {
                     agree(&mut self.agreed, (*stage, *version), *hash)
                         .map_err(|what| broken(NAME, seen, what))?;
                 }
