@@ -158,10 +158,20 @@ pub fn attribute(records: &[Record], miners: &[usize]) -> Result<Vec<Vec<Effect>
 }
 
 /// Above how many standard errors a miner is flagged, so that among `miners` honest ones any is with this probability:
-/// each may be with a `miners`-th of it (Bonferroni).
+/// each may be with a `miners`-th of it (Bonferroni). Standard errors of few samples are themselves uncertain: the threshold is
+/// that of Student's t with as many degrees of freedom as `samples` leave, by the approximation of Wallace (1959).
 #[must_use]
-pub fn threshold(false_positives: f64, miners: usize) -> f64 {
-    let each = (false_positives / real(miners.max(1))).clamp(1e-300, 0.5);
+pub fn threshold(false_positives: f64, miners: &[usize], samples: usize) -> f64 {
+    let unknown = 1 + miners.iter().map(|miners| miners.saturating_sub(1)).sum::<usize>();
+    let freedom = real(samples.saturating_sub(unknown).max(1));
+    let z = quantile(false_positives, miners.iter().sum());
+    let stretched = z * (8.0 * freedom + 3.0) / (8.0 * freedom + 1.0);
+    libm::sqrt(freedom * libm::expm1(stretched * stretched / freedom))
+}
+
+/// The number that a standard normal one exceeds with a `parts`-th of this probability.
+fn quantile(probability: f64, parts: usize) -> f64 {
+    let each = (probability / real(parts.max(1))).clamp(1e-300, 0.5);
     // The tail falls with z; halving finds the last bit of it.
     let (mut low, mut high) = (0.0, 40.0);
     for _ in 0..80 {
@@ -389,7 +399,7 @@ mod tests {
         };
         assert!(losses(0) > losses(1) + 0.1, "by its mean it looks bad");
         let found = attribute(&skewed, &miners).unwrap();
-        let flagged = threshold(0.001, 8);
+        let flagged = threshold(0.001, &miners, skewed.len());
         assert!(found[0][2].score() > flagged, "{}", found[0][2]);
         assert!(found[1].iter().all(|effect| effect.score() < flagged), "{:?}", found[1]);
     }
@@ -425,9 +435,13 @@ mod tests {
     fn thresholds_are_those_of_the_normal_distribution() {
         // Tables give 1.6449 for 5 %, 2.3263 for 1 % and 3.0902 for 0.1 %.
         for (rate, z) in [(0.05, 1.6449), (0.01, 2.3263), (0.001, 3.0902)] {
-            assert!((threshold(rate, 1) - z).abs() < 1e-4, "{rate}");
+            assert!((quantile(rate, 1) - z).abs() < 1e-4, "{rate}");
         }
-        assert!((threshold(0.05, 50) - threshold(0.001, 1)).abs() < 1e-12);
+        assert!((quantile(0.05, 50) - quantile(0.001, 1)).abs() < 1e-12);
+        // And of Student's: tables give 4.2968 for 0.1 % at 9 degrees of freedom, 3.1737 at 100.
+        for (samples, t) in [(11, 4.2968), (102, 3.1737)] {
+            assert!((threshold(0.002, &[2], samples) - t).abs() < 0.02, "{samples}");
+        }
     }
 
     #[test]
