@@ -132,6 +132,24 @@ pub enum NodeEvent {
         /// Why.
         reason: String,
     },
+    /// A check of a miner's epoch is concluded.
+    Checked {
+        /// The stage.
+        stage: u16,
+        /// The epoch.
+        epoch: u32,
+        /// The miner.
+        peer: PeerId,
+        /// What is wrong with its work: words for people. Nothing if it passed.
+        fault: Option<String>,
+    },
+    /// A peer validates no more.
+    Dismissed {
+        /// Which.
+        peer: PeerId,
+        /// Why.
+        reason: String,
+    },
     /// A first contribution of this process counts. Seconds since it started; the steps before it are missing where they
     /// were not taken.
     Joined {

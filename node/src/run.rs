@@ -56,6 +56,14 @@ pub struct Roles {
     pub orchestrator: bool,
 }
 
+impl Roles {
+    /// Whether it needs an engine.
+    #[must_use]
+    pub const fn computes(self) -> bool {
+        self.miner || self.validator
+    }
+}
+
 /// Everything a node is told at start.
 #[derive(Clone)]
 pub struct JoinConfig {
@@ -214,7 +222,7 @@ pub async fn join(config: JoinConfig, stop: Stop) -> Result<RunSummary, RunError
     let (vault, write_behind) = Vault::new(plane.clone());
     let writer = tokio::spawn(write_behind);
     let spec = Arc::new(config.spec.clone());
-    let (engine, engine_thread) = match config.roles.miner {
+    let (engine, engine_thread) = match config.roles.computes() {
         true => {
             let setup = EngineSetup {
                 spec: Arc::clone(&spec),
@@ -287,7 +295,7 @@ fn new_peer(config: &JoinConfig, spec: &Arc<RunSpec>, identity: Identity, store:
 
 /// Builds and drops an engine, so that a device that is not there is an error before anything starts.
 fn check_device(config: &JoinConfig) -> Result<(), RunError> {
-    if !config.roles.miner || matches!(config.device, Device::Cpu | Device::Auto) {
+    if !config.roles.computes() || matches!(config.device, Device::Cpu | Device::Auto) {
         return Ok(());
     }
     let engine = bridge::engine_config(&config.spec, iota_model::StageSelect::Stage(0));

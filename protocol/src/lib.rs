@@ -8,7 +8,8 @@
 //! Reading order: [`spec`] (what a run is), [`wire`] (what is said), [`log`] (how it is decided),
 //! [`run_state`] (what everybody therefore knows), [`samples`] (who does what),
 //! [`orchestrator`] (what the leader proposes), [`miner`] (what a worker does about it),
-//! [`merge`] (how replicas become one again) and [`peer`] (all of it behind one door).
+//! [`merge`] (how replicas become one again), [`validation`] and [`validator`] (how work is
+//! checked) and [`peer`] (all of it behind one door).
 //!
 //! **Invariant:** no function here reads a clock or draws entropy, and none panics on bytes that
 //! came from a peer.
@@ -33,6 +34,9 @@ pub mod miner;
 pub mod orchestrator;
 pub mod peer;
 pub mod receipts;
+
+pub mod validation;
+pub mod validator;
 
 pub use id::{Epoch, Hash, Identity, LogIndex, PartitionIndex, PeerId, RunId, SampleId, StageIndex};
 pub use spec::RunSpec;

@@ -99,6 +99,10 @@ pub const OUTCOMES_KEPT_MAX: usize = 2 * CHECKPOINT_EPOCHS_MAX as usize;
 /// Longest wait of a finished run for its last checkpoint, as long as somebody says that its mirror takes it: an upload of
 /// 100 GiB at 2.5 Gbit/s takes 6 minutes.
 pub const LAST_CHECKPOINT_WAIT: Duration = Duration::from_secs(600);
+/// Validators of a run at a time. A few find what there is to find; many share the same work.
+pub const VALIDATORS_MAX: usize = 64;
+/// Checks that are not concluded. Each is forgotten with the blobs of its epoch.
+pub const CHALLENGES_MAX: usize = 1024;
 /// Closed epochs whose blobs stay fetchable. Two, so that a validator of the epoch just settled still finds its inputs.
 pub const BLOB_EPOCHS_KEPT: u32 = 2;
 

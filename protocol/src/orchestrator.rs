@@ -11,6 +11,7 @@ mod departures;
 mod losses;
 mod queue;
 mod upgrade;
+pub(crate) mod verdicts;
 mod waits;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -23,16 +24,18 @@ use departures::Departures;
 use losses::Losses;
 use queue::Queue;
 use upgrade::Upgrade;
+use verdicts::Verdicts;
 use waits::Waits;
 
 use crate::id::{Epoch, Hash, PartitionIndex, PeerId, StageIndex};
 use crate::limits::{ANNOUNCE_HEARTBEATS_MAX, PROPOSAL_REPEAT};
-use crate::merge::agreement::{AgreementMatrix, Tally, Verdict};
+use crate::merge::agreement::{AgreementMatrix, Tally, Verdict as OwnersVerdict};
 use crate::peer::book::Book;
 use crate::peer::speed::Speed;
 use crate::run_state::{Phase, Plan, RunState, Stage, Training};
 use crate::samples::sample_set_hash;
 use crate::time::Instant;
+use crate::validation::Verdict;
 use crate::wire::encode;
 use crate::wire::gossip::HashedManifest;
 use crate::wire::message::{Decision, DigestReport, EvictReason, Submission};
@@ -69,6 +72,7 @@ pub struct Orchestrator {
     queue: Queue,
     checkpoints: Checkpoints,
     losses: Losses,
+    verdicts: Verdicts,
     upgrade: Upgrade,
     /// Since when this candidate could have heard of anybody: its start, or its return from a pause.
     listening_since: Option<Instant>,
@@ -108,6 +112,11 @@ impl Orchestrator {
             .entry((report.stage, report.epoch, report.attempt))
             .or_default()
             .add(owner, report, partitions);
+    }
+
+    /// Takes a validator's verdict that the log waits for.
+    pub fn handle_verdict(&mut self, verdict: Verdict) {
+        self.verdicts.handle(verdict);
     }
 
     /// After this process was not running or not connected for a while, everybody looks late. Starts all waits anew.
@@ -167,6 +176,7 @@ impl Orchestrator {
         wanted.extend(self.upgrade.decision(now, listening_since, state, book));
         wanted.extend(self.checkpoints.decision(state));
         wanted.extend(self.losses.decisions(now, state));
+        wanted.extend(self.verdicts.decisions(now, listening_since, state, book));
         let begun = balance::begun(state);
         for (index, stage) in state.spec().stages().zip(state.stages()) {
             match &stage.phase {
@@ -190,7 +200,8 @@ impl Orchestrator {
             let waited = |stage| waits.waited(now, stage) >= patience;
             wanted.extend(self.balance.rescue(now, state, book, waited));
         }
-        if checkpoints::is_trained(state) && !self.checkpoints.is_awaited(now, state, book) {
+        let awaited = self.checkpoints.is_awaited(now, state, book) || self.verdicts.delay_the_end(now, state);
+        if checkpoints::is_trained(state) && !awaited {
             wanted.push(Decision::Finish);
         }
         let mut room = room;
@@ -215,6 +226,7 @@ impl Orchestrator {
         self.checkpoints.observe(now, state, book);
         self.losses.observe(now, state, book);
         self.queue.observe(now, state, book);
+        self.verdicts.observe(now, state);
         let version = |stage: StageIndex| state.stage(stage).map(|stage| stage.version);
         self.manifests.retain(|(stage, _), submitted| {
             version(*stage).is_some_and(|version| submitted.manifest.epoch >= version)
@@ -404,13 +416,13 @@ impl Orchestrator {
             // Each further owner gets the whole deadline again.
             let patience = deadline * u32::try_from(owners.len().max(1)).unwrap_or(1);
             match tally.judge(partition, owners, |owner| gone(owner) || waited >= patience) {
-                Verdict::Agreed(hash, losers) => {
+                OwnersVerdict::Agreed(hash, losers) => {
                     agreed.push(hash);
                     liars.extend(losers);
                 }
-                Verdict::Pending => {}
-                Verdict::NeedsOwner => decisions.extend(reassign(partition, owners, 1)),
-                Verdict::Disputed => {
+                OwnersVerdict::Pending => {}
+                OwnersVerdict::NeedsOwner => decisions.extend(reassign(partition, owners, 1)),
+                OwnersVerdict::Disputed => {
                     let count = DISPUTE_OWNERS.saturating_sub(owners.len()).max(1);
                     decisions.extend(reassign(partition, owners, count));
                 }

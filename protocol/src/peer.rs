@@ -26,9 +26,12 @@ use crate::limits::{RPC_BYTES_MAX, TRANSFER_DEADLINE};
 use crate::log::snapshot::Snapshots;
 use crate::log::{DecidedLog, LogBytes, Snapshot};
 use crate::miner::{Action, Context, JobDone, Miner, Notice, Outbox};
+use crate::orchestrator::verdicts::is_awaited;
 use crate::run_state::RunState;
 use crate::spec::RunSpec;
 use crate::time::Instant;
+use crate::validation::Verdict;
+use crate::validator::Validator;
 use crate::wire::frame::{PushAck, PushHeader, PushRefusal};
 use crate::wire::gossip::{Gossip, HashedManifest, MergeNews, Opened};
 use crate::wire::message::{
@@ -57,7 +60,7 @@ const PAUSE: Duration = Duration::from_secs(1);
 pub struct Roles {
     /// Asks for a miner's place.
     pub miner: bool,
-    /// Validates.
+    /// Validates. A peer has one engine, so one that asks for a miner's place does not.
     pub validator: bool,
 }
 
@@ -121,6 +124,7 @@ pub struct Peer<S: Storage<LogBytes>> {
     replay: ReplayWindow,
     candidate: Option<Candidate<S>>,
     miner: Option<Miner>,
+    validator: Option<Validator>,
     out: Outbox,
     asked: BTreeMap<u64, Asked>,
     sequence: u64,
@@ -161,6 +165,8 @@ impl<S: Storage<LogBytes> + Clone> Peer<S> {
         storage: S,
     ) -> Self {
         let (me, run) = (identity.peer(), spec.run_id());
+        let validates = roles.validator && !roles.miner;
+        let roles = Roles { validator: validates, ..roles };
         Self {
             me,
             roles,
@@ -177,6 +183,7 @@ impl<S: Storage<LogBytes> + Clone> Peer<S> {
             replay: ReplayWindow::default(),
             candidate: Candidate::new(&spec, identity.clone(), storage),
             miner: roles.miner.then(|| Miner::new(me, Arc::clone(&spec), sequence)),
+            validator: validates.then(|| Validator::new(me, Arc::clone(&spec), sequence)),
             out: Outbox::new(identity, run),
             asked: BTreeMap::new(),
             sequence,
@@ -279,6 +286,12 @@ impl<S: Storage<LogBytes> + Clone> Peer<S> {
         self.miner.as_ref()
     }
 
+    /// The validator, if this peer is one.
+    #[must_use]
+    pub const fn validator(&self) -> Option<&Validator> {
+        self.validator.as_ref()
+    }
+
     /// Who leads, as far as this peer knows; only candidates know.
     #[must_use]
     pub const fn leader(&self) -> Option<PeerId> {
@@ -296,8 +309,11 @@ impl<S: Storage<LogBytes> + Clone> Peer<S> {
     pub fn deadline(&self) -> Instant {
         // Parts report deadlines that have passed while they wait for something else; those are no reason to wake.
         let ahead = |deadline: &Instant| *deadline > self.now;
-        let parts =
-            [self.miner.as_ref().and_then(Miner::deadline), self.candidate.as_ref().map(Candidate::deadline)];
+        let parts = [
+            self.miner.as_ref().and_then(Miner::deadline),
+            self.validator.as_ref().and_then(Validator::deadline),
+            self.candidate.as_ref().map(Candidate::deadline),
+        ];
         let soonest = parts.into_iter().flatten().filter(ahead).min();
         soonest.map_or(self.record_due, |deadline| deadline.min(self.record_due))
     }
@@ -322,7 +338,7 @@ impl<S: Storage<LogBytes> + Clone> Peer<S> {
 
     /// Says that the peer is gone, whatever it had begun. Its process should end.
     pub fn quit(&mut self, now: Instant) {
-        self.roles.miner = false;
+        self.roles = Roles { miner: false, validator: false };
         self.record_due = now;
         self.handle_timeout(now);
     }
@@ -464,7 +480,26 @@ impl<S: Storage<LogBytes> + Clone> Peer<S> {
         match news {
             MergeNews::Manifest(submitted) => self.take_manifest(sender, submitted),
             MergeNews::Digest(report) => self.take_digest(sender, report),
+            MergeNews::Verdict(verdict) => self.take_verdict(verdict),
         }
+    }
+
+    /// Takes a verdict whose signatures were checked.
+    fn take_verdict(&mut self, verdict: &Verdict) -> Result<(), RejectReason> {
+        let stage = self.state.stage(verdict.subject.stage).ok_or(RejectReason::Inconsistent("stage"))?;
+        if verdict.subject.epoch >= stage.version {
+            return Err(RejectReason::Inconsistent("epoch of a verdict"));
+        }
+        if !self.state.validators().contains(&verdict.validator) {
+            return Err(RejectReason::NotEntitled);
+        }
+        if !is_awaited(&self.state, verdict) {
+            return Err(RejectReason::Stale);
+        }
+        if let Some(candidate) = &mut self.candidate {
+            candidate.orchestrator_mut().handle_verdict(verdict.clone());
+        }
+        Ok(())
     }
 
     fn take_manifest(&mut self, sender: PeerId, submitted: &Arc<HashedManifest>) -> Result<(), RejectReason> {
@@ -537,8 +572,8 @@ impl<S: Storage<LogBytes> + Clone> Peer<S> {
                 self.out.answer(ticket, &self.answer_snapshot(state, offset));
             }
             Request::State { stage, version } => {
-                let member = self.state.stage_of(from) == Some(stage);
-                let miner = self.miner.as_mut().filter(|_| member);
+                let may = self.state.stage_of(from) == Some(stage) || self.state.validators().contains(&from);
+                let miner = self.miner.as_mut().filter(|_| may);
                 let mut cx = Context { now, state: &self.state, book: &self.book, out: &mut self.out };
                 match miner {
                     Some(miner) => miner.handle_state_request(&mut cx, from, ticket, stage, version),
@@ -575,6 +610,7 @@ impl<S: Storage<LogBytes> + Clone> Peer<S> {
                     Ok(Some(Response::State(offer))) => Some(offer.clone()),
                     _ => None,
                 };
+                self.with_validator(now, |validator, cx| validator.handle_state_offer(cx, offer.clone()));
                 self.with_miner(now, |miner, cx| miner.handle_state_offer(cx, offer));
             }
         }
@@ -623,12 +659,17 @@ impl<S: Storage<LogBytes> + Clone> Peer<S> {
     /// empty), or could not be had.
     pub fn handle_fetched(&mut self, now: Instant, id: u64, bytes: Option<&[u8]>) {
         self.with_miner(now, |miner, cx| miner.handle_fetched(cx, id, bytes));
+        self.with_validator(now, |validator, cx| validator.handle_fetched(cx, id, bytes));
         self.pump(now);
     }
 
     /// Takes the result of the engine's job.
     pub fn handle_job_done(&mut self, now: Instant, done: JobDone) {
-        self.with_miner(now, |miner, cx| miner.handle_job_done(cx, done));
+        if self.validator.is_some() {
+            self.with_validator(now, |validator, cx| validator.handle_job_done(cx, done));
+        } else {
+            self.with_miner(now, |miner, cx| miner.handle_job_done(cx, done));
+        }
         self.pump(now);
     }
 
@@ -654,6 +695,12 @@ impl<S: Storage<LogBytes> + Clone> Peer<S> {
     fn with_miner(&mut self, now: Instant, handle: impl FnOnce(&mut Miner, &mut Context<'_>)) {
         if let Some(miner) = self.miner.as_mut().filter(|_| self.outdated.is_none()) {
             handle(miner, &mut Context { now, state: &self.state, book: &self.book, out: &mut self.out });
+        }
+    }
+
+    fn with_validator(&mut self, now: Instant, handle: impl FnOnce(&mut Validator, &mut Context<'_>)) {
+        if let Some(validator) = self.validator.as_mut().filter(|_| self.outdated.is_none()) {
+            handle(validator, &mut Context { now, state: &self.state, book: &self.book, out: &mut self.out });
         }
     }
 
@@ -690,6 +737,7 @@ impl<S: Storage<LogBytes> + Clone> Peer<S> {
     fn pump_roles(&mut self, now: Instant) {
         self.fetch_log(now);
         self.with_miner(now, |miner, cx| miner.pump(cx));
+        self.with_validator(now, |validator, cx| validator.pump(cx));
         for message in self.out.take_own() {
             // Our own messages do not come back by gossip. They are never news to the replay window.
             let _ = self.take_merge_message(self.me, &message.into());

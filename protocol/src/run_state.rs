@@ -16,6 +16,7 @@
 //! the old one had under way. Whether a decision fits follows from the log alone: one of a kind that came with a later
 //! wire version than the one decided is void also for programs that know it (see [`version`](crate::wire::version)).
 
+mod checks;
 mod stage;
 mod written;
 
@@ -29,8 +30,10 @@ use crate::limits::{REPLICAS_MAX, WIRE_VERSION_FIRST};
 use crate::merge;
 use crate::samples::{Deal, epoch_samples};
 use crate::spec::RunSpec;
+use crate::validation::{DismissReason, Fault, Finding, Subject};
 use crate::wire::message::{Decision, Entry, EvictReason, Submission};
 
+use checks::Checks;
 pub use stage::{Closed, Outcome, Phase, Plan, Stage, Training};
 
 /// Something that a decision changed, for the driver to report.
@@ -60,6 +63,14 @@ pub enum StateEvent {
     Aborted(StageIndex, Epoch, Vec<PeerId>),
     /// A merge closed over this many samples, with their mean loss in nats if the stage is the tail.
     Merged(StageIndex, Epoch, u64, Option<f64>),
+    /// A peer validates.
+    Enlisted(PeerId),
+    /// A peer validates no more.
+    Dismissed(PeerId, DismissReason),
+    /// A validator has said what it found.
+    Judged(Subject, PeerId, Finding),
+    /// A check is concluded: what is wrong with the work, if something is.
+    Checked(Subject, Option<Fault>),
     /// The state of every stage at this version is in the mirror.
     Checkpointed(Epoch),
     /// The state after this many entries is named in the log; whoever has it needs none of them.
@@ -93,6 +104,7 @@ pub struct RunState {
     members: BTreeMap<PeerId, StageIndex>,
     evicted: BTreeMap<PeerId, EvictReason>,
     stages: Vec<Stage>,
+    checks: Checks,
     checkpoint: Option<Checkpoint>,
     /// Entries before the newest decision that names a state.
     snapshot: u64,
@@ -125,6 +137,7 @@ impl RunState {
             members: BTreeMap::new(),
             evicted: BTreeMap::new(),
             stages: parameters.iter().map(stage).collect(),
+            checks: Checks::default(),
             checkpoint: start.checkpoint.map(|_| Checkpoint {
                 epoch: Epoch(start.epoch),
                 stages: start.stages.clone(),
@@ -240,7 +253,10 @@ impl RunState {
             Decision::Skip { stage, epoch } => self.skip(*stage, *epoch),
             Decision::Undo { stage, epoch } => {
                 let undone = self.stages.get_mut(stage.as_usize())?.undo(*epoch);
-                undone.then(|| vec![StateEvent::Undone(*stage, *epoch)])
+                undone.then(|| {
+                    self.checks.undone(*stage, *epoch);
+                    vec![StateEvent::Undone(*stage, *epoch)]
+                })
             }
             Decision::MergePlan { stage, epoch, attempt, submitters } => {
                 self.plan(chain, *stage, *epoch, *attempt, submitters)
@@ -254,6 +270,9 @@ impl RunState {
             Decision::MergeOutcome { stage, epoch, attempt, partitions } => {
                 self.close(*stage, *epoch, *attempt, partitions)
             }
+            Decision::Enlist { peer } => self.enlist(*peer),
+            Decision::Dismiss { peer, reason } => self.dismiss(*peer, *reason),
+            Decision::Judge(verdict) => self.judge(self.spec.run_id(), verdict),
             Decision::Checkpoint { epoch, stages } => self.checkpointed(index, chain, *epoch, stages),
             Decision::Snapshot { entries, .. } => {
                 let next = *entries == index.0 && *entries > self.snapshot;
@@ -320,7 +339,8 @@ impl RunState {
 
     fn admit(&mut self, peer: PeerId, stage: StageIndex) -> Option<Vec<StateEvent>> {
         let room = stage.as_usize() < self.stages.len() && self.replicas(stage).count() < REPLICAS_MAX;
-        if !room || self.members.contains_key(&peer) {
+        let barred = self.eviction(peer).is_some_and(EvictReason::is_proven);
+        if !room || barred || self.members.contains_key(&peer) {
             return None;
         }
         self.members.insert(peer, stage);
@@ -330,10 +350,7 @@ impl RunState {
 
     fn evict(&mut self, peer: PeerId, reason: EvictReason) -> Option<Vec<StateEvent>> {
         let stage = self.members.remove(&peer)?;
-        if self.evicted.len() >= crate::limits::BOOK_PEERS_MAX {
-            self.evicted.pop_first();
-        }
-        self.evicted.insert(peer, reason);
+        self.bar(peer, reason);
         let stage = self.stages.get_mut(stage.as_usize())?;
         match &mut stage.phase {
             Phase::Training(training) => {
@@ -348,6 +365,14 @@ impl RunState {
             Phase::Waiting => {}
         }
         Some(vec![StateEvent::Evicted(peer, reason)])
+    }
+
+    /// Remembers why a peer has no place.
+    fn bar(&mut self, peer: PeerId, reason: EvictReason) {
+        if self.evicted.len() >= crate::limits::BOOK_PEERS_MAX {
+            self.evicted.pop_first();
+        }
+        self.evicted.insert(peer, reason);
     }
 
     fn open(
@@ -407,10 +432,12 @@ impl RunState {
     fn skip(&mut self, index: StageIndex, epoch: Epoch) -> Option<Vec<StateEvent>> {
         let beside = self.settled_beside(index, epoch);
         let training = self.training_mut(index, epoch).filter(|training| training.cut_off && beside)?.clone();
-        let plan = Plan { attempt: training.attempt, submitters: Vec::new(), owners: Vec::new() };
+        let seed = Hash::default();
+        let plan = Plan { attempt: training.attempt, seed, submitters: Vec::new(), owners: Vec::new() };
         let remembers = self.spec.mirror.is_set();
         let closed = Closed { training, plan, partitions: Vec::new() };
         self.stages.get_mut(index.as_usize())?.settle(closed, remembers);
+        self.checks.expire(index, epoch.next());
         Some(vec![StateEvent::Skipped(index, epoch)])
     }
 
@@ -435,7 +462,8 @@ impl RunState {
         let stage = self.stages.get_mut(index.as_usize())?;
         let peers: Vec<PeerId> = submitters.iter().map(|submission| submission.peer).collect();
         let owners = merge::owners(chain, &peers, stage.partitions, redundancy);
-        stage.phase = Phase::Merging(training, Plan { attempt, submitters: submitters.to_vec(), owners });
+        let plan = Plan { attempt, seed: chain, submitters: submitters.to_vec(), owners };
+        stage.phase = Phase::Merging(training, plan);
         Some(vec![StateEvent::Planned(index, epoch, attempt, peers.len())])
     }
 
@@ -510,7 +538,10 @@ impl RunState {
         let loss_micro: Option<i64> =
             plan.submitters.iter().map(|s| s.loss_micro).try_fold(0_i64, |sum, loss| sum.checked_add(loss?));
         let loss = loss_micro.map(|sum| merge::mean_nats(sum, samples));
-        stage.settle(Closed { training, plan, partitions: partitions.to_vec() }, remembers);
+        let closed = Closed { training, plan, partitions: partitions.to_vec() };
+        self.checks.draw(&self.spec.validation, index, &closed);
+        stage.settle(closed, remembers);
+        self.checks.expire(index, epoch.next());
         Some(vec![StateEvent::Merged(index, epoch, samples, loss)])
     }
 }

@@ -66,6 +66,8 @@ section! {
         training: TrainingSpec = TrainingSpec::default(),
         /// How replicas become one again.
         merge: MergeSpec = MergeSpec::default(),
+        /// How work is checked.
+        validation: ValidationSpec = ValidationSpec::default(),
         /// Who may lead.
         orchestrator: OrchestratorSpec = OrchestratorSpec::default(),
         /// How long to wait for what.
@@ -292,6 +294,20 @@ pub enum ReducerName {
     WeightedMean,
     /// Sign-aware geometric mean of magnitudes.
     GeometricMean,
+}
+
+section! {
+    /// Checks of what miners committed to.
+    ValidationSpec {
+        /// Share of all contributions whose epoch is replayed by a validator. Default 0.05.
+        replay_share: f64 = 0.05,
+        /// Share of those that a second validator replays even if the first found nothing. Default 0.2.
+        repeat_share: f64 = 0.2,
+        /// Validators that have to find the same before a miner loses its place. Default 2.
+        quorum: u16 = 2,
+        /// Largest Euclidean norm of the difference between a tensor and its replay, relative to the replay's. Default 0.02.
+        relative_error_max: f64 = 0.02,
+    }
 }
 
 section! {

@@ -3,7 +3,8 @@
 //! Three stages of six miners train the toy problem; three of the miners are the candidates. Four of the eighteen hosts
 //! are adversaries of one kind, wherever the orchestrator puts them, or one of the three candidates is, for those that
 //! do harm only there. Nothing else goes wrong: links are equal, nobody crashes. Every number is a median over seeds of
-//! what happened with adversaries over what happened without them under the same seed.
+//! what happened with adversaries over what happened without them under the same seed. Validators, if there are any, are
+//! hosts of their own.
 
 mod format;
 
@@ -44,6 +45,20 @@ const SAMPLES: u32 = 60;
 const PARAMETERS: usize = 64;
 /// Virtual time after which a run counts as stalled; without adversaries it takes about a minute.
 const LIMIT: Duration = Duration::from_secs(30 * 60);
+
+/// How the swarm checks what miners do.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Checking {
+    /// Hosts that validate, besides the miners.
+    pub validators: usize,
+    /// Share of all contributions that are replayed.
+    pub replay_share: f64,
+}
+
+impl Checking {
+    /// Nobody does.
+    pub const NONE: Self = Self { validators: 0, replay_share: 0.0 };
+}
 
 /// What one kind of adversary does in one training mode.
 #[derive(Clone, Debug, PartialEq)]
@@ -135,6 +150,7 @@ const fn label(reason: EvictReason) -> &'static str {
         EvictReason::Left => "left",
         EvictReason::InvalidContribution => "invalid contribution",
         EvictReason::WrongMerge => "wrong merge",
+        EvictReason::FailedReplay => "failed replay",
     }
 }
 
@@ -152,8 +168,18 @@ fn spec(mode: TrainingMode) -> RunSpec {
 }
 
 /// The swarm of `seed`, and who its adversaries are.
-fn setup(kind: Option<Kind>, mode: TrainingMode, seed: u64) -> (Setup, Vec<HostIndex>) {
-    let mut setup = Setup::new(spec(mode), seed, CANDIDATES, HOSTS);
+fn setup(
+    kind: Option<Kind>,
+    mode: TrainingMode,
+    checking: Checking,
+    seed: u64,
+) -> (Setup, Vec<HostIndex>) {
+    let mut spec = spec(mode);
+    spec.validation.replay_share = checking.replay_share;
+    let mut setup = Setup::new(spec, seed, CANDIDATES, HOSTS + checking.validators);
+    for validator in &mut setup.hosts[HOSTS..] {
+        (validator.miner, validator.validator) = (false, true);
+    }
     setup.compute = Compute::Toy;
     setup.costs.parameters = PARAMETERS;
     let Some(kind) = kind else { return (setup, Vec::new()) };
@@ -177,8 +203,8 @@ fn setup(kind: Option<Kind>, mode: TrainingMode, seed: u64) -> (Setup, Vec<HostI
     (setup, adversaries)
 }
 
-fn measure(kind: Option<Kind>, mode: TrainingMode, seed: u64) -> Measured {
-    let (setup, adversaries) = setup(kind, mode, seed);
+fn measure(kind: Option<Kind>, mode: TrainingMode, checking: Checking, seed: u64) -> Measured {
+    let (setup, adversaries) = setup(kind, mode, checking, seed);
     let collected = Rc::new(RefCell::new(Collected::default()));
     let mut world = World::new(setup);
     world.watch(Box::new(Collector(Rc::clone(&collected))));
@@ -233,17 +259,18 @@ fn excess(world: &World) -> f64 {
 
 /// What adversaries of this kind do in `seeds` runs, of seeds 1 to `seeds`.
 #[must_use]
-pub fn damage(kind: Kind, mode: TrainingMode, seeds: u64) -> Damage {
-    compare(kind, mode, &clean(mode, seeds))
+pub fn damage(kind: Kind, mode: TrainingMode, checking: Checking, seeds: u64) -> Damage {
+    compare(kind, mode, checking, &clean(mode, checking, seeds))
 }
 
 /// The runs without adversaries, of seeds 1 to `seeds`.
-fn clean(mode: TrainingMode, seeds: u64) -> Vec<Measured> {
-    (1..=seeds).map(|seed| measure(None, mode, seed)).collect()
+fn clean(mode: TrainingMode, checking: Checking, seeds: u64) -> Vec<Measured> {
+    (1..=seeds).map(|seed| measure(None, mode, checking, seed)).collect()
 }
 
-fn compare(kind: Kind, mode: TrainingMode, clean: &[Measured]) -> Damage {
-    let with: Vec<Measured> = (1..).take(clean.len()).map(|seed| measure(Some(kind), mode, seed)).collect();
+fn compare(kind: Kind, mode: TrainingMode, checking: Checking, clean: &[Measured]) -> Damage {
+    let with: Vec<Measured> =
+        (1..).take(clean.len()).map(|seed| measure(Some(kind), mode, checking, seed)).collect();
     let ratio = |of: fn(&Measured) -> f64| {
         median(with.iter().zip(clean).map(|(with, clean)| of(with) / of(clean)).collect())
     };

@@ -42,6 +42,8 @@ pub struct HostSetup {
     pub from_start: bool,
     /// Whether it asks for a miner's place.
     pub miner: bool,
+    /// Whether it validates; only if it asks for no miner's place.
+    pub validator: bool,
     /// The wire versions that its program speaks.
     pub versions: Versions,
     /// Entries of the log after which it names a state, while it leads.
@@ -61,6 +63,7 @@ impl Default for HostSetup {
             disk: 1 << 40,
             from_start: true,
             miner: true,
+            validator: false,
             versions: Versions::PROGRAM,
             snapshots_every: SNAPSHOT_EVERY_ENTRIES,
             adversary: None,
@@ -228,7 +231,7 @@ impl Host {
 
     /// Starts a process from what is on disk.
     pub(crate) fn start(&mut self, now: Instant, spec: &Arc<RunSpec>, engines: &Engines) {
-        let roles = Roles { miner: self.setup.miner, validator: false };
+        let roles = Roles { miner: self.setup.miner, validator: self.setup.validator };
         // Microseconds of this host's clock, as the node takes them.
         let sequence = self.setup.clock.local(now).as_nanos() / 1_000;
         self.incarnation += 1;

@@ -52,6 +52,12 @@ enum Command {
         /// Runs of each
         #[arg(long, value_name = "N", default_value_t = 3)]
         seeds: u64,
+        /// Hosts that validate, besides the miners
+        #[arg(long, value_name = "V", default_value_t = 0)]
+        validators: usize,
+        /// Share of all contributions that they replay
+        #[arg(long, value_name = "SHARE", default_value_t = 0.0)]
+        replay_share: f64,
     },
 }
 
@@ -231,7 +237,10 @@ fn run(command: Command) -> Result<bool, CliError> {
         Command::Replay(arguments) => replay(&arguments),
         Command::Shrink(arguments) => run_shrink(&arguments),
         Command::Sweep(arguments) => run_sweep(&arguments),
-        Command::Damage { seeds } => say(&damage::table(seeds.max(1))).map(|()| true),
+        Command::Damage { seeds, validators, replay_share } => {
+            let checking = damage::Checking { validators, replay_share };
+            say(&damage::table(checking, seeds.max(1))).map(|()| true)
+        }
     }
 }
 

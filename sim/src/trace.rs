@@ -156,6 +156,11 @@ fn change(seen: &Seen<'_>) -> Option<Change> {
         Seen::Notice(Notice::Arrived(arrival)) => line("arrived", format!("{:?}", arrival.counted)),
         Seen::Notice(Notice::Left) => line("left", String::new()),
         Seen::Notice(Notice::Room(room, _)) => line("room", room.to_string()),
+        Seen::Notice(Notice::Checked(subject, finding)) => Some(Change {
+            place: Some((subject.stage, Some(subject.epoch))),
+            what: "found",
+            details: format!("{}: {finding}", subject.peer.short()),
+        }),
         Seen::Notice(Notice::JobFailed(why)) => line("failed", why.clone()),
         Seen::Notice(Notice::WeightsReady(stage, version, hash)) => {
             Some(Change { place: Some((*stage, Some(*version))), what: "weights", details: hash.to_string() })
@@ -195,6 +200,19 @@ fn decided(event: &StateEvent) -> Change {
         StateEvent::Merged(stage, epoch, samples, loss) => {
             let loss = loss.map(|loss| format!(", loss {loss:.6}")).unwrap_or_default();
             (Some(stage), Some(epoch), "merged", format!("{samples} samples{loss}"))
+        }
+        StateEvent::Enlisted(peer) => (None, None, "enlisted", peer.short()),
+        StateEvent::Dismissed(peer, reason) => {
+            (None, None, "dismissed", format!("{} {reason}", peer.short()))
+        }
+        StateEvent::Judged(subject, validator, finding) => {
+            let details = format!("{} by {}: {finding}", subject.peer.short(), validator.short());
+            (Some(&subject.stage), Some(&subject.epoch), "judged", details)
+        }
+        StateEvent::Checked(subject, fault) => {
+            let outcome = fault.map_or_else(|| "passed".to_owned(), |fault| format!("failed: {fault}"));
+            let details = format!("{} {outcome}", subject.peer.short());
+            (Some(&subject.stage), Some(&subject.epoch), "checked", details)
         }
         StateEvent::Checkpointed(epoch) => (None, Some(epoch), "checkpointed", String::new()),
         StateEvent::Snapshot(entries) => (None, None, "snapshot", format!("of {entries} entries")),

@@ -48,8 +48,8 @@ pub(super) struct JoinOptions {
     /// Train a stage [default when no role is asked for]
     #[arg(long)]
     miner: bool,
-    /// Take part as a validator: follows and serves the log; checks of miners do not exist yet
-    #[arg(long)]
+    /// Replay epochs of miners that are drawn, and say whether they are what was committed to
+    #[arg(long, conflicts_with = "miner")]
     validator: bool,
     /// Stand for orchestrator; a candidate's key does so by itself
     #[arg(long)]
@@ -190,8 +190,8 @@ impl JoinOptions {
     }
 
     fn corpus(&self, spec: &RunSpec) -> Result<Option<Arc<Corpus>>, CliError> {
-        // Only miners read the corpus; a file is demanded from them alone.
-        if !self.is_miner() && self.data.is_none() && spec.data.source == DataSource::File {
+        // Only who computes reads the corpus; a file is demanded from nobody else.
+        if !self.is_miner() && !self.validator && self.data.is_none() && spec.data.source == DataSource::File {
             return Ok(None);
         }
         open_corpus(spec, self.data.as_deref()).map(Some)

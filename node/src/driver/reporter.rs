@@ -10,6 +10,7 @@ use iota_protocol::miner::Notice;
 use iota_protocol::peer::arrival::Arrival;
 use iota_protocol::peer::room::{DiskUse, Room};
 use iota_protocol::run_state::{Phase, StateEvent};
+use iota_protocol::validation::{Fault, Subject};
 use iota_protocol::wire::frame::PushRefusal;
 use iota_protocol::wire::message::StateOffer;
 use iota_protocol::wire::{RejectReason, encode};
@@ -193,6 +194,10 @@ impl Reporter {
             Notice::Left => tracing::info!("left"),
             Notice::Room(room, disk) => self.room(room, &disk),
             Notice::Outdated(why) => tracing::error!(%why, "this program cannot go on"),
+            Notice::Checked(subject, finding) => {
+                let (stage, epoch) = (subject.stage.0, subject.epoch.0);
+                tracing::info!(stage, epoch, peer = %subject.peer.short(), %finding, "epoch replayed");
+            }
             Notice::JobFailed(reason) => tracing::warn!(reason, "job failed"),
         }
     }
@@ -208,6 +213,19 @@ impl Reporter {
             ready_seconds: ready,
             counted_seconds: counted,
         });
+    }
+
+    /// Validators have agreed on a miner's epoch.
+    fn checked(&mut self, subject: &Subject, fault: Option<Fault>) {
+        let Subject { stage, epoch, peer, .. } = *subject;
+        match fault {
+            None => tracing::info!(stage = stage.0, epoch = epoch.0, peer = %peer.short(), "check passed"),
+            Some(fault) => {
+                tracing::warn!(stage = stage.0, epoch = epoch.0, peer = %peer.short(), %fault, "check failed");
+            }
+        }
+        let fault = fault.map(|fault| fault.to_string());
+        self.event(NodeEvent::Checked { stage: stage.0, epoch: epoch.0, peer, fault });
     }
 
     fn room(&mut self, room: Room, disk: &DiskUse) {
@@ -292,6 +310,16 @@ impl Reporter {
                 self.merged(stage, epoch, samples, loss);
                 self.metrics.merges.inc_by(u64::from(own(stage)));
             }
+            StateEvent::Enlisted(validator) => tracing::info!(peer = %validator.short(), "enlisted as validator"),
+            StateEvent::Dismissed(validator, reason) => {
+                tracing::info!(peer = %validator.short(), %reason, "validator dismissed");
+                self.event(NodeEvent::Dismissed { peer: validator, reason: reason.to_string() });
+            }
+            StateEvent::Judged(subject, validator, finding) => {
+                let (stage, epoch) = (subject.stage.0, subject.epoch.0);
+                tracing::debug!(stage, epoch, peer = %subject.peer.short(), validator = %validator.short(), %finding, "verdict");
+            }
+            StateEvent::Checked(subject, fault) => self.checked(&subject, fault),
             StateEvent::Checkpointed(epoch) => {
                 tracing::info!(epoch = epoch.0, "checkpoint complete");
                 self.event(NodeEvent::Checkpointed { epoch: epoch.0 });

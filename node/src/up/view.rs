@@ -291,6 +291,8 @@ impl SwarmView {
             }
             NodeEvent::Refused { .. } => None,
             NodeEvent::Evicted { .. }
+            | NodeEvent::Checked { .. }
+            | NodeEvent::Dismissed { .. }
             | NodeEvent::Leaving { .. }
             | NodeEvent::Released { .. }
             | NodeEvent::Checkpointed { .. }
@@ -308,6 +310,13 @@ impl SwarmView {
         match event {
             NodeEvent::Evicted { peer, reason } => {
                 self.once(format!("peer {} was evicted: {reason}", peer.short()))
+            }
+            NodeEvent::Checked { stage, epoch, peer, fault: Some(fault) } => self.once(format!(
+                "validators replayed epoch {epoch} of peer {} in stage {stage}, and it is not what it committed to: {fault}",
+                peer.short()
+            )),
+            NodeEvent::Dismissed { peer, reason } => {
+                self.once(format!("validator {} was dismissed: {reason}", peer.short()))
             }
             NodeEvent::Leaving { awaits } => {
                 self.once(format!("process {index} leaves, and waits for {awaits}"))

@@ -167,7 +167,7 @@ impl Miner {
             self.works.clear();
             self.held.clear();
             self.weights = None;
-            self.offer = None;
+            (self.offer, self.offer_before) = (None, None);
             return Some(Job::Initialise { stage });
         }
         if let Some(job) = self.catch_up.job() {

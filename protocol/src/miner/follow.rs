@@ -88,7 +88,10 @@ impl Miner {
         let keep = version.0.saturating_sub(BLOB_EPOCHS_KEPT);
         self.works.retain(|epoch, _| epoch.0 >= keep);
         self.held.retain(|(epoch, _), _| *epoch >= version);
-        self.offer.take_if(|offer| offer.stage != index || offer.version < version);
+        if let Some(offer) = self.offer.take_if(|offer| offer.stage != index || offer.version < version) {
+            self.offer_before = Some(offer);
+        }
+        self.offer_before.take_if(|offer| offer.stage != index || offer.version.next() < version);
     }
 
     /// Forgets manifests of epochs long settled, of every stage.
@@ -105,10 +108,12 @@ impl Miner {
         let version = |stage| cx.state.stage(stage).map_or(Epoch(0), |stage| stage.version);
         let remembered = self.remembered.map(|state| (state.stage, state.version));
         let mirroring = &self.mirroring;
+        let before = self.offer_before.as_ref().map(|offer| (offer.stage, offer.version));
         let settled = |kept: &Kept| match *kept {
             Kept::Epoch(stage, epoch) => epoch.0.saturating_add(BLOB_EPOCHS_KEPT) < version(stage).0,
             Kept::State(stage, epoch) => {
-                let needed = remembered == Some((stage, epoch)) || mirroring.needs(stage, epoch);
+                let offered = [remembered, before].contains(&Some((stage, epoch)));
+                let needed = offered || mirroring.needs(stage, epoch);
                 epoch < version(stage) && !needed
             }
         };

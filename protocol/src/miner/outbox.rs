@@ -12,6 +12,7 @@ use crate::peer::arrival::Arrival;
 use crate::peer::departure::Awaits;
 use crate::peer::room::{DiskUse, Room};
 use crate::run_state::{Checkpoint, StateEvent};
+use crate::validation::{Finding, Subject, Verdict};
 use crate::wire::frame::PushHeader;
 use crate::wire::message::{MergeMessage, Request, Response, StateOffer, Topic};
 use crate::wire::{Outdated, Payload, encode, seal_in};
@@ -152,6 +153,8 @@ pub enum Notice {
     Leaving(Awaits),
     /// This peer has left; its process should end.
     Left,
+    /// This validator has found this.
+    Checked(Subject, Finding),
     /// A job failed.
     JobFailed(String),
     /// There is more or less room on the disk than before.
@@ -273,9 +276,16 @@ impl Outbox {
         let stage = match &message {
             MergeMessage::Manifest(announce) => announce.manifest.stage,
             MergeMessage::Digest(report) => report.stage,
+            MergeMessage::Verdict(announce) => announce.verdict.subject.stage,
         };
         self.publish(Topic::Merge(stage), &message);
         self.own.push(message);
+    }
+
+    /// A finding under this peer's signature.
+    #[must_use]
+    pub fn sign_verdict(&self, subject: Subject, finding: Finding) -> Verdict {
+        Verdict::sign(&self.identity, self.run, subject, finding)
     }
 
     /// This peer's own merge messages since the last call.

@@ -60,8 +60,7 @@ impl Queue {
 
 /// Whether `peer` asks for a place and may have one.
 fn asks(state: &RunState, book: &Book, peer: PeerId) -> bool {
-    let banned =
-        matches!(state.eviction(peer), Some(EvictReason::InvalidContribution | EvictReason::WrongMerge));
+    let banned = state.eviction(peer).is_some_and(EvictReason::is_proven);
     let asks = book.record(peer).is_some_and(|record| record.miner && !record.leaving);
     asks && !banned && state.stage_of(peer).is_none()
 }

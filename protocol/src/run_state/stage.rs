@@ -33,6 +33,8 @@ pub struct Training {
 pub struct Plan {
     /// Its number within the epoch.
     pub attempt: u16,
+    /// Chain hash after the entry that decided it, from which its owners and its checks are drawn.
+    pub seed: Hash,
     /// Whose contributions, in [`PeerId`] order.
     pub submitters: Vec<Submission>,
     /// Owners of each partition, first those drawn, then those added.

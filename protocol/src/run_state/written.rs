@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 
-use super::{Checkpoint, RunState, Stage};
+use super::{Checkpoint, Checks, RunState, Stage};
 use crate::id::{PeerId, StageIndex};
 use crate::limits::SNAPSHOT_BYTES_MAX;
 use crate::wire::message::EvictReason;
@@ -21,6 +21,7 @@ struct Written<'a> {
     members: Cow<'a, BTreeMap<PeerId, StageIndex>>,
     evicted: Cow<'a, BTreeMap<PeerId, EvictReason>>,
     stages: Cow<'a, [Stage]>,
+    checks: Cow<'a, Checks>,
     checkpoint: Cow<'a, Option<Checkpoint>>,
     snapshot: u64,
     finished: bool,
@@ -36,6 +37,7 @@ impl RunState {
             members: Cow::Borrowed(&self.members),
             evicted: Cow::Borrowed(&self.evicted),
             stages: Cow::Borrowed(&self.stages),
+            checks: Cow::Borrowed(&self.checks),
             checkpoint: Cow::Borrowed(&self.checkpoint),
             snapshot: self.snapshot,
             finished: self.finished,
@@ -58,6 +60,7 @@ impl RunState {
             applied: written.applied,
             wire_version: written.wire_version,
             members: written.members.into_owned(),
+            checks: written.checks.into_owned(),
             evicted: written.evicted.into_owned(),
             stages: written.stages.into_owned(),
             checkpoint: written.checkpoint.into_owned(),

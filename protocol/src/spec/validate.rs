@@ -13,6 +13,7 @@ impl RunSpec {
         self.validate_model()?;
         self.validate_pipeline()?;
         self.validate_training()?;
+        self.validate_validation()?;
         self.validate_mirror()?;
         self.validate_candidates()
     }
@@ -183,6 +184,28 @@ impl RunSpec {
             "merge.outer_momentum",
             "0 or more, below 1",
             m.outer_momentum,
+        )
+    }
+
+    fn validate_validation(&self) -> Result<(), SpecError> {
+        let v = &self.validation;
+        for (field, value) in [
+            ("validation.replay_share", v.replay_share),
+            ("validation.repeat_share", v.repeat_share),
+        ] {
+            require((0.0..=1.0).contains(&value), field, "a number from 0 to 1", value)?;
+        }
+        require(
+            v.quorum >= 1 && usize::from(v.quorum) <= limits::VALIDATORS_MAX,
+            "validation.quorum",
+            format!("1 to {}", limits::VALIDATORS_MAX),
+            v.quorum,
+        )?;
+        require(
+            v.relative_error_max > 0.0 && v.relative_error_max < 1.0,
+            "validation.relative_error_max",
+            "a number between 0 and 1",
+            v.relative_error_max,
         )
     }
 

@@ -10,6 +10,7 @@ use super::{Payload, RejectReason, Versions, decode, encode, open_in};
 use crate::id::{Hash, PeerId, StageIndex};
 use crate::limits::GOSSIP_BYTES_MAX;
 use crate::log::certificate::{Certified, Electorate};
+use crate::validation::Verdict;
 
 /// A message whose signature was checked, and the version it was written in; control updates have none.
 #[derive(Clone, Debug)]
@@ -29,6 +30,7 @@ pub(crate) enum Opened {
 pub(crate) enum MergeNews {
     Manifest(Arc<HashedManifest>),
     Digest(DigestReport),
+    Verdict(Verdict),
 }
 
 impl From<MergeMessage> for MergeNews {
@@ -36,6 +38,7 @@ impl From<MergeMessage> for MergeNews {
         match message {
             MergeMessage::Manifest(announce) => Self::Manifest(Arc::new(announce.manifest.into())),
             MergeMessage::Digest(report) => Self::Digest(report),
+            MergeMessage::Verdict(announce) => Self::Verdict(announce.verdict),
         }
     }
 }
@@ -45,6 +48,7 @@ impl MergeNews {
         match self {
             Self::Manifest(submitted) => submitted.manifest.stage,
             Self::Digest(report) => report.stage,
+            Self::Verdict(verdict) => verdict.subject.stage,
         }
     }
 }
@@ -93,6 +97,14 @@ impl Gossip {
                 let (sequence, news) = (message.sequence(), MergeNews::from(message));
                 if news.stage() != stage {
                     return Err(RejectReason::Inconsistent("stage of the topic"));
+                }
+                if let MergeNews::Verdict(verdict) = &news {
+                    if verdict.validator != sender {
+                        return Err(RejectReason::Inconsistent("verdict of another peer"));
+                    }
+                    if !verdict.verifies(run) {
+                        return Err(RejectReason::Signature);
+                    }
                 }
                 Opened::Merge(sender, sequence, news)
             }

@@ -7,6 +7,7 @@ use super::Payload;
 use crate::id::{Epoch, Hash, LogIndex, PartitionIndex, PeerId, StageIndex};
 use crate::limits::WIRE_VERSION_FIRST;
 use crate::log::Certificate;
+use crate::validation::{DismissReason, Verdict};
 
 /// Gossip topics; the driver puts `iota/<run id>/` before the name. Who listens to which is in
 /// [`scope`](crate::peer::scope).
@@ -18,7 +19,7 @@ pub enum Topic {
     Records,
     /// Signed [`PeerRecord`]s of a stage's miners.
     StageRecords(StageIndex),
-    /// Signed [`Manifest`] announcements and [`DigestReport`]s of a stage's merges.
+    /// Signed [`Manifest`] announcements and [`DigestReport`]s of a stage's merges, and [`Verdict`]s on what was merged.
     Merge(StageIndex),
 }
 
@@ -206,6 +207,8 @@ pub enum MergeMessage {
     Manifest(ManifestAnnounce),
     /// An owner's result for its partitions.
     Digest(DigestReport),
+    /// A validator's verdict on a contribution.
+    Verdict(VerdictAnnounce),
 }
 
 /// A manifest with the number that protects it from replay.
@@ -216,6 +219,16 @@ pub struct ManifestAnnounce {
     pub sequence: u64,
     /// The commitment. Its canonical encoding is also a blob, named in the merge plan by its hash.
     pub manifest: Manifest,
+}
+
+/// A verdict with the number that protects it from replay.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct VerdictAnnounce {
+    /// Grows with every merge message of this peer.
+    pub sequence: u64,
+    /// The verdict, with a signature of its own, so that it can stand in the log.
+    pub verdict: Verdict,
 }
 
 /// What a miner commits to before it knows who will merge or check it.
@@ -291,6 +304,7 @@ impl Payload for MergeMessage {
         match self {
             Self::Manifest(announce) => announce.sequence,
             Self::Digest(report) => report.sequence,
+            Self::Verdict(announce) => announce.sequence,
         }
     }
 }
@@ -513,6 +527,21 @@ pub enum Decision {
         /// The merged partitions, in order.
         partitions: Vec<Hash>,
     },
+    /// A peer validates from now on. Void for one whose verdicts were found wrong.
+    Enlist {
+        /// The validator.
+        peer: PeerId,
+    },
+    /// A peer validates no more.
+    Dismiss {
+        /// The validator.
+        peer: PeerId,
+        /// Why.
+        reason: DismissReason,
+    },
+    /// A validator that was asked says what it found. Void if it was not, or has said so before, or the signature is wrong.
+    /// If that makes a quorum, the miner loses its place with this entry, or the validators that found otherwise theirs.
+    Judge(Verdict),
     /// The states of all stages at one version are in the mirror. Void unless every stage has reached it, and it is newer
     /// than the last.
     Checkpoint {
@@ -562,6 +591,9 @@ impl Decision {
             | Self::MergeReassign { .. }
             | Self::MergeAbort { .. }
             | Self::MergeOutcome { .. }
+            | Self::Enlist { .. }
+            | Self::Dismiss { .. }
+            | Self::Judge(_)
             | Self::Checkpoint { .. }
             | Self::Snapshot { .. }
             | Self::Upgrade { .. }
@@ -598,6 +630,19 @@ pub enum EvictReason {
     InvalidContribution,
     /// Its merged partition differs from what two others computed from the same inputs.
     WrongMerge,
+    /// Validators replayed its epoch, and it is not what the miner committed to.
+    FailedReplay,
+}
+
+impl EvictReason {
+    /// Whether it was proven to have cheated, or to compute wrongly, and gets no place again.
+    #[must_use]
+    pub const fn is_proven(self) -> bool {
+        match self {
+            Self::InvalidContribution | Self::WrongMerge | Self::FailedReplay => true,
+            Self::Silent | Self::Left => false,
+        }
+    }
 }
 
 impl std::fmt::Display for EvictReason {
@@ -607,6 +652,7 @@ impl std::fmt::Display for EvictReason {
             Self::Left => "left",
             Self::InvalidContribution => "invalid contribution",
             Self::WrongMerge => "wrong merge",
+            Self::FailedReplay => "failed replay",
         })
     }
 }

@@ -6,7 +6,7 @@ use std::collections::BTreeSet;
 use iota_protocol::PeerId;
 use iota_protocol::miner::Notice;
 use iota_protocol::run_state::StateEvent;
-use iota_protocol::wire::message::EvictReason;
+use iota_protocol::validation::DismissReason;
 
 use super::broken;
 use crate::observe::{Observation, Observer, Seen, Violation};
@@ -27,10 +27,14 @@ impl Observer for Innocence {
         match seen.seen {
             Seen::Started => self.honest.extend(seen.peer.map(|peer| peer.id())),
             Seen::Notice(Notice::State(StateEvent::Evicted(peer, reason)))
-                if self.honest.contains(peer)
-                    && matches!(reason, EvictReason::InvalidContribution | EvictReason::WrongMerge) =>
+                if self.honest.contains(peer) && reason.is_proven() =>
             {
                 return Err(broken(NAME, seen, format!("honest {peer} is evicted: {reason}")));
+            }
+            Seen::Notice(Notice::State(StateEvent::Dismissed(peer, DismissReason::WrongVerdict)))
+                if self.honest.contains(peer) =>
+            {
+                return Err(broken(NAME, seen, format!("honest {peer} is dismissed for a wrong verdict")));
             }
             Seen::Rejected(Some(sender), reason)
                 if self.honest.contains(&sender) && !reason.is_innocent() =>

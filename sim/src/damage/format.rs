@@ -5,16 +5,17 @@ use std::fmt::Write as _;
 
 use iota_protocol::spec::TrainingMode;
 
-use super::{Damage, clean, compare};
+use super::{Checking, Damage, clean, compare};
 use crate::adversary::Kind;
 
 /// The table of all adversaries in both modes, each run with seeds 1 to `seeds`.
 #[must_use]
-pub fn table(seeds: u64) -> String {
+pub fn table(checking: Checking, seeds: u64) -> String {
     let modes = [TrainingMode::Synchronous, TrainingMode::Local];
-    let clean = modes.map(|mode| (mode, clean(mode, seeds)));
-    let rows =
-        Kind::ALL.iter().flat_map(|&kind| clean.iter().map(move |(mode, clean)| compare(kind, *mode, clean)));
+    let clean = modes.map(|mode| (mode, clean(mode, checking, seeds)));
+    let rows = Kind::ALL.iter().flat_map(|&kind| {
+        clean.iter().map(move |(mode, clean)| compare(kind, *mode, checking, clean))
+    });
     rows.fold(HEAD.to_owned(), |mut text, damage| {
         let written = writeln!(text, "{}", row(&damage));
         debug_assert!(written.is_ok(), "writing to a string cannot fail");

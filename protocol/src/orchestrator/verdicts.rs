@@ -1,0 +1,84 @@
+//! Who validates, and what validators found, on its way into the log.
+
+use std::collections::BTreeMap;
+
+use crate::id::PeerId;
+use super::checkpoints::is_trained;
+use crate::limits::VALIDATORS_MAX;
+use crate::peer::book::Book;
+use crate::run_state::RunState;
+use crate::time::Instant;
+use crate::validation::{DismissReason, Subject, Verdict};
+use crate::wire::message::Decision;
+
+/// Verdicts heard that are not decided.
+#[derive(Debug, Default)]
+pub(super) struct Verdicts {
+    heard: BTreeMap<(Subject, PeerId), Verdict>,
+    /// Since when all epochs of the run are done.
+    trained_since: Option<Instant>,
+}
+
+/// Whether the log waits for this verdict.
+pub(crate) fn is_awaited(state: &RunState, verdict: &Verdict) -> bool {
+    let mut challenges = state.challenges().iter();
+    let challenge = challenges.find(|challenge| challenge.subject == verdict.subject);
+    challenge.is_some_and(|challenge| challenge.awaited().any(|awaited| awaited == verdict.validator))
+}
+
+impl Verdicts {
+    /// Takes a verdict whose signature was checked, and that the log [waits](is_awaited) for.
+    pub(super) fn handle(&mut self, verdict: Verdict) {
+        self.heard.insert((verdict.subject, verdict.validator), verdict);
+    }
+
+    /// Forgets what is decided or came too late.
+    pub(super) fn observe(&mut self, now: Instant, state: &RunState) {
+        self.heard.retain(|_, verdict| is_awaited(state, verdict));
+        if is_trained(state) {
+            self.trained_since.get_or_insert(now);
+        }
+    }
+
+    /// Whether the end of the run waits for checks of its last epochs. Not for ever: a check that comes too late harms
+    /// nobody, since there is nothing left to be part of.
+    pub(super) fn delay_the_end(&self, now: Instant, state: &RunState) -> bool {
+        let asked = state.challenges().iter().any(|challenge| challenge.awaited().next().is_some());
+        let patience = state.spec().timing.epoch_deadline.duration();
+        asked && self.trained_since.is_some_and(|since| now.since(since) < patience)
+    }
+
+    /// Enlists those who offer to validate, dismisses those who are gone, and puts verdicts into the log.
+    pub(super) fn decisions(
+        &self,
+        now: Instant,
+        listening_since: Instant,
+        state: &RunState,
+        book: &Book,
+    ) -> Vec<Decision> {
+        let eviction = state.spec().timing.eviction.duration();
+        let listened = now.since(listening_since);
+        let reason = |peer: PeerId| {
+            if book.silence(now, peer).unwrap_or(listened).min(listened) >= eviction {
+                return Some(DismissReason::Silent);
+            }
+            book.record(peer).filter(|record| !offers(record)).map(|_| DismissReason::Left)
+        };
+        let validators = state.validators().iter();
+        let mut decisions: Vec<Decision> =
+            validators.filter_map(|&peer| Some(Decision::Dismiss { peer, reason: reason(peer)? })).collect();
+        let room = VALIDATORS_MAX.saturating_sub(state.validators().len());
+        let new = book.records().filter(|(peer, record)| {
+            let trusted = state.dismissal(*peer) != Some(DismissReason::WrongVerdict);
+            offers(record) && trusted && book.hears(now, *peer, eviction) && !state.validators().contains(peer)
+        });
+        decisions.extend(new.take(room).map(|(peer, _)| Decision::Enlist { peer }));
+        decisions.extend(self.heard.values().cloned().map(Decision::Judge));
+        decisions
+    }
+}
+
+/// Whether a peer offers to validate.
+fn offers(record: &crate::wire::message::PeerRecord) -> bool {
+    record.validator && !record.leaving
+}

@@ -1,0 +1,133 @@
+//! Who validates, and the checks that are not concluded.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use serde::{Deserialize, Serialize};
+
+use super::{RunState, StateEvent};
+use crate::id::{Epoch, PeerId, RunId, StageIndex};
+use crate::limits::{BLOB_EPOCHS_KEPT, BOOK_PEERS_MAX, CHALLENGES_MAX, VALIDATORS_MAX};
+use crate::spec::ValidationSpec;
+use crate::validation::{Challenge, DismissReason, Subject, Verdict};
+use crate::wire::message::EvictReason;
+
+use super::Closed;
+
+/// Validators and their open checks.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct Checks {
+    validators: BTreeSet<PeerId>,
+    /// Why those who were validators are none any more.
+    dismissed: BTreeMap<PeerId, DismissReason>,
+    /// Open checks, oldest first.
+    open: Vec<Challenge>,
+}
+
+impl Checks {
+    fn enlist(&mut self, peer: PeerId) -> bool {
+        let wrong = self.dismissed.get(&peer) == Some(&DismissReason::WrongVerdict);
+        if wrong || self.validators.len() >= VALIDATORS_MAX || !self.validators.insert(peer) {
+            return false;
+        }
+        self.dismissed.remove(&peer);
+        true
+    }
+
+    fn dismiss(&mut self, peer: PeerId, reason: DismissReason) -> bool {
+        if !self.validators.remove(&peer) {
+            return false;
+        }
+        if self.dismissed.len() >= BOOK_PEERS_MAX {
+            self.dismissed.pop_first();
+        }
+        self.dismissed.insert(peer, reason);
+        self.open.iter_mut().for_each(|challenge| challenge.dismiss(peer));
+        true
+    }
+
+    /// Draws which submissions of a merge that closed are checked.
+    pub(super) fn draw(&mut self, spec: &ValidationSpec, stage: StageIndex, closed: &Closed) {
+        let (epoch, base, seed) = (closed.training.epoch, closed.training.base, closed.plan.seed);
+        for submission in &closed.plan.submitters {
+            let subject = Subject { stage, epoch, peer: submission.peer, manifest: submission.manifest };
+            let validators = self.validators.iter().copied();
+            self.open.extend(Challenge::draw(spec, seed, subject, base, validators));
+        }
+        let excess = self.open.len().saturating_sub(CHALLENGES_MAX);
+        self.open.drain(..excess);
+    }
+
+    /// Forgets what cannot be checked any more when `stage` has come to `version`: what it was made from is gone, or it was
+    /// undone and harms nobody.
+    pub(super) fn expire(&mut self, stage: StageIndex, version: Epoch) {
+        let kept = |epoch: Epoch| epoch.0.saturating_add(BLOB_EPOCHS_KEPT) >= version.0;
+        self.open.retain(|challenge| challenge.subject.stage != stage || kept(challenge.subject.epoch));
+    }
+
+    pub(super) fn undone(&mut self, stage: StageIndex, from: Epoch) {
+        self.open.retain(|challenge| challenge.subject.stage != stage || challenge.subject.epoch < from);
+    }
+}
+
+impl RunState {
+    /// The validators.
+    #[must_use]
+    pub const fn validators(&self) -> &BTreeSet<PeerId> {
+        &self.checks.validators
+    }
+
+    /// Why `peer` is no validator any more, if it was one.
+    #[must_use]
+    pub fn dismissal(&self, peer: PeerId) -> Option<DismissReason> {
+        self.checks.dismissed.get(&peer).copied()
+    }
+
+    /// Checks that are not concluded, oldest first.
+    #[must_use]
+    pub fn challenges(&self) -> &[Challenge] {
+        &self.checks.open
+    }
+
+    pub(super) fn enlist(&mut self, peer: PeerId) -> Option<Vec<StateEvent>> {
+        self.checks.enlist(peer).then(|| vec![StateEvent::Enlisted(peer)])
+    }
+
+    pub(super) fn dismiss(&mut self, peer: PeerId, reason: DismissReason) -> Option<Vec<StateEvent>> {
+        self.checks.dismiss(peer, reason).then(|| vec![StateEvent::Dismissed(peer, reason)])
+    }
+
+    /// Takes a verdict, and draws the conclusion if it is the last that was missing.
+    pub(super) fn judge(&mut self, run: RunId, verdict: &Verdict) -> Option<Vec<StateEvent>> {
+        let Verdict { validator, subject, finding, .. } = verdict;
+        let at = self.checks.open.iter().position(|challenge| challenge.subject == *subject)?;
+        let challenge = self.checks.open.get_mut(at)?;
+        if !challenge.awaited().any(|awaited| awaited == *validator) || !verdict.verifies(run) {
+            return None;
+        }
+        challenge.take(*validator, *finding);
+        let mut events = vec![StateEvent::Judged(*subject, *validator, *finding)];
+        let Some(conclusion) = challenge.conclude(usize::from(self.spec.validation.quorum)) else {
+            return Some(events);
+        };
+        self.checks.open.remove(at);
+        events.push(StateEvent::Checked(*subject, conclusion.fault));
+        if conclusion.fault.is_some() {
+            events.extend(self.convict(subject.peer));
+        }
+        for validator in conclusion.wrong {
+            events.extend(self.dismiss(validator, DismissReason::WrongVerdict).into_iter().flatten());
+        }
+        Some(events)
+    }
+
+    /// Takes a miner's place, now and for good.
+    fn convict(&mut self, peer: PeerId) -> Vec<StateEvent> {
+        let evicted = self.evict(peer, EvictReason::FailedReplay);
+        // It may have left meanwhile, and would ask for a place again.
+        evicted.unwrap_or_else(|| {
+            self.bar(peer, EvictReason::FailedReplay);
+            Vec::new()
+        })
+    }
+}

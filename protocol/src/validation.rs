@@ -1,0 +1,385 @@
+//! What is checked, by whom, and what their verdicts amount to.
+//!
+//! A merge plan freezes what each submitter committed to. Which of them are checked, and who checks them, is drawn from the
+//! chain hash of that entry: nobody knew it when committing, and nobody can choose it. A check is a replay of the miner's
+//! whole epoch from the weights that it started from and the tensors that its receipts name; see
+//! [`validator`](crate::validator).
+//!
+//! ```text
+//!           first verdict: matches ───────────────────────────────▶ passed
+//! challenge ┤  (a drawn share is repeated by a second validator)
+//!           └ differs ─▶ more validators repeat it ─▶ majority: failed, or passed
+//! ```
+//! A verdict is signed and names all that it was found from by hash, so whoever doubts it repeats it. Nobody is punished on
+//! the word of fewer than `validation.quorum` validators, nor for anything that could be the network's fault: what cannot be
+//! fetched is [`Unavailable`](Finding::Unavailable), which counts neither way.
+
+use serde::{Deserialize, Serialize};
+use serde_bytes::ByteBuf;
+
+use crate::id::{Epoch, Hash, Identity, PeerId, RunId, SampleId, StageIndex};
+use crate::limits::WIRE_VERSION_FIRST;
+use crate::samples::shuffle;
+use crate::spec::ValidationSpec;
+use crate::wire::encode;
+use crate::wire::envelope::signed_bytes;
+
+/// Parts that shares are counted in when it is drawn who is checked.
+const MILLION: u64 = 1_000_000;
+
+/// What a validator found.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Finding {
+    /// The replay gives what the miner committed to.
+    Matches,
+    /// It does not.
+    Differs(Fault),
+    /// Something that the replay needs could not be fetched, or the own engine failed.
+    Unavailable,
+}
+
+impl std::fmt::Display for Finding {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::Matches => f.write_str("matches"),
+            Self::Differs(fault) => write!(f, "differs in {fault}"),
+            Self::Unavailable => f.write_str("unavailable"),
+        }
+    }
+}
+
+/// What in an epoch's work is wrong.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Fault {
+    /// The receipts are none, not those of the manifest, or tell of what cannot have been.
+    Receipts,
+    /// The loss of this sample.
+    Loss(SampleId),
+    /// The activation sent on, or the gradient sent back, of this sample.
+    Tensor(SampleId),
+    /// The contribution.
+    Contribution,
+    /// The inner optimizer's moments that the epoch started from or ended with.
+    Moments,
+}
+
+impl std::fmt::Display for Fault {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::Receipts => f.write_str("receipts"),
+            Self::Loss(sample) => write!(f, "loss of sample {sample}"),
+            Self::Tensor(sample) => write!(f, "tensors of sample {sample}"),
+            Self::Contribution => f.write_str("contribution"),
+            Self::Moments => f.write_str("moments"),
+        }
+    }
+}
+
+/// Which epoch's work of whom.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Subject {
+    /// The stage.
+    pub stage: StageIndex,
+    /// The epoch.
+    pub epoch: Epoch,
+    /// The miner.
+    pub peer: PeerId,
+    /// Hash of its [`Manifest`](crate::wire::message::Manifest)'s encoding: what it committed to.
+    pub manifest: Hash,
+}
+
+/// What a validator says it found.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Verdict {
+    /// Who says so.
+    pub validator: PeerId,
+    /// Of what.
+    pub subject: Subject,
+    /// What was found.
+    pub finding: Finding,
+    /// ed25519 over [`verdict_bytes`].
+    pub signature: ByteBuf,
+}
+
+/// The bytes a verdict signs, in every version of the wire format:
+/// `"iota/v1/verdict\0" ‖ run id ‖ CBOR [subject, finding]`.
+#[must_use]
+pub fn verdict_bytes(run: RunId, subject: &Subject, finding: Finding) -> Vec<u8> {
+    signed_bytes(WIRE_VERSION_FIRST, "verdict", run, &encode(&(subject, finding)))
+}
+
+impl Verdict {
+    /// Signs a finding.
+    #[must_use]
+    pub fn sign(identity: &Identity, run: RunId, subject: Subject, finding: Finding) -> Self {
+        let signature = ByteBuf::from(identity.sign(&verdict_bytes(run, &subject, finding)));
+        Self { validator: identity.peer(), subject, finding, signature }
+    }
+
+    /// Whether the validator has signed it, in this run.
+    #[must_use]
+    pub fn verifies(&self, run: RunId) -> bool {
+        self.validator.verifies(&verdict_bytes(run, &self.subject, self.finding), &self.signature)
+    }
+}
+
+/// Why a validator is none any more.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum DismissReason {
+    /// No record for `timing.eviction`.
+    Silent,
+    /// Its record no longer offers to validate.
+    Left,
+    /// A majority of those who repeated its check found otherwise.
+    WrongVerdict,
+}
+
+impl std::fmt::Display for DismissReason {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(match self {
+            Self::Silent => "silent",
+            Self::Left => "left",
+            Self::WrongVerdict => "wrong verdict",
+        })
+    }
+}
+
+/// A check that is not concluded.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Challenge {
+    /// What is checked.
+    pub subject: Subject,
+    /// Hash of the weights that the epoch started from.
+    pub base: Hash,
+    /// Validators in the order drawn.
+    pub validators: Vec<PeerId>,
+    /// How many of them are asked.
+    pub asked: usize,
+    /// What they found.
+    pub found: Vec<(PeerId, Finding)>,
+}
+
+/// What a check amounts to.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Conclusion {
+    /// What is wrong with the work, if something is.
+    pub fault: Option<Fault>,
+    /// Validators that found otherwise.
+    pub wrong: Vec<PeerId>,
+}
+
+impl Challenge {
+    /// The check of this submission, if it is drawn: `seed` is the chain hash after the plan that froze it.
+    #[must_use]
+    pub fn draw(
+        spec: &ValidationSpec,
+        seed: Hash,
+        subject: Subject,
+        base: Hash,
+        validators: impl Iterator<Item = PeerId>,
+    ) -> Option<Self> {
+        let key = |what: &[u8]| Hash::of_parts(&[what, &seed.0, &subject.peer.0]);
+        if !is_drawn(key(b"iota/v1/challenge\0"), spec.replay_share) {
+            return None;
+        }
+        let mut validators: Vec<PeerId> = validators.filter(|validator| *validator != subject.peer).collect();
+        shuffle(&mut validators, key(b"iota/v1/validators\0"));
+        let repeated = is_drawn(key(b"iota/v1/repeat\0"), spec.repeat_share);
+        (!validators.is_empty()).then_some(Self {
+            subject,
+            base,
+            asked: if repeated { 2 } else { 1 },
+            validators,
+            found: Vec::new(),
+        })
+    }
+
+    /// Those who are asked and have not answered.
+    pub fn awaited(&self) -> impl Iterator<Item = PeerId> + '_ {
+        let asked = self.validators.iter().take(self.asked).copied();
+        asked.filter(|validator| !self.found.iter().any(|(answered, _)| answered == validator))
+    }
+
+    /// Takes the verdict of one who is asked; whether it is news.
+    pub fn take(&mut self, validator: PeerId, finding: Finding) -> bool {
+        let news = self.awaited().any(|awaited| awaited == validator);
+        if news {
+            self.found.push((validator, finding));
+        }
+        news
+    }
+
+    /// Asks another in place of one who is a validator no more and has not answered.
+    pub fn dismiss(&mut self, validator: PeerId) {
+        if !self.found.iter().any(|(answered, _)| *answered == validator) {
+            self.validators.retain(|drawn| *drawn != validator);
+        }
+    }
+
+    /// What the verdicts amount to, if that can be told. Asks more validators if it cannot and there are more.
+    pub fn conclude(&mut self, quorum: usize) -> Option<Conclusion> {
+        let differs = |finding: &Finding| matches!(finding, Finding::Differs(_));
+        let count = |wanted: fn(&Finding) -> bool| self.found.iter().filter(|(_, finding)| wanted(finding)).count();
+        let (fails, passes) = (count(differs), count(|finding| *finding == Finding::Matches));
+        if self.awaited().next().is_some() {
+            return None;
+        }
+        let failed = fails >= quorum && fails > passes;
+        let passed = passes > fails && (fails == 0 || passes >= quorum);
+        if !failed && !passed {
+            // One more at a time: an answer that was not to be had, or a tie.
+            let lacking = if fails > passes { quorum.saturating_sub(fails).max(1) } else { 1 };
+            self.asked = self.validators.len().min(self.found.len() + lacking);
+            return None;
+        }
+        let fault = self.found.iter().find_map(|(_, finding)| match finding {
+            Finding::Differs(fault) if failed => Some(*fault),
+            _ => None,
+        });
+        let otherwise = |finding: &Finding| if failed { *finding == Finding::Matches } else { differs(finding) };
+        let wrong = self.found.iter().filter(|(_, finding)| otherwise(finding)).map(|(peer, _)| *peer).collect();
+        Some(Conclusion { fault, wrong })
+    }
+}
+
+/// Whether a number falls in the first `share` of all.
+#[expect(
+    clippy::cast_possible_truncation,
+    clippy::cast_sign_loss,
+    clippy::cast_precision_loss,
+    reason = "a share between 0 and 1, in millionths"
+)]
+fn is_drawn(number: Hash, share: f64) -> bool {
+    let [a, b, c, d, e, f, g, h, ..] = number.0;
+    u64::from_le_bytes([a, b, c, d, e, f, g, h]) % MILLION < (share * MILLION as f64) as u64
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const SUBJECT: Subject =
+        Subject { stage: StageIndex(1), epoch: Epoch(3), peer: PeerId([9; 32]), manifest: Hash([7; 32]) };
+    const FAULT: Finding = Finding::Differs(Fault::Contribution);
+
+    fn peers(count: u8) -> impl Iterator<Item = PeerId> {
+        (0..count).map(|n| PeerId([n; 32]))
+    }
+
+    fn drawn(share: f64, repeat: f64, seed: u64, validators: u8) -> Option<Challenge> {
+        let spec = ValidationSpec { replay_share: share, repeat_share: repeat, ..ValidationSpec::default() };
+        let seed = Hash::of(&seed.to_le_bytes());
+        Challenge::draw(&spec, seed, SUBJECT, Hash::default(), peers(validators))
+    }
+
+    /// The conclusion from these findings, given one after another by whoever is asked next.
+    fn concluded(quorum: usize, validators: u8, findings: &[Finding]) -> (Challenge, Option<Conclusion>) {
+        let mut challenge = drawn(1.0, 0.0, 0, validators).expect("all are drawn");
+        for finding in findings {
+            let asked = challenge.awaited().next().expect("somebody is asked");
+            assert!(challenge.take(asked, *finding));
+            assert!(!challenge.take(asked, Finding::Matches), "nobody answers twice");
+            if let Some(conclusion) = challenge.conclude(quorum) {
+                return (challenge, Some(conclusion));
+            }
+        }
+        (challenge, None)
+    }
+
+    #[test]
+    fn a_share_is_drawn_and_validators_are_drawn_evenly() {
+        let challenges: Vec<_> = (0..4000).filter_map(|seed| drawn(0.25, 0.5, seed, 4)).collect();
+        assert!((900..1100).contains(&challenges.len()), "{}", challenges.len());
+        let repeated = challenges.iter().filter(|challenge| challenge.asked == 2).count();
+        assert!((420..580).contains(&repeated), "{repeated}");
+        for validator in peers(4) {
+            let first = challenges.iter().filter(|challenge| challenge.validators[0] == validator).count();
+            assert!((200..300).contains(&first), "{first}");
+        }
+        assert_eq!(drawn(0.0, 0.0, 0, 4), None);
+        assert_eq!(drawn(1.0, 0.0, 0, 0), None, "nobody is there to check");
+    }
+
+    #[test]
+    fn nobody_checks_itself() {
+        let spec = ValidationSpec { replay_share: 1.0, ..ValidationSpec::default() };
+        let validators = peers(3).chain([SUBJECT.peer]);
+        let challenge = Challenge::draw(&spec, Hash::default(), SUBJECT, Hash::default(), validators);
+        let challenge = challenge.expect("it is drawn");
+        assert_eq!(challenge.validators.len(), 3);
+        assert!(!challenge.validators.contains(&SUBJECT.peer));
+    }
+
+    #[test]
+    fn one_verdict_that_it_matches_is_enough() {
+        let (challenge, conclusion) = concluded(2, 3, &[Finding::Matches]);
+        assert_eq!(conclusion, Some(Conclusion { fault: None, wrong: Vec::new() }));
+        assert_eq!(challenge.found.len(), 1);
+    }
+
+    #[test]
+    fn one_verdict_that_it_differs_is_not() {
+        let (challenge, conclusion) = concluded(2, 3, &[FAULT]);
+        assert_eq!((conclusion, challenge.asked), (None, 2));
+        let (_, conclusion) = concluded(2, 3, &[FAULT, FAULT]);
+        assert_eq!(conclusion, Some(Conclusion { fault: Some(Fault::Contribution), wrong: Vec::new() }));
+        let (_, conclusion) = concluded(1, 3, &[FAULT]);
+        assert_eq!(conclusion.and_then(|conclusion| conclusion.fault), Some(Fault::Contribution));
+    }
+
+    #[test]
+    fn the_minority_is_named() {
+        let (challenge, conclusion) = concluded(2, 3, &[FAULT, Finding::Matches, Finding::Matches]);
+        let wrong = vec![challenge.validators[0]];
+        assert_eq!(conclusion, Some(Conclusion { fault: None, wrong }));
+        let (challenge, conclusion) = concluded(2, 3, &[FAULT, Finding::Matches, FAULT]);
+        let wrong = vec![challenge.validators[1]];
+        assert_eq!(conclusion, Some(Conclusion { fault: Some(Fault::Contribution), wrong }));
+    }
+
+    #[test]
+    fn without_enough_validators_nobody_is_punished() {
+        let (challenge, conclusion) = concluded(2, 1, &[FAULT]);
+        assert_eq!((conclusion, challenge.awaited().count()), (None, 0));
+        let (challenge, conclusion) = concluded(2, 2, &[FAULT, Finding::Matches]);
+        assert_eq!((conclusion, challenge.awaited().count()), (None, 0));
+    }
+
+    #[test]
+    fn what_could_not_be_had_is_asked_of_another() {
+        let (challenge, conclusion) = concluded(2, 3, &[Finding::Unavailable]);
+        assert_eq!((conclusion, challenge.asked), (None, 2));
+        let (_, conclusion) = concluded(2, 3, &[Finding::Unavailable, Finding::Matches]);
+        assert_eq!(conclusion, Some(Conclusion { fault: None, wrong: Vec::new() }));
+        let (challenge, conclusion) = concluded(2, 3, &[Finding::Unavailable; 3]);
+        assert_eq!((conclusion, challenge.awaited().count()), (None, 0));
+    }
+
+    #[test]
+    fn who_is_dismissed_before_its_verdict_is_replaced() {
+        let mut challenge = drawn(1.0, 0.0, 0, 3).expect("all are drawn");
+        let [first, second, _] = challenge.validators[..] else { panic!("three") };
+        challenge.dismiss(first);
+        assert_eq!(challenge.awaited().collect::<Vec<_>>(), [second]);
+        assert!(challenge.take(second, Finding::Matches));
+        challenge.dismiss(second);
+        assert_eq!(challenge.conclude(2), Some(Conclusion { fault: None, wrong: Vec::new() }));
+    }
+
+    #[test]
+    fn a_verdict_is_its_signers_and_of_one_run_only() {
+        let identity = Identity::from_secret([3; 32]);
+        let run = RunId([1; 32]);
+        let verdict = Verdict::sign(&identity, run, SUBJECT, FAULT);
+        assert!(verdict.verifies(run));
+        assert!(!verdict.verifies(RunId([2; 32])));
+        assert!(!Verdict { finding: Finding::Matches, ..verdict.clone() }.verifies(run));
+        assert!(!Verdict { validator: PeerId([1; 32]), ..verdict }.verifies(run));
+    }
+}

@@ -1,0 +1,183 @@
+//! A validator: replays the epochs of miners that the log has drawn it for, and says what it found.
+//!
+//! Level-triggered like a [`Miner`](crate::miner::Miner): [`Validator::pump`] compares the open
+//! [challenges](RunState::challenges) with what is under way. One check at a time, the oldest first:
+//!
+//! ```text
+//! manifest ─▶ receipts ─▶ weights the epoch started from ─▶ tensors received ─▶ replay ─▶ verdict
+//!                                                                                 │          ▲
+//!                                            tensors that hash otherwise ◀────────┘ compare ─┘
+//! ```
+//! The replay gives an engine of its own the jobs that the miner's engine had, in the order that the receipts tell: where
+//! machine and backend are the same, all hashes are. Where hashes differ numbers are compared, within what the spec allows.
+//!
+//! [`check`] has the way of one check, `replay` the engine's part of it.
+
+pub mod check;
+mod replay;
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use check::{Check, Progress};
+
+use crate::id::{PeerId, StageIndex};
+use crate::limits::ANNOUNCE_HEARTBEATS_MAX;
+use crate::miner::{Context, Job, JobDone, Notice};
+use crate::run_state::RunState;
+use crate::spec::RunSpec;
+use crate::time::Instant;
+use crate::validation::{Finding, Subject, Verdict};
+use crate::wire::message::{MergeMessage, StateOffer, VerdictAnnounce};
+
+/// The state of a validator.
+#[derive(Debug)]
+pub struct Validator {
+    me: PeerId,
+    spec: Arc<RunSpec>,
+    check: Option<Check>,
+    /// Verdicts that are not decided yet.
+    given: BTreeMap<Subject, Verdict>,
+    /// The stage that the engine is built for.
+    engine: Option<StageIndex>,
+    busy: bool,
+    /// Whether what the engine is doing belongs to a check that was given up.
+    abandoned: bool,
+    sequence: u64,
+    announce_due: Instant,
+    announce_pause: Duration,
+}
+
+impl Validator {
+    /// A validator that has checked nothing yet. `sequence` is the number before its first merge message.
+    #[must_use]
+    pub const fn new(me: PeerId, spec: Arc<RunSpec>, sequence: u64) -> Self {
+        Self {
+            me,
+            spec,
+            check: None,
+            given: BTreeMap::new(),
+            engine: None,
+            busy: false,
+            abandoned: false,
+            sequence,
+            announce_due: Instant::ZERO,
+            announce_pause: Duration::ZERO,
+        }
+    }
+
+    /// What it checks now, if it does.
+    #[must_use]
+    pub fn checks(&self) -> Option<Subject> {
+        self.check.as_ref().map(|check| check.subject)
+    }
+
+    /// Takes the end of a fetch.
+    pub fn handle_fetched(&mut self, cx: &mut Context<'_>, id: u64, bytes: Option<&[u8]>) {
+        if let Some(check) = &mut self.check {
+            check.fetched(cx, id, bytes);
+        }
+        self.pump(cx);
+    }
+
+    /// Takes the answer to a request for a stage's state.
+    pub fn handle_state_offer(&mut self, cx: &mut Context<'_>, offer: Option<StateOffer>) {
+        if let Some(check) = &mut self.check {
+            check.offered(cx, offer);
+        }
+        self.pump(cx);
+    }
+
+    /// Takes the result of the engine's job.
+    pub fn handle_job_done(&mut self, cx: &mut Context<'_>, done: JobDone) {
+        self.busy = false;
+        if let JobDone::Weights { stage, .. } = done {
+            self.engine = Some(stage);
+        }
+        if let JobDone::Failed(reason) = &done {
+            // Nobody knows what it left in the engine.
+            self.engine = None;
+            cx.out.notice(Notice::JobFailed(reason.clone()));
+        }
+        let abandoned = std::mem::take(&mut self.abandoned);
+        if let Some(check) = self.check.as_mut().filter(|_| !abandoned) {
+            check.computed(cx, done);
+        }
+        self.pump(cx);
+    }
+
+    /// Does everything that the state, the time and finished work allow.
+    pub fn pump(&mut self, cx: &mut Context<'_>) {
+        let open = |subject: &Subject| {
+            let challenges = cx.state.challenges().iter();
+            challenges
+                .filter(|challenge| challenge.awaited().any(|awaited| awaited == self.me))
+                .any(|challenge| challenge.subject == *subject)
+        };
+        self.given.retain(|subject, _| open(subject));
+        if let Some(check) = self.check.take_if(|check| !open(&check.subject)) {
+            self.end(cx, &check);
+        }
+        if self.check.is_none() {
+            let asked = cx.state.challenges().iter().filter(|challenge| {
+                challenge.awaited().any(|awaited| awaited == self.me)
+                    && !self.given.contains_key(&challenge.subject)
+            });
+            self.check = asked.min_by_key(|challenge| challenge.subject).map(|challenge| {
+                Check::new(&self.spec, challenge.subject, challenge.base)
+            });
+        }
+        if let Some(check) = &mut self.check {
+            match check.pump(cx, self.me, (!self.busy).then_some(self.engine)) {
+                Progress::Waits => {}
+                Progress::Job(job) => {
+                    self.busy = true;
+                    cx.out.compute(job);
+                }
+                Progress::Found(finding) => self.found(cx, finding),
+            }
+        }
+        self.announce(cx);
+    }
+
+    fn found(&mut self, cx: &mut Context<'_>, finding: Finding) {
+        let Some(check) = self.check.take() else { return };
+        self.end(cx, &check);
+        let verdict = cx.out.sign_verdict(check.subject, finding);
+        self.given.insert(check.subject, verdict);
+        (self.announce_due, self.announce_pause) = (cx.now, Duration::ZERO);
+        cx.out.notice(Notice::Checked(check.subject, finding));
+    }
+
+    /// Lets go of what a check has fetched and computed.
+    fn end(&mut self, cx: &mut Context<'_>, check: &Check) {
+        self.abandoned = self.busy;
+        check.tags().into_iter().for_each(|tag| cx.out.release(tag));
+    }
+
+    /// Says what it found until that is decided: at once, then after a heartbeat and twice as long each time.
+    fn announce(&mut self, cx: &mut Context<'_>) {
+        if cx.now < self.announce_due {
+            return;
+        }
+        let least = self.spec.timing.heartbeat.duration();
+        let most = least * ANNOUNCE_HEARTBEATS_MAX;
+        self.announce_pause =
+            if self.given.is_empty() { least } else { (self.announce_pause * 2).clamp(least, most) };
+        self.announce_due = cx.now + self.announce_pause;
+        for verdict in self.given.values() {
+            self.sequence += 1;
+            let announce = VerdictAnnounce { sequence: self.sequence, verdict: verdict.clone() };
+            cx.out.publish_merge(MergeMessage::Verdict(announce));
+        }
+    }
+
+    /// When [`pump`](Self::pump) has something to do even if nothing else happens.
+    #[must_use]
+    pub fn deadline(&self) -> Option<Instant> {
+        let announce = (!self.given.is_empty()).then_some(self.announce_due);
+        announce.into_iter().chain(self.check.as_ref().and_then(Check::deadline)).min()
+    }
+}
+

@@ -1,0 +1,374 @@
+//! One check: from what the log names to what was found.
+
+use std::collections::{BTreeMap, VecDeque};
+use std::sync::Arc;
+
+use super::replay::{Next, Replay};
+use crate::id::{Epoch, Hash, PeerId, StageIndex};
+use crate::limits::{GOSSIP_BYTES_MAX, PARTITION_BYTES_MAX, RECEIPTS_BYTES_MAX, TRANSFER_DEADLINE};
+use crate::miner::outbox::{state_tag, tag};
+use crate::miner::{Context, Job, JobDone};
+use crate::receipts::{Receipt, decode_receipts, merkle_root};
+use crate::run_state::RunState;
+use crate::samples::sample_set_hash;
+use crate::spec::RunSpec;
+use crate::time::Instant;
+use crate::validation::{Fault, Finding, Subject};
+use crate::wire::decode;
+use crate::wire::message::{Manifest, StateOffer};
+
+/// Blobs fetched at once.
+const FETCHES_AT_ONCE: usize = 16;
+/// How often a blob is asked of all who may have it.
+const FETCH_TRIES: usize = 3;
+/// How often each replica is asked for the weights.
+const STATE_TRIES: usize = 2;
+
+/// What a check needs of its owner.
+#[derive(Debug)]
+pub(super) enum Progress {
+    /// Nothing now.
+    Waits,
+    /// Give this to the engine.
+    Job(Job),
+    /// It is over.
+    Found(Finding),
+}
+
+/// A blob to fetch.
+#[derive(Clone, Debug)]
+struct Wanted {
+    hash: Hash,
+    providers: Vec<PeerId>,
+    limit: usize,
+    deliver: bool,
+    state: bool,
+    tries: usize,
+}
+
+impl Wanted {
+    /// A tensor.
+    const fn new(hash: Hash, providers: Vec<PeerId>) -> Self {
+        Self { hash, providers, limit: PARTITION_BYTES_MAX, deliver: false, state: false, tries: 0 }
+    }
+
+    /// Something that is read here.
+    const fn read(hash: Hash, providers: Vec<PeerId>, limit: usize) -> Self {
+        Self { limit, deliver: true, ..Self::new(hash, providers) }
+    }
+}
+
+/// Blobs under way.
+#[derive(Debug, Default)]
+struct Fetches {
+    waiting: VecDeque<Wanted>,
+    in_flight: BTreeMap<u64, Wanted>,
+    delivered: Option<Vec<u8>>,
+    failed: bool,
+}
+
+impl Fetches {
+    fn of(wanted: impl IntoIterator<Item = Wanted>) -> Self {
+        Self { waiting: wanted.into_iter().collect(), ..Self::default() }
+    }
+
+    fn start(&mut self, cx: &mut Context<'_>, subject: &Subject) {
+        while self.in_flight.len() < FETCHES_AT_ONCE && !self.failed {
+            let Some(wanted) = self.waiting.pop_front() else { break };
+            let tag = if wanted.state {
+                state_tag(subject.stage, subject.epoch)
+            } else {
+                tag(subject.stage, subject.epoch)
+            };
+            let providers = wanted.providers.clone();
+            let id = cx.out.fetch_mirrored(wanted.hash, providers, wanted.limit, wanted.deliver, tag);
+            self.in_flight.insert(id, wanted);
+        }
+    }
+
+    fn ended(&mut self, id: u64, bytes: Option<&[u8]>) {
+        let Some(mut wanted) = self.in_flight.remove(&id) else { return };
+        match bytes {
+            Some(bytes) if wanted.deliver => self.delivered = Some(bytes.to_vec()),
+            Some(_) => {}
+            None => {
+                wanted.tries += 1;
+                self.failed |= wanted.tries >= FETCH_TRIES;
+                // Another first, if there is one.
+                let turn = 1.min(wanted.providers.len());
+                wanted.providers.rotate_left(turn);
+                self.waiting.push_back(wanted);
+            }
+        }
+    }
+
+    /// Whether all are here, or one cannot be had.
+    fn ended_as(&self) -> Option<bool> {
+        if self.failed {
+            return Some(false);
+        }
+        (self.waiting.is_empty() && self.in_flight.is_empty()).then_some(true)
+    }
+}
+
+/// How far a check is.
+#[derive(Debug)]
+enum Step {
+    Manifest(Fetches),
+    Receipts(Box<Manifest>, Fetches),
+    /// Who was asked for the weights, how often anybody was, and until when the last is waited for.
+    Asking(Box<Replay>, usize, Option<Instant>),
+    Inputs(Box<Replay>, Option<StateOffer>, Fetches),
+    Preparing(Box<Replay>, Option<StateOffer>),
+    Replaying(Box<Replay>),
+    Theirs(Box<Replay>, Fetches),
+    Over(Finding),
+}
+
+/// A check under way.
+#[derive(Debug)]
+pub(super) struct Check {
+    pub(super) subject: Subject,
+    base: Hash,
+    spec: Arc<RunSpec>,
+    step: Step,
+}
+
+impl Check {
+    pub(super) fn new(spec: &Arc<RunSpec>, subject: Subject, base: Hash) -> Self {
+        let manifest = Wanted::read(subject.manifest, vec![subject.peer], GOSSIP_BYTES_MAX);
+        Self { subject, base, spec: Arc::clone(spec), step: Step::Manifest(Fetches::of([manifest])) }
+    }
+
+    /// What keeps the blobs alive that it fetched or computed.
+    pub(super) fn tags(&self) -> [String; 2] {
+        let Subject { stage, epoch, .. } = self.subject;
+        [tag(stage, epoch), state_tag(stage, epoch)]
+    }
+
+    pub(super) fn fetched(&mut self, _: &Context<'_>, id: u64, bytes: Option<&[u8]>) {
+        match &mut self.step {
+            Step::Manifest(fetches)
+            | Step::Receipts(_, fetches)
+            | Step::Inputs(_, _, fetches)
+            | Step::Theirs(_, fetches) => fetches.ended(id, bytes),
+            Step::Asking(..) | Step::Preparing(..) | Step::Replaying(_) | Step::Over(_) => {}
+        }
+    }
+
+    /// A replica has answered whether it has the weights that the epoch started from.
+    pub(super) fn offered(&mut self, cx: &Context<'_>, offer: Option<StateOffer>) {
+        let Step::Asking(_, _, until) = &mut self.step else { return };
+        let Subject { stage, epoch, .. } = self.subject;
+        let right = |offer: &StateOffer| {
+            (offer.stage, offer.version, offer.weights) == (stage, epoch, self.base) && !offer.parts.is_empty()
+        };
+        let Some(offer) = offer.filter(right) else {
+            *until = None;
+            return;
+        };
+        let Step::Asking(replay, ..) = std::mem::replace(&mut self.step, Step::Over(Finding::Unavailable)) else {
+            return;
+        };
+        self.step = self.inputs(cx, replay, Some(offer));
+    }
+
+    /// Fetches what the replay reads.
+    fn inputs(&self, cx: &Context<'_>, replay: Box<Replay>, offer: Option<StateOffer>) -> Step {
+        let Subject { stage, peer, .. } = self.subject;
+        let holders = holders(cx.state, stage, peer);
+        let parts = offer.iter().flat_map(|offer| &offer.parts).map(|part| Wanted { state: true, ..Wanted::new(*part, holders.clone()) });
+        let tensors = replay.inputs().map(|(hash, other)| {
+            let providers = [peer].into_iter().chain(other).collect();
+            Wanted::new(hash, providers)
+        });
+        let fetches = Fetches::of(parts.chain(tensors).collect::<Vec<_>>());
+        Step::Inputs(replay, offer, fetches)
+    }
+
+    /// Goes on as far as it can. `engine` is the stage that the engine is built for, if it is idle.
+    pub(super) fn pump(
+        &mut self,
+        cx: &mut Context<'_>,
+        me: PeerId,
+        engine: Option<Option<StageIndex>>,
+    ) -> Progress {
+        loop {
+            let step = std::mem::replace(&mut self.step, Step::Over(Finding::Unavailable));
+            let (next, progress) = self.advance(cx, me, engine, step);
+            self.step = next;
+            if let Some(progress) = progress {
+                return progress;
+            }
+        }
+    }
+
+    /// The next step, and what is to be done before there is another.
+    fn advance(
+        &mut self,
+        cx: &mut Context<'_>,
+        me: PeerId,
+        engine: Option<Option<StageIndex>>,
+        step: Step,
+    ) -> (Step, Option<Progress>) {
+        let subject = self.subject;
+        match step {
+            Step::Over(finding) => (Step::Over(finding), Some(Progress::Found(finding))),
+            Step::Manifest(mut fetches) => {
+                fetches.start(cx, &subject);
+                match fetches.ended_as() {
+                    None => (Step::Manifest(fetches), Some(Progress::Waits)),
+                    Some(there) => (self.manifest(fetches.delivered.filter(|_| there).as_deref()), None),
+                }
+            }
+            Step::Receipts(manifest, mut fetches) => {
+                fetches.start(cx, &subject);
+                match fetches.ended_as() {
+                    None => (Step::Receipts(manifest, fetches), Some(Progress::Waits)),
+                    Some(there) => {
+                        let bytes = fetches.delivered.filter(|_| there);
+                        (self.receipts(cx, manifest, bytes.as_deref()), None)
+                    }
+                }
+            }
+            Step::Asking(replay, asked, until) => self.ask(cx, me, replay, asked, until),
+            Step::Inputs(replay, offer, mut fetches) => {
+                fetches.start(cx, &subject);
+                match fetches.ended_as() {
+                    None => (Step::Inputs(replay, offer, fetches), Some(Progress::Waits)),
+                    Some(true) => (Step::Preparing(replay, offer), None),
+                    Some(false) => (Step::Over(Finding::Unavailable), None),
+                }
+            }
+            Step::Preparing(replay, offer) => {
+                let Some(built) = engine else {
+                    return (Step::Preparing(replay, offer), Some(Progress::Waits));
+                };
+                let stage = subject.stage;
+                match offer {
+                    // The initial weights anybody can build.
+                    None => (Step::Replaying(replay), Some(Progress::Job(Job::Initialise { stage }))),
+                    Some(offer) if built != Some(stage) => {
+                        (Step::Preparing(replay, Some(offer)), Some(Progress::Job(Job::Initialise { stage })))
+                    }
+                    Some(offer) => {
+                        let job = Job::Load {
+                            stage,
+                            version: offer.version,
+                            weights: offer.weights,
+                            parts: offer.parts,
+                            moments: replay.moments(),
+                        };
+                        (Step::Replaying(replay), Some(Progress::Job(job)))
+                    }
+                }
+            }
+            Step::Replaying(mut replay) => {
+                if engine.is_none() {
+                    return (Step::Replaying(replay), Some(Progress::Waits));
+                }
+                match replay.next() {
+                    Next::Job(job) => (Step::Replaying(replay), Some(Progress::Job(job))),
+                    Next::Fetch(hashes) => {
+                        let wanted = hashes.into_iter().map(|hash| Wanted::new(hash, vec![subject.peer]));
+                        (Step::Theirs(replay, Fetches::of(wanted)), None)
+                    }
+                    Next::Found(finding) => (Step::Over(finding), None),
+                }
+            }
+            Step::Theirs(replay, mut fetches) => {
+                fetches.start(cx, &subject);
+                match fetches.ended_as() {
+                    None => (Step::Theirs(replay, fetches), Some(Progress::Waits)),
+                    Some(true) => (Step::Replaying(replay), None),
+                    Some(false) => (Step::Over(Finding::Unavailable), None),
+                }
+            }
+        }
+    }
+
+    fn manifest(&self, bytes: Option<&[u8]>) -> Step {
+        let Some(bytes) = bytes else { return Step::Over(Finding::Unavailable) };
+        let manifest = decode::<Manifest>(bytes, GOSSIP_BYTES_MAX).ok().filter(|manifest| {
+            let Subject { stage, epoch, peer, .. } = self.subject;
+            (manifest.stage, manifest.epoch, manifest.peer, manifest.base) == (stage, epoch, peer, self.base)
+        });
+        let Some(manifest) = manifest else { return Step::Over(Finding::Differs(Fault::Receipts)) };
+        let receipts = Wanted::read(manifest.receipts, vec![self.subject.peer], RECEIPTS_BYTES_MAX);
+        Step::Receipts(Box::new(manifest), Fetches::of([receipts]))
+    }
+
+    fn receipts(&self, cx: &Context<'_>, manifest: Box<Manifest>, bytes: Option<&[u8]>) -> Step {
+        let Some(bytes) = bytes else { return Step::Over(Finding::Unavailable) };
+        let wrong = Step::Over(Finding::Differs(Fault::Receipts));
+        let Ok(receipts) = decode_receipts(bytes) else { return wrong };
+        if !agree(&manifest, &receipts) {
+            return wrong;
+        }
+        let epoch = self.subject.epoch;
+        match Replay::new(&self.spec, *manifest, receipts) {
+            Err(_) => wrong,
+            Ok(replay) if epoch == Epoch(0) => self.inputs(cx, Box::new(replay), None),
+            Ok(replay) => Step::Asking(Box::new(replay), 0, None),
+        }
+    }
+
+    /// Asks one replica after another for the weights.
+    fn ask(
+        &self,
+        cx: &mut Context<'_>,
+        me: PeerId,
+        replay: Box<Replay>,
+        asked: usize,
+        until: Option<Instant>,
+    ) -> (Step, Option<Progress>) {
+        if until.is_some_and(|until| cx.now < until) {
+            return (Step::Asking(replay, asked, until), Some(Progress::Waits));
+        }
+        let Subject { stage, epoch, peer, .. } = self.subject;
+        let holders: Vec<PeerId> =
+            holders(cx.state, stage, peer).into_iter().filter(|holder| *holder != me).collect();
+        if asked >= STATE_TRIES * holders.len() {
+            return (Step::Over(Finding::Unavailable), None);
+        }
+        let Some(holder) = holders.get(asked % holders.len().max(1)) else {
+            return (Step::Over(Finding::Unavailable), None);
+        };
+        cx.out.request_state(*holder, stage, epoch);
+        (Step::Asking(replay, asked + 1, Some(cx.now + TRANSFER_DEADLINE)), Some(Progress::Waits))
+    }
+
+    /// Takes the result of the engine's job.
+    pub(super) fn computed(&mut self, _: &Context<'_>, done: JobDone) {
+        if matches!(done, JobDone::Failed(_)) {
+            // It may be the own machine's fault.
+            self.step = Step::Over(Finding::Unavailable);
+        } else if let Step::Replaying(replay) = &mut self.step {
+            replay.computed(self.base, &done);
+        }
+    }
+
+    pub(super) fn deadline(&self) -> Option<Instant> {
+        match &self.step {
+            Step::Asking(_, _, until) => *until,
+            _ => None,
+        }
+    }
+}
+
+/// Whether the receipts are those that the manifest commits to.
+fn agree(manifest: &Manifest, receipts: &[Receipt]) -> bool {
+    let samples: Vec<_> = receipts.iter().map(|receipt| receipt.sample).collect();
+    let losses = receipts.iter().try_fold(0_i64, |sum, receipt| sum.checked_add(receipt.loss_micro?));
+    merkle_root(receipts) == manifest.receipt_root
+        && usize::try_from(manifest.samples).is_ok_and(|count| count == receipts.len())
+        && sample_set_hash(&samples) == manifest.sample_set
+        && losses == manifest.loss_micro
+}
+
+/// Those who may have what belongs to a stage, others than `miner` first: what it says of itself is what is checked.
+fn holders(state: &RunState, stage: StageIndex, miner: PeerId) -> Vec<PeerId> {
+    let mut holders: Vec<PeerId> = state.replicas(stage).collect();
+    holders.sort_by_key(|peer| *peer == miner);
+    holders
+}

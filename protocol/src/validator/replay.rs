@@ -1,0 +1,200 @@
+//! The engine's part of a check: the miner's jobs once more, and what their results say of the miner's.
+
+use std::sync::Arc;
+
+use crate::id::{Hash, PeerId};
+use crate::miner::{Compared, Job, JobDone, Tensor};
+use crate::receipts::Receipt;
+use crate::receipts::order::{BadReceipts, Step, replay};
+use crate::spec::RunSpec;
+use crate::validation::{Fault, Finding};
+use crate::wire::message::Manifest;
+
+/// Samples whose tensors are compared as numbers when their hashes differ. On another kind of device all of them do, and
+/// what the contribution says covers them all.
+const COMPARED_MAX: usize = 8;
+
+/// What comes next.
+#[derive(Debug)]
+pub(super) enum Next {
+    /// Give this to the engine.
+    Job(Job),
+    /// Bring these here.
+    Fetch(Vec<Hash>),
+    /// It is over.
+    Found(Finding),
+}
+
+/// Tensors that hash otherwise here.
+#[derive(Debug)]
+struct Differing {
+    fault: Fault,
+    tensor: Tensor,
+    /// Here, and at the miner.
+    pairs: Vec<(Hash, Hash)>,
+}
+
+/// How far the replay is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Phase {
+    /// The weights are not in the engine yet.
+    Weights,
+    /// So many steps are taken.
+    Steps(usize),
+    /// The contribution is written.
+    Contributed,
+    /// What differs is here, and so much of it is compared.
+    Comparing(usize),
+}
+
+/// A replay under way.
+#[derive(Debug)]
+pub(super) struct Replay {
+    spec: Arc<RunSpec>,
+    manifest: Manifest,
+    receipts: Vec<Receipt>,
+    steps: Vec<Step>,
+    phase: Phase,
+    differing: Vec<Differing>,
+    found: Option<Finding>,
+}
+
+impl Replay {
+    /// The replay that these receipts ask for.
+    pub(super) fn new(
+        spec: &Arc<RunSpec>,
+        manifest: Manifest,
+        receipts: Vec<Receipt>,
+    ) -> Result<Self, BadReceipts> {
+        let steps = replay(spec, manifest.stage, &receipts)?;
+        Ok(Self {
+            spec: Arc::clone(spec),
+            manifest,
+            receipts,
+            steps,
+            phase: Phase::Weights,
+            differing: Vec::new(),
+            found: None,
+        })
+    }
+
+    /// The tensors that the steps read, each with who else than the miner may have it.
+    pub(super) fn inputs(&self) -> impl Iterator<Item = (Hash, Option<PeerId>)> + '_ {
+        let received = self.receipts.iter().flat_map(|receipt| {
+            [(receipt.input, receipt.upstream), (receipt.output_gradient, receipt.downstream)]
+        });
+        let tensors = received.filter_map(|(hash, other)| Some((hash?, other)));
+        tensors.chain(self.manifest.moments.map(|moments| (moments, None)))
+    }
+
+    /// The blob of the inner optimizer's moments that the miner's epoch started from.
+    pub(super) const fn moments(&self) -> Option<Hash> {
+        self.manifest.moments
+    }
+
+    /// The next thing to do, once the job before is done.
+    pub(super) fn next(&mut self) -> Next {
+        if let Some(finding) = self.found {
+            return Next::Found(finding);
+        }
+        let Manifest { stage, epoch, samples, .. } = self.manifest;
+        match self.phase {
+            // The engine is given its weights before this is asked.
+            Phase::Weights => Next::Found(Finding::Unavailable),
+            Phase::Steps(taken) => match self.steps.get(taken) {
+                None => Next::Job(Job::Contribute { stage, epoch, samples }),
+                Some(step) => {
+                    step.job(epoch, &self.receipts).map_or(Next::Found(Finding::Unavailable), Next::Job)
+                }
+            },
+            Phase::Contributed if self.differing.is_empty() => Next::Found(Finding::Matches),
+            Phase::Contributed => {
+                self.phase = Phase::Comparing(0);
+                let pairs = self.differing.iter().flat_map(|differing| &differing.pairs);
+                Next::Fetch(pairs.map(|(_, theirs)| *theirs).collect())
+            }
+            Phase::Comparing(done) => match self.differing.get(done) {
+                None => Next::Found(Finding::Matches),
+                Some(Differing { tensor, pairs, .. }) => {
+                    Next::Job(Job::Compare { tensor: *tensor, pairs: pairs.clone() })
+                }
+            },
+        }
+    }
+
+    /// Takes the result of the engine's job. `base` is what the weights that it starts from hash to.
+    pub(super) fn computed(&mut self, base: Hash, done: &JobDone) {
+        match (self.phase, done) {
+            (Phase::Weights, JobDone::Weights { hash, .. }) => {
+                self.phase = Phase::Steps(0);
+                if *hash != base {
+                    self.found = Some(Finding::Unavailable);
+                }
+            }
+            (Phase::Steps(taken), JobDone::Contributed { partitions, .. }) => {
+                debug_assert_eq!(taken, self.steps.len(), "the last thing that is computed");
+                self.phase = Phase::Contributed;
+                self.compare_contribution(partitions);
+            }
+            (Phase::Steps(taken), _) => {
+                self.phase = Phase::Steps(taken + 1);
+                self.compare_step(taken, done);
+            }
+            (Phase::Comparing(compared), JobDone::Compared(outcome)) => {
+                self.phase = Phase::Comparing(compared + 1);
+                let close = outcome.is_within(self.spec.validation.relative_error_max);
+                if let Some(differing) = self.differing.get(compared).filter(|_| !close) {
+                    self.found = Some(Finding::Differs(differing.fault));
+                }
+            }
+            _ => {}
+        }
+    }
+
+    fn compare_step(&mut self, taken: usize, done: &JobDone) {
+        let index = match self.steps.get(taken) {
+            Some(Step::Forward(index) | Step::Loss(index) | Step::Backward(index)) => *index,
+            Some(Step::InnerStep(_)) | None => return,
+        };
+        let Some(receipt) = self.receipts.get(index) else { return };
+        let (ours, theirs) = match done {
+            JobDone::Forwarded { output, .. } => (Some(*output), receipt.output),
+            JobDone::Finished { input_gradient, loss_micro, .. } => {
+                if !is_same_loss(*loss_micro, receipt.loss_micro, self.spec.validation.relative_error_max) {
+                    self.found = Some(Finding::Differs(Fault::Loss(receipt.sample)));
+                }
+                (*input_gradient, receipt.input_gradient)
+            }
+            _ => return,
+        };
+        if let (Some(ours), Some(theirs)) = (ours, theirs)
+            && ours != theirs
+            && self.differing.len() < COMPARED_MAX
+        {
+            let fault = Fault::Tensor(receipt.sample);
+            self.differing.push(Differing { fault, tensor: Tensor::Activation, pairs: vec![(ours, theirs)] });
+        }
+    }
+
+    fn compare_contribution(&mut self, partitions: &[Hash]) {
+        let theirs = &self.manifest.partitions;
+        if partitions.len() != theirs.len() {
+            self.found = Some(Finding::Differs(Fault::Contribution));
+        } else if partitions != theirs {
+            let pairs = partitions.iter().copied().zip(theirs.iter().copied()).collect();
+            let tensor = Tensor::Contribution(self.manifest.stage);
+            self.differing.push(Differing { fault: Fault::Contribution, tensor, pairs });
+        }
+    }
+}
+
+/// Whether two losses in millionths are the same within a relative error.
+#[expect(clippy::cast_precision_loss, reason = "losses of a few nats, in millionths")]
+fn is_same_loss(ours: Option<i64>, theirs: Option<i64>, error_max: f64) -> bool {
+    match (ours, theirs) {
+        (Some(ours), Some(theirs)) => {
+            ours.abs_diff(theirs) as f64 <= error_max * (ours.unsigned_abs() as f64).max(1.0)
+        }
+        (ours, theirs) => ours == theirs,
+    }
+}
