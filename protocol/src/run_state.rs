@@ -540,7 +540,7 @@ impl RunState {
         let loss = loss_micro.map(|sum| merge::mean_nats(sum, samples));
         let closed = Closed { training, plan, partitions: partitions.to_vec() };
         self.checks.draw(&self.spec.validation, index, &closed);
-        stage.settle(closed, remembers);
+        self.stages.get_mut(index.as_usize())?.settle(closed, remembers);
         self.checks.expire(index, epoch.next());
         Some(vec![StateEvent::Merged(index, epoch, samples, loss)])
     }

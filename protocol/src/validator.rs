@@ -1,7 +1,7 @@
 //! A validator: replays the epochs of miners that the log has drawn it for, and says what it found.
 //!
 //! Level-triggered like a [`Miner`](crate::miner::Miner): [`Validator::pump`] compares the open
-//! [challenges](RunState::challenges) with what is under way. One check at a time, the oldest first:
+//! [challenges](crate::run_state::RunState::challenges) with what is under way. One check at a time, the oldest first:
 //!
 //! ```text
 //! manifest ─▶ receipts ─▶ weights the epoch started from ─▶ tensors received ─▶ replay ─▶ verdict
@@ -24,8 +24,7 @@ use check::{Check, Progress};
 
 use crate::id::{PeerId, StageIndex};
 use crate::limits::ANNOUNCE_HEARTBEATS_MAX;
-use crate::miner::{Context, Job, JobDone, Notice};
-use crate::run_state::RunState;
+use crate::miner::{Context, JobDone, Notice};
 use crate::spec::RunSpec;
 use crate::time::Instant;
 use crate::validation::{Finding, Subject, Verdict};

@@ -222,3 +222,170 @@ fn what_was_said_of_a_plan_does_not_hold_for_the_plan_of_an_epoch_that_opened_ag
     let close = outcome(&fold, 2);
     assert!(matches!(fold.apply(close)[..], [StateEvent::Merged(..)]));
 }
+
+mod checks {
+    use super::*;
+    use crate::id::Identity;
+    use crate::limits::BLOB_EPOCHS_KEPT;
+    use crate::validation::{Challenge, DismissReason, Fault, Finding, Subject, Verdict};
+
+    /// The secrets of the validators.
+    const SECRETS: [u8; 3] = [11, 12, 13];
+
+    fn identity(secret: u8) -> Identity {
+        Identity::from_secret([secret; 32])
+    }
+
+    /// A merge of A and B has closed, all contributions are checked, and these validate.
+    fn closed(secrets: &[u8]) -> Fold {
+        let mut fold = Fold::new();
+        let mut spec = fold.0.spec().clone();
+        (spec.validation.replay_share, spec.validation.repeat_share) = (1.0, 0.0);
+        fold.0 = RunState::new(Arc::new(spec), &[1000]);
+        for secret in secrets {
+            let peer = identity(*secret).peer();
+            assert_eq!(fold.apply(Decision::Enlist { peer }), [StateEvent::Enlisted(peer)]);
+            assert_eq!(fold.apply(Decision::Enlist { peer }), [], "it is one already");
+        }
+        fold.apply(Decision::Admit { peer: A, stage: S });
+        fold.apply(Decision::Admit { peer: B, stage: S });
+        fold.apply(open(0));
+        fold.apply(plan(0, &[A, B]));
+        let close = outcome(&fold, 0);
+        fold.apply(close);
+        fold
+    }
+
+    fn challenge(fold: &Fold, peer: PeerId) -> &Challenge {
+        fold.0.challenges().iter().find(|challenge| challenge.subject.peer == peer).expect("it is open")
+    }
+
+    /// The verdict of whoever is asked next about `peer`.
+    fn verdict(fold: &Fold, peer: PeerId, finding: Finding) -> Verdict {
+        let challenge = challenge(fold, peer);
+        let asked = challenge.awaited().next().expect("somebody is asked");
+        let signer = SECRETS.map(identity).into_iter().find(|signer| signer.peer() == asked);
+        Verdict::sign(&signer.expect("a validator"), fold.0.spec().run_id(), challenge.subject, finding)
+    }
+
+    fn judge(fold: &mut Fold, peer: PeerId, finding: Finding) -> Vec<StateEvent> {
+        let verdict = verdict(fold, peer, finding);
+        fold.apply(Decision::Judge(verdict))
+    }
+
+    const DIFFERS: Finding = Finding::Differs(Fault::Contribution);
+
+    #[test]
+    fn every_submission_is_checked_by_somebody() {
+        let fold = closed(&SECRETS);
+        let subjects: Vec<Subject> =
+            fold.0.challenges().iter().map(|challenge| challenge.subject).collect();
+        let subject = |peer| Subject { stage: S, epoch: Epoch(0), peer, manifest: Hash::default() };
+        assert_eq!(subjects, [subject(A), subject(B)]);
+        assert!(fold.0.challenges().iter().all(|challenge| challenge.awaited().count() == 1));
+        assert!(closed(&[]).0.challenges().is_empty(), "nobody validates");
+    }
+
+    #[test]
+    fn work_that_matches_passes_and_leaves_nothing() {
+        let mut fold = closed(&SECRETS);
+        let subject = challenge(&fold, A).subject;
+        let events = judge(&mut fold, A, Finding::Matches);
+        assert_eq!(events.last(), Some(&StateEvent::Checked(subject, None)));
+        assert!(fold.0.challenges().iter().all(|challenge| challenge.subject.peer != A));
+        assert_eq!(fold.0.stage_of(A), Some(S));
+    }
+
+    #[test]
+    fn a_quorum_that_finds_a_fault_takes_the_miners_place_for_good() {
+        let mut fold = closed(&SECRETS);
+        let subject = challenge(&fold, A).subject;
+        assert_eq!(judge(&mut fold, A, DIFFERS).len(), 1, "one is not enough");
+        let events = judge(&mut fold, A, DIFFERS);
+        let expected = [
+            StateEvent::Checked(subject, Some(Fault::Contribution)),
+            StateEvent::Evicted(A, EvictReason::FailedReplay),
+        ];
+        assert_eq!(events.get(1..), Some(&expected[..]));
+        assert_eq!(fold.apply(Decision::Admit { peer: A, stage: S }), [], "it gets no place again");
+        assert_eq!(fold.0.stage_of(A), None);
+    }
+
+    #[test]
+    fn who_has_left_before_it_is_found_out_does_not_come_back() {
+        let mut fold = closed(&SECRETS);
+        fold.apply(Decision::Evict { peer: A, reason: EvictReason::Left });
+        judge(&mut fold, A, DIFFERS);
+        judge(&mut fold, A, DIFFERS);
+        assert_eq!(fold.0.eviction(A), Some(EvictReason::FailedReplay));
+        assert_eq!(fold.apply(Decision::Admit { peer: A, stage: S }), []);
+    }
+
+    #[test]
+    fn a_validator_that_a_majority_contradicts_is_none_any_more() {
+        let mut fold = closed(&SECRETS);
+        let liar = verdict(&fold, A, DIFFERS).validator;
+        judge(&mut fold, A, DIFFERS);
+        judge(&mut fold, A, Finding::Matches);
+        let events = judge(&mut fold, A, Finding::Matches);
+        assert_eq!(events.last(), Some(&StateEvent::Dismissed(liar, DismissReason::WrongVerdict)));
+        assert_eq!(fold.0.stage_of(A), Some(S));
+        assert_eq!(fold.apply(Decision::Enlist { peer: liar }), [], "it is not asked again");
+        assert_eq!(fold.0.dismissal(liar), Some(DismissReason::WrongVerdict));
+    }
+
+    #[test]
+    fn verdicts_of_others_and_forged_ones_are_void() {
+        let mut fold = closed(&SECRETS);
+        let right = verdict(&fold, A, DIFFERS);
+        let run = fold.0.spec().run_id();
+        let asked = right.validator;
+        let other = SECRETS.map(identity).into_iter().find(|other| other.peer() != asked).expect("three");
+        let unasked = Verdict::sign(&other, run, right.subject, DIFFERS);
+        let stranger = Verdict::sign(&identity(99), run, right.subject, DIFFERS);
+        let forged = Verdict { validator: asked, ..stranger.clone() };
+        let turned = Verdict { finding: Finding::Matches, ..right.clone() };
+        let elsewhere = Subject { epoch: Epoch(1), ..right.subject };
+        let elsewhere = Verdict { subject: elsewhere, ..right.clone() };
+        for void in [unasked, stranger, forged, turned, elsewhere] {
+            assert_eq!(fold.apply(Decision::Judge(void.clone())), [], "{void:?}");
+        }
+        assert_eq!(fold.apply(Decision::Judge(right.clone())).len(), 1);
+        assert_eq!(fold.apply(Decision::Judge(right)), [], "said twice");
+    }
+
+    #[test]
+    fn who_goes_silent_is_replaced_and_may_come_back() {
+        let mut fold = closed(&SECRETS);
+        let peer = verdict(&fold, A, DIFFERS).validator;
+        let silent = Decision::Dismiss { peer, reason: DismissReason::Silent };
+        assert_eq!(fold.apply(silent.clone()), [StateEvent::Dismissed(peer, DismissReason::Silent)]);
+        assert_eq!(fold.apply(silent), [], "it is none any more");
+        assert_ne!(verdict(&fold, A, DIFFERS).validator, peer);
+        assert_eq!(fold.apply(Decision::Enlist { peer }), [StateEvent::Enlisted(peer)]);
+    }
+
+    #[test]
+    fn checks_end_with_what_they_are_made_from() {
+        let mut fold = closed(&SECRETS);
+        fold.0.checks.expire(S, Epoch(BLOB_EPOCHS_KEPT));
+        assert_eq!(fold.0.challenges().len(), 2);
+        fold.0.checks.expire(StageIndex(1), Epoch(BLOB_EPOCHS_KEPT + 1));
+        assert_eq!(fold.0.challenges().len(), 2, "of another stage");
+        fold.0.checks.expire(S, Epoch(BLOB_EPOCHS_KEPT + 1));
+        assert!(fold.0.challenges().is_empty());
+        let mut fold = closed(&SECRETS);
+        fold.apply(Decision::Undo { stage: S, epoch: Epoch(0) });
+        assert!(fold.0.challenges().is_empty(), "an undone merge harms nobody");
+    }
+
+    #[test]
+    fn checks_are_part_of_the_canonical_state() {
+        let mut fold = closed(&SECRETS);
+        judge(&mut fold, A, DIFFERS);
+        let bytes = fold.0.to_bytes();
+        let read = fold.0.read(&bytes).expect("a state");
+        assert_eq!(read.checks, fold.0.checks);
+        assert_eq!(read.to_bytes(), bytes);
+    }
+}

@@ -8,6 +8,7 @@ use crate::id::{Epoch, Hash, PeerId, StageIndex};
 use crate::limits::{GOSSIP_BYTES_MAX, PARTITION_BYTES_MAX, RECEIPTS_BYTES_MAX, TRANSFER_DEADLINE};
 use crate::miner::outbox::{state_tag, tag};
 use crate::miner::{Context, Job, JobDone};
+use crate::moments;
 use crate::receipts::{Receipt, decode_receipts, merkle_root};
 use crate::run_state::RunState;
 use crate::samples::sample_set_hash;
@@ -48,12 +49,12 @@ struct Wanted {
 
 impl Wanted {
     /// A tensor.
-    const fn new(hash: Hash, providers: Vec<PeerId>) -> Self {
+    fn new(hash: Hash, providers: Vec<PeerId>) -> Self {
         Self { hash, providers, limit: PARTITION_BYTES_MAX, deliver: false, state: false, tries: 0 }
     }
 
     /// Something that is read here.
-    const fn read(hash: Hash, providers: Vec<PeerId>, limit: usize) -> Self {
+    fn read(hash: Hash, providers: Vec<PeerId>, limit: usize) -> Self {
         Self { limit, deliver: true, ..Self::new(hash, providers) }
     }
 }
@@ -182,7 +183,14 @@ impl Check {
             let providers = [peer].into_iter().chain(other).collect();
             Wanted::new(hash, providers)
         });
-        let fetches = Fetches::of(parts.chain(tensors).collect::<Vec<_>>());
+        let partitions = cx.state.stage(stage).map_or(0, |stage| stage.partitions);
+        // Two bytes a number is the smallest that a partition can be encoded in.
+        let parameters = partitions.saturating_mul(PARTITION_BYTES_MAX / 2);
+        let moments = replay.moments_blob().map(|moments| Wanted {
+            limit: moments::bytes_max(parameters),
+            ..Wanted::new(moments, vec![peer])
+        });
+        let fetches = Fetches::of(parts.chain(tensors).chain(moments).collect::<Vec<_>>());
         Step::Inputs(replay, offer, fetches)
     }
 

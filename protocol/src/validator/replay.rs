@@ -2,8 +2,10 @@
 
 use std::sync::Arc;
 
+use crate::difference::{Difference, ONE_PPM};
 use crate::id::{Hash, PeerId};
-use crate::miner::{Compared, Job, JobDone, Tensor};
+use crate::miner::{Job, JobDone, Tensor};
+use crate::moments;
 use crate::receipts::Receipt;
 use crate::receipts::order::{BadReceipts, Step, replay};
 use crate::spec::RunSpec;
@@ -83,13 +85,17 @@ impl Replay {
         let received = self.receipts.iter().flat_map(|receipt| {
             [(receipt.input, receipt.upstream), (receipt.output_gradient, receipt.downstream)]
         });
-        let tensors = received.filter_map(|(hash, other)| Some((hash?, other)));
-        tensors.chain(self.manifest.moments.map(|moments| (moments, None)))
+        received.filter_map(|(hash, other)| Some((hash?, other)))
     }
 
-    /// The blob of the inner optimizer's moments that the miner's epoch started from.
+    /// The inner optimizer's moments that the miner's epoch started from.
     pub(super) const fn moments(&self) -> Option<Hash> {
         self.manifest.moments
+    }
+
+    /// The blob of those moments; fresh ones need none.
+    pub(super) fn moments_blob(&self) -> Option<Hash> {
+        self.moments().filter(|moments| *moments != moments::fresh())
     }
 
     /// The next thing to do, once the job before is done.
@@ -131,10 +137,10 @@ impl Replay {
                     self.found = Some(Finding::Unavailable);
                 }
             }
-            (Phase::Steps(taken), JobDone::Contributed { partitions, .. }) => {
+            (Phase::Steps(taken), JobDone::Contributed { partitions, moments_after, .. }) => {
                 debug_assert_eq!(taken, self.steps.len(), "the last thing that is computed");
                 self.phase = Phase::Contributed;
-                self.compare_contribution(partitions);
+                self.compare_contribution(partitions, *moments_after);
             }
             (Phase::Steps(taken), _) => {
                 self.phase = Phase::Steps(taken + 1);
@@ -142,7 +148,7 @@ impl Replay {
             }
             (Phase::Comparing(compared), JobDone::Compared(outcome)) => {
                 self.phase = Phase::Comparing(compared + 1);
-                let close = outcome.is_within(self.spec.validation.relative_error_max);
+                let close = is_close(outcome, self.spec.validation.relative_error_max);
                 if let Some(differing) = self.differing.get(compared).filter(|_| !close) {
                     self.found = Some(Finding::Differs(differing.fault));
                 }
@@ -176,7 +182,7 @@ impl Replay {
         }
     }
 
-    fn compare_contribution(&mut self, partitions: &[Hash]) {
+    fn compare_contribution(&mut self, partitions: &[Hash], moments_after: Option<Hash>) {
         let theirs = &self.manifest.partitions;
         if partitions.len() != theirs.len() {
             self.found = Some(Finding::Differs(Fault::Contribution));
@@ -184,7 +190,20 @@ impl Replay {
             let pairs = partitions.iter().copied().zip(theirs.iter().copied()).collect();
             let tensor = Tensor::Contribution(self.manifest.stage);
             self.differing.push(Differing { fault: Fault::Contribution, tensor, pairs });
+        } else if moments_after != self.manifest.moments_after {
+            // The same steps to the last bit end with the same moments.
+            self.found = Some(Finding::Differs(Fault::Moments));
         }
+    }
+}
+
+/// Whether tensors differ by no more than this relative error.
+fn is_close(difference: &Difference, error_max: f64) -> bool {
+    match difference {
+        Difference::Measured(measured) => {
+            f64::from(measured.relative_error_ppm) <= error_max * f64::from(ONE_PPM)
+        }
+        Difference::Incomparable { .. } => false,
     }
 }
 
