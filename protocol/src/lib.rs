@@ -30,6 +30,7 @@ pub mod samples;
 
 pub mod merge;
 pub mod miner;
+pub mod moments;
 pub mod orchestrator;
 pub mod peer;
 pub mod receipts;

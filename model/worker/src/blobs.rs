@@ -28,7 +28,8 @@ pub trait Blobs {
     fn publish(&mut self, blobs: Vec<Bytes>, tag: &str) -> Result<Vec<Hash>, KeepError>;
 
     /// Keeps the inner optimizer's state from which this version of a stage is trained on, and returns when it survives the
-    /// process. Whoever keeps nothing starts with fresh moments.
+    /// process. Whoever keeps nothing starts with fresh moments. That is for a process's own training: whoever goes through
+    /// another's epoch is told which moments to take, and should keep none of them here.
     ///
     /// # Errors
     /// [`KeepError`] if it cannot be kept.

@@ -1,6 +1,7 @@
 //! Why a job could not be done.
 
 use iota_model::codec::CodecError;
+use iota_model::optimizer::MomentsError;
 use iota_model::outer::OuterError;
 use iota_model::reduce::ReduceError;
 use iota_model::{EngineError, FrameError};
@@ -36,6 +37,8 @@ pub(crate) enum WorkError {
     Reduce(#[from] ReduceError),
     #[error(transparent)]
     Outer(#[from] OuterError),
+    #[error(transparent)]
+    Moments(#[from] MomentsError),
     #[error(transparent)]
     Keep(#[from] KeepError),
 }

@@ -7,14 +7,14 @@ use iota_model::checkpoint::Checkpoint;
 use iota_model::codec::Codec;
 use iota_model::data::Corpus;
 use iota_model::reduce::{Reducer, reduce};
-use iota_model::{Device, Frame, StageInput, TokenBatch};
+use iota_model::{Device, Frame, OptimizerState, StageInput, TokenBatch};
 use iota_protocol::limits::PARTITION_BYTES_MAX;
 use iota_protocol::merge::partition_range;
 use iota_protocol::miner::outbox::{state_tag, tag};
 use iota_protocol::miner::{Job, JobDone};
 use iota_protocol::spec::{ReducerName, WireDtype};
 use iota_protocol::wire::message::StateOffer;
-use iota_protocol::{Epoch, Hash, PartitionIndex, PeerId, RunSpec, SampleId, StageIndex};
+use iota_protocol::{Epoch, Hash, PartitionIndex, PeerId, RunSpec, SampleId, StageIndex, moments};
 
 use crate::blobs::Blobs;
 use crate::bridge;
@@ -94,8 +94,8 @@ impl Worker {
     fn try_perform(&mut self, job: &Job, blobs: &mut dyn Blobs) -> Result<JobDone, WorkError> {
         match job {
             Job::Initialise { stage } => self.initialise(*stage),
-            Job::Load { stage, version, weights, parts } => {
-                self.load(*stage, *version, *weights, parts, blobs)
+            Job::Load { stage, version, weights, parts, moments } => {
+                self.load(*stage, *version, *weights, parts, *moments, blobs)
             }
             Job::Snapshot { stage, version, hash } => self.snapshot(*stage, *version, *hash, blobs),
             Job::Reset => self.held()?.reset().map(|()| JobDone::Reset),
@@ -152,27 +152,38 @@ impl Worker {
         version: Epoch,
         weights: Hash,
         parts: &[Hash],
+        moments: Option<Hash>,
         blobs: &dyn Blobs,
     ) -> Result<JobDone, WorkError> {
         let mut state = Vec::new();
         for part in parts {
-            let bytes = blob(blobs, *part)?;
-            // Bytes that a disk kept through a crash are not what they were for certain.
-            let got = Hash::of(&bytes);
-            if got != *part {
-                return Err(WorkError::Damaged { expected: *part, got });
-            }
-            state.extend_from_slice(&bytes);
+            state.extend_from_slice(&whole_blob(blobs, *part)?);
         }
+        let named = moments.map(|hash| self.moments_of(index, hash, blobs)).transpose()?;
         let spec = Arc::clone(&self.spec);
         let stage = self.held()?;
         debug_assert_eq!(stage.index, index, "the protocol asks for the stage it holds");
         stage.load(&spec, &state, version, weights)?;
         // Only one that has just started: whoever has trained in this process has newer ones.
-        if let Some(moments) = stage.is_fresh().then(|| blobs.moments(index, version)).flatten() {
+        let kept = || stage.is_fresh().then(|| blobs.moments(index, version)).flatten();
+        if let Some(moments) = named.or_else(kept) {
             stage.take_moments(moments)?;
         }
         Ok(stage.done())
+    }
+
+    /// The moments with this name. The fresh ones need no blob.
+    fn moments_of(
+        &self,
+        index: StageIndex,
+        hash: Hash,
+        blobs: &dyn Blobs,
+    ) -> Result<OptimizerState, WorkError> {
+        let parameters = bridge::model_config(&self.spec).parameter_count(index.as_usize());
+        if hash == moments::fresh() {
+            return Ok(OptimizerState::zeros(parameters));
+        }
+        Ok(OptimizerState::from_bytes(&whole_blob(blobs, hash)?, parameters)?)
     }
 
     fn forward(
@@ -234,17 +245,25 @@ impl Worker {
         blobs: &mut dyn Blobs,
     ) -> Result<JobDone, WorkError> {
         let (mode, codec) = (self.spec.training.mode, self.codec());
+        let after = self.held()?.moments_now()?;
         // Before the contribution counts: a process that starts again may find its merge done.
-        if let Some(moments) = self.held()?.moments_now()? {
-            blobs.keep_moments(index, epoch.next(), &moments)?;
+        if let Some(moments) = &after {
+            blobs.keep_moments(index, epoch.next(), moments)?;
             self.moments_kept = Some(epoch.next());
         }
-        let flat = self.held()?.contribution(mode)?;
+        let moments_after = after.map(|moments| Hash(moments.hash()));
+        let held = self.held()?;
+        let before = held.moments.as_ref().map(|moments| Bytes::from(moments.to_bytes()));
+        let moments = before.as_deref().map(Hash::of);
+        let flat = held.contribution(mode)?;
         let count = self.spec.partitions(flat.len());
         let encoded =
             (0..count).map(|i| codec.encode(&flat[partition_range(i, count, flat.len())]).map(Bytes::from));
-        let partitions = blobs.publish(encoded.collect::<Result<_, _>>()?, &tag(index, epoch))?;
-        Ok(JobDone::Contributed { epoch, partitions })
+        let mut published = encoded.collect::<Result<Vec<_>, _>>()?;
+        published.extend(before);
+        let mut partitions = blobs.publish(published, &tag(index, epoch))?;
+        partitions.truncate(count);
+        Ok(JobDone::Contributed { epoch, partitions, moments, moments_after })
     }
 
     fn reduce(
@@ -348,4 +367,11 @@ impl Worker {
 
 fn blob(blobs: &dyn Blobs, hash: Hash) -> Result<Bytes, WorkError> {
     blobs.blob(hash).ok_or(WorkError::Missing(hash))
+}
+
+/// A blob whose bytes are its own for certain: those that a disk kept through a crash may not be what they were.
+fn whole_blob(blobs: &dyn Blobs, hash: Hash) -> Result<Bytes, WorkError> {
+    let bytes = blob(blobs, hash)?;
+    let got = Hash::of(&bytes);
+    if got == hash { Ok(bytes) } else { Err(WorkError::Damaged { expected: hash, got }) }
 }

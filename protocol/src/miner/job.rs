@@ -11,7 +11,7 @@ pub enum Job {
         /// The stage.
         stage: StageIndex,
     },
-    /// Take the state from blobs: weights and outer optimizer state, in this order.
+    /// Take the state from blobs: weights and outer optimizer state, in this order. What was under way is dropped.
     Load {
         /// The stage.
         stage: StageIndex,
@@ -21,6 +21,9 @@ pub enum Job {
         weights: Hash,
         /// The blobs.
         parts: Vec<Hash>,
+        /// The inner optimizer's [moments](crate::moments) to go on from, of another miner: a blob, but for fresh ones. None
+        /// to go on with those that are here, in the engine or, if it has just started, on the disk.
+        moments: Option<Hash>,
     },
     /// Write the state the epoch started from to blobs.
     Snapshot {
@@ -67,7 +70,8 @@ pub enum Job {
         /// Which of the epoch's steps, from 0.
         step: u32,
     },
-    /// Write the encoded partitions of this epoch's contribution to blobs.
+    /// Write the encoded partitions of this epoch's contribution to blobs, and the inner optimizer's
+    /// [moments](crate::moments) as they were when the epoch began.
     Contribute {
         /// The stage.
         stage: StageIndex,
@@ -144,6 +148,10 @@ pub enum JobDone {
         epoch: Epoch,
         /// The encoded partitions, stored, in order.
         partitions: Vec<Hash>,
+        /// The moments that the epoch started from, stored; none in `synchronous` mode.
+        moments: Option<Hash>,
+        /// The moments as they are now, by name; none in `synchronous` mode.
+        moments_after: Option<Hash>,
     },
     /// After [`Job::Reduce`].
     Reduced {
