@@ -14,6 +14,7 @@
 //! came from a peer.
 
 pub mod clasp;
+pub mod difference;
 pub mod id;
 pub mod limits;
 pub mod pace;

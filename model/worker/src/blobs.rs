@@ -4,6 +4,8 @@ use bytes::Bytes;
 use iota_model::OptimizerState;
 use iota_protocol::{Epoch, Hash, StageIndex};
 
+use crate::error::WorkError;
+
 /// A blob was not kept; the text says why.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("{0}")]
@@ -46,4 +48,16 @@ pub trait Blobs {
     fn moments(&self, _stage: StageIndex, _version: Epoch) -> Option<OptimizerState> {
         None
     }
+}
+
+/// A blob that has to be here.
+pub(crate) fn blob(blobs: &dyn Blobs, hash: Hash) -> Result<Bytes, WorkError> {
+    blobs.blob(hash).ok_or(WorkError::Missing(hash))
+}
+
+/// A blob whose bytes are its own for certain: those that a disk kept through a crash may not be what they were.
+pub(crate) fn whole_blob(blobs: &dyn Blobs, hash: Hash) -> Result<Bytes, WorkError> {
+    let bytes = blob(blobs, hash)?;
+    let got = Hash::of(&bytes);
+    if got == hash { Ok(bytes) } else { Err(WorkError::Damaged { expected: hash, got }) }
 }

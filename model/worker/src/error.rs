@@ -23,6 +23,8 @@ pub(crate) enum WorkError {
     Missing(Hash),
     #[error("blob {expected} is damaged: its bytes hash to {got}")]
     Damaged { expected: Hash, got: Hash },
+    #[error("contribution has {got} partitions, expected {expected}")]
+    Partitions { got: usize, expected: usize },
     #[error(transparent)]
     State(#[from] StateError),
     #[error("loss of sample {sample} is {loss}: training diverged")]

@@ -12,12 +12,13 @@ use iota_protocol::limits::PARTITION_BYTES_MAX;
 use iota_protocol::merge::partition_range;
 use iota_protocol::miner::outbox::{state_tag, tag};
 use iota_protocol::miner::{Job, JobDone};
-use iota_protocol::spec::{ReducerName, WireDtype};
+use iota_protocol::spec::ReducerName;
 use iota_protocol::wire::message::StateOffer;
 use iota_protocol::{Epoch, Hash, PartitionIndex, PeerId, RunSpec, SampleId, StageIndex, moments};
 
-use crate::blobs::Blobs;
+use crate::blobs::{Blobs, blob, whole_blob};
 use crate::bridge;
+use crate::compare::compare_blobs;
 use crate::error::WorkError;
 use crate::stage::HeldStage;
 
@@ -57,6 +58,7 @@ const fn name(job: &Job) -> &'static str {
         Job::Contribute { .. } => "write the contribution",
         Job::Reduce { .. } => "reduce a partition",
         Job::Apply { .. } => "take the outer step",
+        Job::Compare { .. } => "compare tensors",
     }
 }
 
@@ -112,6 +114,9 @@ impl Worker {
                 self.reduce(*stage, *epoch, *partition, inputs, blobs)
             }
             Job::Apply { stage, epoch, partitions } => self.apply(*stage, *epoch, partitions, blobs),
+            Job::Compare { pairs, kind } => {
+                compare_blobs(&self.spec, *kind, pairs, blobs).map(JobDone::Compared)
+            }
         }
     }
 
@@ -333,10 +338,7 @@ impl Worker {
     }
 
     fn codec(&self) -> Codec {
-        match self.spec.merge.codec {
-            WireDtype::F32 => Codec::F32,
-            WireDtype::Bf16 => Codec::Bf16,
-        }
+        bridge::codec(self.spec.merge.codec)
     }
 
     /// The activation, or at the head the tokens.
@@ -358,20 +360,7 @@ impl Worker {
     }
 
     fn frame(&self, hash: Hash, blobs: &dyn Blobs) -> Result<Frame, WorkError> {
-        let spec = &self.spec;
-        let model = bridge::model_config(spec);
-        let shape = vec![spec.training.sequences_per_sample as usize, model.context, model.wire_width()];
-        Ok(Frame::new(bridge::dtype(spec.pipeline.activation_dtype), shape, blob(blobs, hash)?)?)
+        let dtype = bridge::dtype(self.spec.pipeline.activation_dtype);
+        Ok(Frame::new(dtype, bridge::activation_shape(&self.spec), blob(blobs, hash)?)?)
     }
-}
-
-fn blob(blobs: &dyn Blobs, hash: Hash) -> Result<Bytes, WorkError> {
-    blobs.blob(hash).ok_or(WorkError::Missing(hash))
-}
-
-/// A blob whose bytes are its own for certain: those that a disk kept through a crash may not be what they were.
-fn whole_blob(blobs: &dyn Blobs, hash: Hash) -> Result<Bytes, WorkError> {
-    let bytes = blob(blobs, hash)?;
-    let got = Hash::of(&bytes);
-    if got == hash { Ok(bytes) } else { Err(WorkError::Damaged { expected: hash, got }) }
 }

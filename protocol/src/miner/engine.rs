@@ -87,6 +87,8 @@ impl Miner {
                 }
                 self.remember(cx, offer);
             }
+            // Of a validator's engine: a miner compares nothing.
+            JobDone::Compared(_) => {}
             JobDone::Failed(reason) => {
                 self.job_failed(cx.now, &job);
                 cx.out.notice(Notice::JobFailed(reason));
@@ -122,7 +124,7 @@ impl Miner {
             | Job::Loss { epoch, .. }
             | Job::Backward { epoch, .. }
             | Job::InnerStep { epoch, .. } => self.forget_epoch(*epoch),
-            Job::Initialise { .. } | Job::Snapshot { .. } | Job::Reset => {}
+            Job::Initialise { .. } | Job::Snapshot { .. } | Job::Reset | Job::Compare { .. } => {}
         }
     }
 

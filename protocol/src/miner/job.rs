@@ -1,5 +1,6 @@
 //! What a miner asks of its engine, one job at a time, and what comes back.
 
+use crate::difference::Difference;
 use crate::id::{Epoch, Hash, PartitionIndex, PeerId, SampleId, StageIndex};
 use crate::wire::message::StateOffer;
 
@@ -101,6 +102,25 @@ pub enum Job {
         /// The merged partitions, in order.
         partitions: Vec<Hash>,
     },
+    /// Compare tensors that this engine computed with those that a miner named.
+    Compare {
+        /// Both blobs of each pair, ours first.
+        pairs: Vec<(Hash, Hash)>,
+        /// What they hold.
+        kind: Tensor,
+    },
+}
+
+/// How to read the tensors that are compared.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Tensor {
+    /// Activations or their gradients, as they are pushed: each pair is compared apart.
+    Activation,
+    /// The partitions of a contribution, all of them in order: compared as the one vector that they make up.
+    Contribution {
+        /// The stage.
+        stage: StageIndex,
+    },
 }
 
 /// The result of a job.
@@ -164,6 +184,9 @@ pub enum JobDone {
     },
     /// After [`Job::Snapshot`].
     Snapshot(StateOffer),
+    /// After [`Job::Compare`]. What of theirs is no such tensor is a difference; the job fails if that is so of ours, or if
+    /// a blob is not here.
+    Compared(Difference),
     /// The job could not be done. For people.
     Failed(String),
 }

@@ -824,6 +824,7 @@ impl World {
                 engine.forget();
                 self.weights(i, *stage, Epoch(epoch.0 + 1))
             }
+            Job::Compare { .. } => unreachable!("miners compare nothing"),
         }
     }
 

@@ -4,6 +4,7 @@
 use std::collections::BTreeSet;
 use std::sync::Arc;
 
+use iota_protocol::difference::Difference;
 use iota_protocol::miner::outbox::{state_tag, tag};
 use iota_protocol::miner::{Job, JobDone};
 use iota_protocol::spec::TrainingMode;
@@ -220,6 +221,13 @@ impl CostTrainer {
                 self.take(if passed_over { self.weights } else { applied(self.weights, partitions) });
                 self.weights_done(*stage, epoch.next())
             }
+            Job::Compare { pairs, .. } => JobDone::Compared(compare(pairs)),
         })
     }
+}
+
+/// Names are equal or have nothing in common.
+fn compare(pairs: &[(Hash, Hash)]) -> Difference {
+    let unlike = pairs.iter().position(|(ours, theirs)| ours != theirs);
+    unlike.map_or(Difference::NONE, Difference::incomparable)
 }

@@ -14,12 +14,14 @@
 use std::collections::BTreeSet;
 use std::sync::Arc;
 
+use iota_protocol::difference::Difference;
 use iota_protocol::merge::partition_range;
 use iota_protocol::miner::outbox::{state_tag, tag};
-use iota_protocol::miner::{Job, JobDone};
+use iota_protocol::miner::{Job, JobDone, Tensor};
 use iota_protocol::spec::TrainingMode;
 use iota_protocol::wire::message::StateOffer;
 use iota_protocol::{Epoch, Hash, PeerId, RunSpec, SampleId, StageIndex, moments};
+use iota_worker::compare::difference;
 
 use super::Trainer;
 use crate::blobs::{Blob, BlobStore};
@@ -201,6 +203,13 @@ fn activation(stage: StageIndex, sample: SampleId, loss: f64) -> Vec<u8> {
     [stage.0.to_le_bytes().as_slice(), &sample.0.to_le_bytes(), &loss.to_le_bytes()].concat()
 }
 
+/// The loss in an activation or its gradient; nothing if it is of another kind, stage or sample than `like`.
+fn activation_loss(bytes: &[u8], like: &[u8]) -> Option<f64> {
+    let ((kind, loss), (expected, _)) = (bytes.split_last_chunk::<8>()?, like.split_last_chunk::<8>()?);
+    let loss = f64::from_le_bytes(*loss);
+    (kind == expected && loss.is_finite()).then_some(loss)
+}
+
 /// What the stages above lose, from their activation.
 fn loss_above(store: &BlobStore, input: Option<Hash>) -> f64 {
     let bytes = input.and_then(|hash| store.content(&hash)?.last_chunk::<8>().copied());
@@ -316,6 +325,10 @@ impl ToyTrainer {
                     _ => JobDone::Failed("a merged partition is none".to_owned()),
                 }
             }
+            Job::Compare { pairs, kind } => match self.compare(pairs, *kind, store) {
+                Some(difference) => JobDone::Compared(difference),
+                None => JobDone::Failed("a tensor to compare is none, or not here".to_owned()),
+            },
         })
     }
 
@@ -326,6 +339,26 @@ impl ToyTrainer {
             Some(hash) if hash == moments::fresh() => Some(0),
             Some(hash) => Some(u64::from_le_bytes(store.content(&hash)?.try_into().ok()?)),
         }
+    }
+
+    /// How far tensors of others are from ours; nothing if ours are none, or a blob is not here.
+    fn compare(&self, pairs: &[(Hash, Hash)], kind: Tensor, store: &BlobStore) -> Option<Difference> {
+        let count = self.spec.partitions(self.len);
+        if matches!(kind, Tensor::Contribution { .. }) && pairs.len() != count {
+            return None;
+        }
+        let vectors = pairs.iter().enumerate().map(|(index, (ours, theirs))| {
+            let ours = store.content(ours)?;
+            let numbers = |bytes| match kind {
+                Tensor::Activation => activation_loss(bytes, ours).map(|loss| vec![loss]),
+                Tensor::Contribution { .. } => {
+                    let len = partition_range(index, count, self.len).len();
+                    from_bytes(bytes).filter(|values| values.len() == len)
+                }
+            };
+            Some((numbers(ours)?, numbers(store.content(theirs)?)))
+        });
+        difference(kind, vectors.map(|pair| pair.ok_or(()))).ok()
     }
 
     fn keep_gradient(
