@@ -25,6 +25,7 @@ mod trainer;
 mod visit;
 
 pub mod codec;
+pub mod compare;
 pub mod hash;
 pub mod outer;
 pub mod reduce;

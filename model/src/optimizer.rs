@@ -3,10 +3,13 @@
 //! Departure: the global norm of the mean gradient is clipped first (Pascanu et al. 2013). The norm is the
 //! root of per-parameter sums of squares, added in layout order in `f64` on the host.
 
+use std::borrow::Cow;
+
 use burn::tensor::{Tensor, backend::Backend};
 use serde::{Deserialize, Serialize};
 
 use crate::flat::ParameterKind;
+use crate::frame::{f32_from_bytes, little_endian_bytes};
 
 /// Describes AdamW apart from its learning rate.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
@@ -62,6 +65,64 @@ impl OptimizerState {
     pub fn zeros(parameters: usize) -> Self {
         Self { first_moment: vec![0.0; parameters], second_moment: vec![0.0; parameters], step: 0 }
     }
+
+    /// Returns the state in the one form by which it is hashed: both moments in little-endian `f32`, then the step
+    /// count in 8 bytes. Before the first step the moments are zeros and left out, so that fresh moments of any
+    /// stage have the same bytes.
+    ///
+    /// On disk it is a safetensors file instead, see [`checkpoint`](crate::checkpoint), whose header says what it
+    /// belongs to and which has no one form.
+    #[must_use]
+    pub fn to_bytes(&self) -> Vec<u8> {
+        self.parts().concat()
+    }
+
+    /// Returns the BLAKE3 hash of [`to_bytes`](Self::to_bytes) without making them.
+    #[must_use]
+    pub fn hash(&self) -> [u8; 32] {
+        let mut hasher = blake3::Hasher::new();
+        for part in self.parts() {
+            hasher.update(&part);
+        }
+        *hasher.finalize().as_bytes()
+    }
+
+    fn parts(&self) -> [Cow<'_, [u8]>; 3] {
+        let moments = |values| if self.step == 0 { Cow::default() } else { little_endian_bytes(values) };
+        let steps = self.step.to_le_bytes().to_vec();
+        [moments(&self.first_moment), moments(&self.second_moment), Cow::Owned(steps)]
+    }
+
+    /// Reads what [`to_bytes`](Self::to_bytes) wrote, for a stage of `parameters`. The length is checked before
+    /// anything is allocated, the numbers when an engine takes them.
+    ///
+    /// # Errors
+    /// When the bytes are of another length than a state with this step count.
+    pub fn from_bytes(bytes: &[u8], parameters: usize) -> Result<Self, MomentsError> {
+        let wrong = |expected| MomentsError { got: bytes.len(), expected };
+        let whole = parameters.saturating_mul(8).saturating_add(8);
+        let (moments, steps) = bytes.split_last_chunk::<8>().ok_or_else(|| wrong(whole))?;
+        let step = u64::from_le_bytes(*steps);
+        match (step, moments.len()) {
+            (0, 0) => Ok(Self::zeros(parameters)),
+            (0, _) => Err(wrong(8)),
+            (_, length) if length == parameters.saturating_mul(8) => {
+                let (first, second) = moments.split_at(length / 2);
+                Ok(Self { first_moment: f32_from_bytes(first), second_moment: f32_from_bytes(second), step })
+            }
+            _ => Err(wrong(whole)),
+        }
+    }
+}
+
+/// Says that bytes are no optimizer state of a stage.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("optimizer state has {got} bytes, expected {expected}")]
+pub struct MomentsError {
+    /// Bytes there are.
+    pub got: usize,
+    /// Bytes a state of the stage with this step count takes.
+    pub expected: usize,
 }
 
 /// The moments of one parameter on the device.
@@ -101,4 +162,42 @@ pub(crate) fn adamw_step<B: Backend>(
     let root = (second * second_correction.recip()).sqrt() + config.eps;
     let update = first / root * (size.learning_rate / first_correction);
     weight * (1.0 - size.learning_rate * size.decay) - update
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_state_reads_back_from_its_bytes_and_has_their_hash() {
+        let state =
+            OptimizerState { first_moment: vec![1.0, -2.0], second_moment: vec![0.5, 0.0], step: 258 };
+        let bytes = state.to_bytes();
+        let expected = [0, 0, 128, 63, 0, 0, 0, 192, 0, 0, 0, 63, 0, 0, 0, 0, 2, 1, 0, 0, 0, 0, 0, 0];
+        assert_eq!(bytes, expected);
+        assert_eq!(state.hash(), *blake3::hash(&bytes).as_bytes());
+        assert_eq!(OptimizerState::from_bytes(&bytes, 2), Ok(state));
+    }
+
+    #[test]
+    fn fresh_moments_have_one_form_at_every_length() {
+        for parameters in [1, 7] {
+            let fresh = OptimizerState::zeros(parameters);
+            assert_eq!(fresh.to_bytes(), [0; 8]);
+            assert_eq!(OptimizerState::from_bytes(&[0; 8], parameters), Ok(fresh));
+        }
+        let long = [0; 8 + 2 * 8];
+        assert_eq!(OptimizerState::from_bytes(&long, 2), Err(MomentsError { got: 24, expected: 8 }));
+    }
+
+    #[test]
+    fn bytes_of_another_length_are_refused() {
+        let bytes = OptimizerState { step: 3, ..OptimizerState::zeros(2) }.to_bytes();
+        for (parameters, expected) in [(1, 16), (3, 32), (usize::MAX, usize::MAX)] {
+            let error = OptimizerState::from_bytes(&bytes, parameters).unwrap_err();
+            assert_eq!(error, MomentsError { got: 24, expected });
+        }
+        let error = OptimizerState::from_bytes(&bytes[..7], 2).unwrap_err();
+        assert_eq!(error.to_string(), "optimizer state has 7 bytes, expected 24");
+    }
 }

@@ -15,6 +15,7 @@
 //! came from a peer.
 
 pub mod clasp;
+pub mod difference;
 pub mod id;
 pub mod limits;
 pub mod pace;
@@ -31,6 +32,7 @@ pub mod samples;
 
 pub mod merge;
 pub mod miner;
+pub mod moments;
 pub mod orchestrator;
 pub mod peer;
 pub mod receipts;

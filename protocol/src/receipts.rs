@@ -1,4 +1,7 @@
-//! Receipts: what a miner says it did with each sample, and the root it commits to.
+//! Receipts: what a miner says it did with each sample, and the root it commits to. [`order`] reads back from them in which
+//! order it did.
+
+pub mod order;
 
 use serde::{Deserialize, Serialize};
 
@@ -28,6 +31,11 @@ pub struct Receipt {
     pub loss_micro: Option<i64>,
     /// Inner optimizer steps taken before its forward pass: with the epoch, the weights version it saw.
     pub inner_step: u32,
+    /// Inner optimizer steps taken before its gradient was added, after its backward pass or at the tail its loss: which
+    /// step the gradient is in. Zero in `synchronous` mode.
+    pub gradient_step: u32,
+    /// How many gradients the miner had added in this epoch before this one: the place in the sum.
+    pub turn: u32,
 }
 
 /// The receipts of one miner and epoch, in sample order, as one blob.
@@ -80,6 +88,8 @@ mod tests {
             input_gradient: None,
             loss_micro: None,
             inner_step: 0,
+            gradient_step: 0,
+            turn: 0,
         }
     }
 
@@ -91,6 +101,8 @@ mod tests {
             for i in 0..receipts.len() {
                 let mut changed = receipts.clone();
                 changed[i].inner_step = 1;
+                assert_ne!(merkle_root(&changed), expected);
+                changed[i] = Receipt { turn: 1, ..receipts[i].clone() };
                 assert_ne!(merkle_root(&changed), expected);
             }
             assert_ne!(merkle_root(&[receipts.as_slice(), &[receipt(n)]].concat()), expected);

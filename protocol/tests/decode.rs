@@ -206,8 +206,10 @@ fn record() -> impl Strategy<Value = PeerRecord> {
 
 fn manifest() -> impl Strategy<Value = Manifest> {
     let names = (peer_id(), hash(), hash(), hash(), hash(), hash());
-    (names, any::<(u16, u32, u32)>(), option::of(any::<i64>()), vec(hash(), 0..5)).prop_map(
-        |((peer, base, sample_set, dealt, receipt_root, receipts), numbers, loss_micro, partitions)| {
+    let moments = (option::of(hash()), option::of(hash()));
+    (names, any::<(u16, u32, u32)>(), option::of(any::<i64>()), moments, vec(hash(), 0..5)).prop_map(
+        |(names, numbers, loss_micro, (moments, moments_after), partitions)| {
+            let (peer, base, sample_set, dealt, receipt_root, receipts) = names;
             let (stage, epoch, samples) = numbers;
             let (stage, epoch) = (StageIndex(stage), Epoch(epoch));
             Manifest {
@@ -221,6 +223,8 @@ fn manifest() -> impl Strategy<Value = Manifest> {
                 receipt_root,
                 receipts,
                 loss_micro,
+                moments,
+                moments_after,
                 partitions,
             }
         },
@@ -294,8 +298,9 @@ fn decision() -> impl Strategy<Value = Decision> {
 
 fn receipt() -> impl Strategy<Value = Receipt> {
     let blobs = (option::of(hash()), option::of(hash()), option::of(hash()), option::of(hash()));
-    (any::<(u64, u32)>(), option::of(peer_id()), option::of(peer_id()), blobs, option::of(any::<i64>()))
-        .prop_map(|((sample, inner_step), upstream, downstream, blobs, loss_micro)| Receipt {
+    let numbers = (any::<u64>(), any::<[u32; 3]>());
+    (numbers, option::of(peer_id()), option::of(peer_id()), blobs, option::of(any::<i64>())).prop_map(
+        |((sample, [inner_step, gradient_step, turn]), upstream, downstream, blobs, loss_micro)| Receipt {
             sample: SampleId(sample),
             upstream,
             downstream,
@@ -305,7 +310,10 @@ fn receipt() -> impl Strategy<Value = Receipt> {
             input_gradient: blobs.3,
             loss_micro,
             inner_step,
-        })
+            gradient_step,
+            turn,
+        },
+    )
 }
 
 fn push_header() -> impl Strategy<Value = PushHeader> {

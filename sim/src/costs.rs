@@ -46,6 +46,8 @@ impl Costs {
             Job::Load { .. } | Job::Snapshot { .. } | Job::Contribute { .. } | Job::Apply { .. } => {
                 self.move_bytes(vector * 3)
             }
+            // An activation passes for a partition here.
+            Job::Compare { pairs, .. } => self.move_bytes(partition * 2 * pairs.len() as u64),
             Job::Reduce { inputs, .. } => self.move_bytes(partition * (inputs.len() as u64 + 1)),
         };
         whole.div_f64(speed)

@@ -4,6 +4,8 @@ use bytes::Bytes;
 use iota_model::OptimizerState;
 use iota_protocol::{Epoch, Hash, StageIndex};
 
+use crate::error::WorkError;
+
 /// A blob was not kept; the text says why.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("{0}")]
@@ -28,7 +30,8 @@ pub trait Blobs {
     fn publish(&mut self, blobs: Vec<Bytes>, tag: &str) -> Result<Vec<Hash>, KeepError>;
 
     /// Keeps the inner optimizer's state from which this version of a stage is trained on, and returns when it survives the
-    /// process. Whoever keeps nothing starts with fresh moments.
+    /// process. Whoever keeps nothing starts with fresh moments. That is for a process's own training: whoever goes through
+    /// another's epoch is told which moments to take, and should keep none of them here.
     ///
     /// # Errors
     /// [`KeepError`] if it cannot be kept.
@@ -45,4 +48,16 @@ pub trait Blobs {
     fn moments(&self, _stage: StageIndex, _version: Epoch) -> Option<OptimizerState> {
         None
     }
+}
+
+/// A blob that has to be here.
+pub(crate) fn blob(blobs: &dyn Blobs, hash: Hash) -> Result<Bytes, WorkError> {
+    blobs.blob(hash).ok_or(WorkError::Missing(hash))
+}
+
+/// A blob whose bytes are its own for certain: those that a disk kept through a crash may not be what they were.
+pub(crate) fn whole_blob(blobs: &dyn Blobs, hash: Hash) -> Result<Bytes, WorkError> {
+    let bytes = blob(blobs, hash)?;
+    let got = Hash::of(&bytes);
+    if got == hash { Ok(bytes) } else { Err(WorkError::Damaged { expected: hash, got }) }
 }

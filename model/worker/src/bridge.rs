@@ -1,5 +1,6 @@
 //! From the run spec to the types of the model crate: the only place where one's words become the other's.
 
+use iota_model::codec::Codec;
 use iota_model::outer::{OuterConfig, stage_clip};
 use iota_model::schedule::Schedule;
 use iota_model::{AdamWConfig, DType, EngineConfig, ModelConfig, StageSelect};
@@ -94,6 +95,22 @@ pub fn dtype(dtype: WireDtype) -> DType {
         WireDtype::F32 => DType::F32,
         WireDtype::Bf16 => DType::Bf16,
     }
+}
+
+/// The model crate's name of the encoding of a contribution.
+#[must_use]
+pub fn codec(dtype: WireDtype) -> Codec {
+    match dtype {
+        WireDtype::F32 => Codec::F32,
+        WireDtype::Bf16 => Codec::Bf16,
+    }
+}
+
+/// The shape of what is pushed between stages: sequences, tokens, channels.
+#[must_use]
+pub fn activation_shape(spec: &RunSpec) -> Vec<usize> {
+    let model = model_config(spec);
+    vec![spec.training.sequences_per_sample as usize, model.context, model.wire_width()]
 }
 
 /// Optimizer steps of one epoch: one after the merge, or *H* before it.

@@ -1,6 +1,7 @@
 //! Why a job could not be done.
 
 use iota_model::codec::CodecError;
+use iota_model::optimizer::MomentsError;
 use iota_model::outer::OuterError;
 use iota_model::reduce::ReduceError;
 use iota_model::{EngineError, FrameError};
@@ -22,6 +23,8 @@ pub(crate) enum WorkError {
     Missing(Hash),
     #[error("blob {expected} is damaged: its bytes hash to {got}")]
     Damaged { expected: Hash, got: Hash },
+    #[error("contribution has {got} partitions, expected {expected}")]
+    Partitions { got: usize, expected: usize },
     #[error(transparent)]
     State(#[from] StateError),
     #[error("loss of sample {sample} is {loss}: training diverged")]
@@ -36,6 +39,8 @@ pub(crate) enum WorkError {
     Reduce(#[from] ReduceError),
     #[error(transparent)]
     Outer(#[from] OuterError),
+    #[error(transparent)]
+    Moments(#[from] MomentsError),
     #[error(transparent)]
     Keep(#[from] KeepError),
 }

@@ -5,9 +5,11 @@
 //! [`Blobs`] they bring. No clock, no thread and no I/O is in here.
 //!
 //! Reading order: [`bridge`] turns the words of a run spec into those of the model, [`corpus`] and [`validation`] say what a
-//! run learns from and is measured on, `stage` is what a miner holds, [`worker`] does the jobs.
+//! run learns from and is measured on, `stage` is what a miner holds, [`compare`] what a validator
+//! asks, [`worker`] does the jobs.
 
 pub mod bridge;
+pub mod compare;
 pub mod corpus;
 pub mod validation;
 

@@ -93,7 +93,7 @@ impl HeldStage {
         self.moments.as_ref().is_some_and(|moments| moments.step == 0)
     }
 
-    /// Takes the inner optimizer's state that an earlier process kept for this version.
+    /// Takes an inner optimizer's state for the version that begins: one that an earlier process kept, or another miner's.
     pub(crate) fn take_moments(&mut self, moments: OptimizerState) -> Result<(), WorkError> {
         self.engine.load_inner_state(&moments)?;
         self.moments = Some(moments);

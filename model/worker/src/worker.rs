@@ -7,17 +7,18 @@ use iota_model::checkpoint::Checkpoint;
 use iota_model::codec::Codec;
 use iota_model::data::Corpus;
 use iota_model::reduce::{Reducer, reduce};
-use iota_model::{Device, Frame, StageInput, TokenBatch};
+use iota_model::{Device, Frame, OptimizerState, StageInput, TokenBatch};
 use iota_protocol::limits::PARTITION_BYTES_MAX;
 use iota_protocol::merge::partition_range;
 use iota_protocol::miner::outbox::{state_tag, tag};
 use iota_protocol::miner::{Job, JobDone};
-use iota_protocol::spec::{ReducerName, WireDtype};
+use iota_protocol::spec::ReducerName;
 use iota_protocol::wire::message::StateOffer;
-use iota_protocol::{Epoch, Hash, PartitionIndex, PeerId, RunSpec, SampleId, StageIndex};
+use iota_protocol::{Epoch, Hash, PartitionIndex, PeerId, RunSpec, SampleId, StageIndex, moments};
 
-use crate::blobs::Blobs;
+use crate::blobs::{Blobs, blob, whole_blob};
 use crate::bridge;
+use crate::compare::compare_blobs;
 use crate::error::WorkError;
 use crate::stage::HeldStage;
 
@@ -57,6 +58,7 @@ const fn name(job: &Job) -> &'static str {
         Job::Contribute { .. } => "write the contribution",
         Job::Reduce { .. } => "reduce a partition",
         Job::Apply { .. } => "take the outer step",
+        Job::Compare { .. } => "compare tensors",
     }
 }
 
@@ -94,8 +96,8 @@ impl Worker {
     fn try_perform(&mut self, job: &Job, blobs: &mut dyn Blobs) -> Result<JobDone, WorkError> {
         match job {
             Job::Initialise { stage } => self.initialise(*stage),
-            Job::Load { stage, version, weights, parts } => {
-                self.load(*stage, *version, *weights, parts, blobs)
+            Job::Load { stage, version, weights, parts, moments } => {
+                self.load(*stage, *version, *weights, parts, *moments, blobs)
             }
             Job::Snapshot { stage, version, hash } => self.snapshot(*stage, *version, *hash, blobs),
             Job::Reset => self.held()?.reset().map(|()| JobDone::Reset),
@@ -112,6 +114,9 @@ impl Worker {
                 self.reduce(*stage, *epoch, *partition, inputs, blobs)
             }
             Job::Apply { stage, epoch, partitions } => self.apply(*stage, *epoch, partitions, blobs),
+            Job::Compare { pairs, kind } => {
+                compare_blobs(&self.spec, *kind, pairs, blobs).map(JobDone::Compared)
+            }
         }
     }
 
@@ -152,27 +157,38 @@ impl Worker {
         version: Epoch,
         weights: Hash,
         parts: &[Hash],
+        moments: Option<Hash>,
         blobs: &dyn Blobs,
     ) -> Result<JobDone, WorkError> {
         let mut state = Vec::new();
         for part in parts {
-            let bytes = blob(blobs, *part)?;
-            // Bytes that a disk kept through a crash are not what they were for certain.
-            let got = Hash::of(&bytes);
-            if got != *part {
-                return Err(WorkError::Damaged { expected: *part, got });
-            }
-            state.extend_from_slice(&bytes);
+            state.extend_from_slice(&whole_blob(blobs, *part)?);
         }
+        let named = moments.map(|hash| self.moments_of(index, hash, blobs)).transpose()?;
         let spec = Arc::clone(&self.spec);
         let stage = self.held()?;
         debug_assert_eq!(stage.index, index, "the protocol asks for the stage it holds");
         stage.load(&spec, &state, version, weights)?;
         // Only one that has just started: whoever has trained in this process has newer ones.
-        if let Some(moments) = stage.is_fresh().then(|| blobs.moments(index, version)).flatten() {
+        let kept = || stage.is_fresh().then(|| blobs.moments(index, version)).flatten();
+        if let Some(moments) = named.or_else(kept) {
             stage.take_moments(moments)?;
         }
         Ok(stage.done())
+    }
+
+    /// The moments with this name. The fresh ones need no blob.
+    fn moments_of(
+        &self,
+        index: StageIndex,
+        hash: Hash,
+        blobs: &dyn Blobs,
+    ) -> Result<OptimizerState, WorkError> {
+        let parameters = bridge::model_config(&self.spec).parameter_count(index.as_usize());
+        if hash == moments::fresh() {
+            return Ok(OptimizerState::zeros(parameters));
+        }
+        Ok(OptimizerState::from_bytes(&whole_blob(blobs, hash)?, parameters)?)
     }
 
     fn forward(
@@ -234,17 +250,25 @@ impl Worker {
         blobs: &mut dyn Blobs,
     ) -> Result<JobDone, WorkError> {
         let (mode, codec) = (self.spec.training.mode, self.codec());
+        let after = self.held()?.moments_now()?;
         // Before the contribution counts: a process that starts again may find its merge done.
-        if let Some(moments) = self.held()?.moments_now()? {
-            blobs.keep_moments(index, epoch.next(), &moments)?;
+        if let Some(moments) = &after {
+            blobs.keep_moments(index, epoch.next(), moments)?;
             self.moments_kept = Some(epoch.next());
         }
-        let flat = self.held()?.contribution(mode)?;
+        let moments_after = after.map(|moments| Hash(moments.hash()));
+        let held = self.held()?;
+        let before = held.moments.as_ref().map(|moments| Bytes::from(moments.to_bytes()));
+        let moments = before.as_deref().map(Hash::of);
+        let flat = held.contribution(mode)?;
         let count = self.spec.partitions(flat.len());
         let encoded =
             (0..count).map(|i| codec.encode(&flat[partition_range(i, count, flat.len())]).map(Bytes::from));
-        let partitions = blobs.publish(encoded.collect::<Result<_, _>>()?, &tag(index, epoch))?;
-        Ok(JobDone::Contributed { epoch, partitions })
+        let mut published = encoded.collect::<Result<Vec<_>, _>>()?;
+        published.extend(before);
+        let mut partitions = blobs.publish(published, &tag(index, epoch))?;
+        partitions.truncate(count);
+        Ok(JobDone::Contributed { epoch, partitions, moments, moments_after })
     }
 
     fn reduce(
@@ -314,10 +338,7 @@ impl Worker {
     }
 
     fn codec(&self) -> Codec {
-        match self.spec.merge.codec {
-            WireDtype::F32 => Codec::F32,
-            WireDtype::Bf16 => Codec::Bf16,
-        }
+        bridge::codec(self.spec.merge.codec)
     }
 
     /// The activation, or at the head the tokens.
@@ -339,13 +360,7 @@ impl Worker {
     }
 
     fn frame(&self, hash: Hash, blobs: &dyn Blobs) -> Result<Frame, WorkError> {
-        let spec = &self.spec;
-        let model = bridge::model_config(spec);
-        let shape = vec![spec.training.sequences_per_sample as usize, model.context, model.wire_width()];
-        Ok(Frame::new(bridge::dtype(spec.pipeline.activation_dtype), shape, blob(blobs, hash)?)?)
+        let dtype = bridge::dtype(self.spec.pipeline.activation_dtype);
+        Ok(Frame::new(dtype, bridge::activation_shape(&self.spec), blob(blobs, hash)?)?)
     }
-}
-
-fn blob(blobs: &dyn Blobs, hash: Hash) -> Result<Bytes, WorkError> {
-    blobs.blob(hash).ok_or(WorkError::Missing(hash))
 }

@@ -146,6 +146,8 @@ fn manifest(sequence: u64, peer: PeerId, epoch: u32) -> MergeMessage {
             receipt_root: hash,
             receipts: hash,
             loss_micro: Some(1),
+            moments: Some(hash),
+            moments_after: Some(hash),
             partitions: vec![hash; 8],
         },
     })

@@ -386,6 +386,7 @@ impl CatchUp {
             version: offer.version,
             weights: offer.weights,
             parts: offer.parts.clone(),
+            moments: None,
         };
         let job = match &self.aim {
             Aim::Outcome(stage, epoch, transfer) if transfer.complete() => {

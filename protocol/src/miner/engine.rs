@@ -2,9 +2,11 @@
 
 use std::time::Duration;
 
-use super::{Context, EpochWork, Job, JobDone, Kept, MergeWork, Miner, Notice, Purpose, outbox, work};
+use super::work::Contribution;
+use super::{Context, EpochWork, Job, JobDone, Kept, MergeWork, Miner, Notice, Purpose, outbox};
 use crate::id::{Epoch, Hash};
 use crate::limits::RETRY_PAUSE_MAX;
+use crate::receipts::order::Position;
 use crate::spec::TrainingMode;
 use crate::time::Instant;
 use crate::wire::encode;
@@ -71,7 +73,9 @@ impl Miner {
                 self.with_work(epoch, |work| work.finished(sample, input_gradient, loss_micro));
             }
             JobDone::Stepped { epoch } => self.with_work(epoch, EpochWork::stepped),
-            JobDone::Contributed { epoch, partitions } => self.commit(cx, epoch, partitions),
+            JobDone::Contributed { epoch, partitions, moments, moments_after } => {
+                self.commit(cx, epoch, Contribution { partitions, moments, moments_after });
+            }
             JobDone::Reduced { stage, partition, merged } => {
                 if let Some(merge) = self.merges.get_mut(&stage) {
                     merge.reduced(partition, merged);
@@ -83,6 +87,8 @@ impl Miner {
                 }
                 self.remember(cx, offer);
             }
+            // Of a validator's engine: a miner compares nothing.
+            JobDone::Compared(_) => {}
             JobDone::Failed(reason) => {
                 self.job_failed(cx.now, &job);
                 cx.out.notice(Notice::JobFailed(reason));
@@ -118,7 +124,7 @@ impl Miner {
             | Job::Loss { epoch, .. }
             | Job::Backward { epoch, .. }
             | Job::InnerStep { epoch, .. } => self.forget_epoch(*epoch),
-            Job::Initialise { .. } | Job::Snapshot { .. } | Job::Reset => {}
+            Job::Initialise { .. } | Job::Snapshot { .. } | Job::Reset | Job::Compare { .. } => {}
         }
     }
 
@@ -129,9 +135,9 @@ impl Miner {
     }
 
     /// Commits to a contribution: its receipts and manifest are written down, and it is announced after that.
-    fn commit(&mut self, cx: &mut Context<'_>, epoch: Epoch, partitions: Vec<Hash>) {
+    fn commit(&mut self, cx: &mut Context<'_>, epoch: Epoch, contribution: Contribution) {
         let Some(work) = self.works.get_mut(&epoch) else { return };
-        let Some((manifest, receipts)) = work.commit(cx.state, self.me, partitions) else { return };
+        let Some((manifest, receipts)) = work.commit(cx.state, self.me, contribution) else { return };
         let blobs = vec![(manifest.manifest.receipts, receipts), (manifest.hash, encode(&manifest.manifest))];
         let id = cx.out.store(blobs, outbox::tag(work.stage, epoch));
         self.transfers.insert(id, Purpose::Commit(epoch, manifest.hash));
@@ -190,9 +196,9 @@ impl Miner {
                 hash: weights.hash,
             });
         }
-        let (tail, window) = (cx.state.stages().len() - 1, usize::from(self.spec.pipeline.window));
+        let window = usize::from(self.spec.pipeline.window);
         let local = self.spec.training.mode == TrainingMode::Local;
-        let position = work::Position { head: stage.0 == 0, tail: stage.as_usize() == tail };
+        let position = Position::of(stage, cx.state.stages().len());
         let training = cx.state.stage(stage)?.training()?;
         self.works.get_mut(&training.epoch)?.job(
             position,

@@ -1,5 +1,6 @@
 //! What a miner asks of its engine, one job at a time, and what comes back.
 
+use crate::difference::Difference;
 use crate::id::{Epoch, Hash, PartitionIndex, PeerId, SampleId, StageIndex};
 use crate::wire::message::StateOffer;
 
@@ -11,7 +12,7 @@ pub enum Job {
         /// The stage.
         stage: StageIndex,
     },
-    /// Take the state from blobs: weights and outer optimizer state, in this order.
+    /// Take the state from blobs: weights and outer optimizer state, in this order. What was under way is dropped.
     Load {
         /// The stage.
         stage: StageIndex,
@@ -21,6 +22,9 @@ pub enum Job {
         weights: Hash,
         /// The blobs.
         parts: Vec<Hash>,
+        /// The inner optimizer's [moments](crate::moments) to go on from, of another miner: a blob, but for fresh ones. None
+        /// to go on with those that are here, in the engine or, if it has just started, on the disk.
+        moments: Option<Hash>,
     },
     /// Write the state the epoch started from to blobs.
     Snapshot {
@@ -67,7 +71,8 @@ pub enum Job {
         /// Which of the epoch's steps, from 0.
         step: u32,
     },
-    /// Write the encoded partitions of this epoch's contribution to blobs.
+    /// Write the encoded partitions of this epoch's contribution to blobs, and the inner optimizer's
+    /// [moments](crate::moments) as they were when the epoch began.
     Contribute {
         /// The stage.
         stage: StageIndex,
@@ -96,6 +101,25 @@ pub enum Job {
         epoch: Epoch,
         /// The merged partitions, in order.
         partitions: Vec<Hash>,
+    },
+    /// Compare tensors that this engine computed with those that a miner named.
+    Compare {
+        /// Both blobs of each pair, ours first.
+        pairs: Vec<(Hash, Hash)>,
+        /// What they hold.
+        kind: Tensor,
+    },
+}
+
+/// How to read the tensors that are compared.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Tensor {
+    /// Activations or their gradients, as they are pushed: each pair is compared apart.
+    Activation,
+    /// The partitions of a contribution, all of them in order: compared as the one vector that they make up.
+    Contribution {
+        /// The stage.
+        stage: StageIndex,
     },
 }
 
@@ -144,6 +168,10 @@ pub enum JobDone {
         epoch: Epoch,
         /// The encoded partitions, stored, in order.
         partitions: Vec<Hash>,
+        /// The moments that the epoch started from, stored; none in `synchronous` mode.
+        moments: Option<Hash>,
+        /// The moments as they are now, by name; none in `synchronous` mode.
+        moments_after: Option<Hash>,
     },
     /// After [`Job::Reduce`].
     Reduced {
@@ -156,6 +184,9 @@ pub enum JobDone {
     },
     /// After [`Job::Snapshot`].
     Snapshot(StateOffer),
+    /// After [`Job::Compare`]. What of theirs is no such tensor is a difference; the job fails if that is so of ours, or if
+    /// a blob is not here.
+    Compared(Difference),
     /// The job could not be done. For people.
     Failed(String),
 }

@@ -21,6 +21,7 @@ use delivery::{Debt, PATIENCE_PARTS};
 
 use super::job::Job;
 use crate::id::{Epoch, Hash, LogIndex, PeerId, SampleId, StageIndex};
+use crate::receipts::order::{Position, planned_step};
 use crate::receipts::{Receipt, encode_receipts, merkle_root};
 use crate::run_state::{RunState, Training};
 use crate::samples::sample_set_hash;
@@ -51,18 +52,14 @@ struct Passage {
     output_gradient: Option<Hash>,
     input_gradient: Option<Hash>,
     loss_micro: Option<i64>,
+    /// As in its [`Receipt`].
     inner_step: u32,
+    gradient_step: u32,
+    turn: u32,
     /// Who took the activation, to notice that someone else is dealt the sample now.
     taken_by: Option<PeerId>,
     /// The entry that had opened the receiver's epoch, to notice that it starts over.
     taken_in: Option<LogIndex>,
-}
-
-/// Where a stage is in the pipeline. A pipeline of one stage is both ends.
-#[derive(Clone, Copy, Debug)]
-pub(super) struct Position {
-    pub(super) head: bool,
-    pub(super) tail: bool,
 }
 
 /// How far a miner is with its share of an epoch.
@@ -74,6 +71,14 @@ pub struct Share {
     pub dealt: u32,
     /// Sum of the finished samples' losses in millionths of a nat, at the tail.
     pub loss_micro: Option<i64>,
+}
+
+/// What the engine made of an epoch.
+#[derive(Clone, Debug)]
+pub(super) struct Contribution {
+    pub(super) partitions: Vec<Hash>,
+    pub(super) moments: Option<Hash>,
+    pub(super) moments_after: Option<Hash>,
 }
 
 /// Whether the contribution is being made.
@@ -96,6 +101,8 @@ pub(super) struct EpochWork {
     samples: BTreeMap<SampleId, Passage>,
     debts: BTreeMap<(Direction, SampleId), Debt>,
     inner_steps: u32,
+    /// Gradients that the engine has added.
+    turns: u32,
     /// Samples finished when the last inner step was taken: their gradients are spent.
     stepped_samples: u32,
     progress: Progress,
@@ -117,6 +124,7 @@ impl EpochWork {
             samples: BTreeMap::new(),
             debts: BTreeMap::new(),
             inner_steps: 0,
+            turns: 0,
             stepped_samples: 0,
             progress: Progress::Working,
             restored: false,
@@ -279,13 +287,15 @@ impl EpochWork {
         input_gradient: Option<Hash>,
         loss_micro: Option<i64>,
     ) {
-        let inner_step = self.inner_steps;
+        let (inner_steps, turn) = (self.inner_steps, self.turns);
+        self.turns += 1;
         if let Some(passage) = self.samples.get_mut(&sample) {
             passage.input_gradient = input_gradient;
             passage.loss_micro = loss_micro;
             if loss_micro.is_some() {
-                passage.inner_step = inner_step;
+                passage.inner_step = inner_steps;
             }
+            (passage.gradient_step, passage.turn) = (inner_steps, turn);
             passage.step = Step::Done;
             if input_gradient.is_some() {
                 self.owe(Direction::Backward, sample);
@@ -313,9 +323,8 @@ impl EpochWork {
         }
         let epoch = self.epoch;
         let unspent = self.done() > self.stepped_samples;
-        // Steps beyond *H* are taken at the epoch's last learning rate, not at that of the next epoch.
-        let step = inner_steps
-            .map(|steps| Job::InnerStep { epoch, step: self.inner_steps.min(steps.saturating_sub(1)) });
+        let step =
+            inner_steps.map(|steps| Job::InnerStep { epoch, step: planned_step(self.inner_steps, steps) });
         if unspent && inner_steps.is_some_and(|steps| self.inner_steps < self.steps_due(steps)) {
             return step;
         }
@@ -367,7 +376,7 @@ impl EpochWork {
         &mut self,
         state: &RunState,
         me: PeerId,
-        partitions: Vec<Hash>,
+        contribution: Contribution,
     ) -> Option<(Arc<HashedManifest>, Vec<u8>)> {
         if !matches!(self.progress, Progress::Contributing) {
             return None;
@@ -387,7 +396,9 @@ impl EpochWork {
             receipt_root: merkle_root(&receipts),
             receipts: Hash::of(&encoded),
             loss_micro: self.share().loss_micro,
-            partitions,
+            moments: contribution.moments,
+            moments_after: contribution.moments_after,
+            partitions: contribution.partitions,
         };
         let manifest = Arc::new(HashedManifest::from(manifest));
         self.progress = Progress::Committing(Arc::clone(&manifest));
@@ -421,6 +432,8 @@ impl EpochWork {
             input_gradient: passage.input_gradient,
             loss_micro: passage.loss_micro,
             inner_step: passage.inner_step,
+            gradient_step: passage.gradient_step,
+            turn: passage.turn,
         })
         .collect()
     }
@@ -436,6 +449,8 @@ impl Passage {
             input_gradient: None,
             loss_micro: None,
             inner_step: 0,
+            gradient_step: 0,
+            turn: 0,
             taken_by: None,
             taken_in: None,
         }
@@ -454,6 +469,8 @@ impl Passage {
             input_gradient: receipt.input_gradient,
             loss_micro: receipt.loss_micro,
             inner_step: receipt.inner_step,
+            gradient_step: receipt.gradient_step,
+            turn: receipt.turn,
             taken_by: receipt.downstream,
             taken_in: None,
         }

@@ -150,6 +150,8 @@ fn an_epoch_that_opens_again_forgets_what_was_submitted_before() {
         receipt_root: base,
         receipts: base,
         loss_micro: None,
+        moments: None,
+        moments_after: None,
         partitions: Vec::new(),
     };
     let mut leader = Orchestrator::default();

@@ -202,6 +202,7 @@ impl Payload for PeerRecord {
 /// A signed message on the merge topic.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
+#[expect(clippy::large_enum_variant, reason = "one is held at a time, while it is read or written")]
 pub enum MergeMessage {
     /// A miner's commitment to its contribution.
     Manifest(ManifestAnnounce),
@@ -255,6 +256,10 @@ pub struct Manifest {
     pub receipts: Hash,
     /// Sum of the samples' losses in millionths of a nat, from the tail only.
     pub loss_micro: Option<i64>,
+    /// The blob of the inner optimizer's [moments](crate::moments) that the epoch started from; none in `synchronous` mode.
+    pub moments: Option<Hash>,
+    /// The moments after the last inner step, a blob once the next epoch is contributed to; none in `synchronous` mode.
+    pub moments_after: Option<Hash>,
     /// The blob of each encoded partition.
     pub partitions: Vec<Hash>,
 }

@@ -65,7 +65,7 @@ pub(crate) fn record() -> PeerRecord {
 }
 
 pub(crate) fn receipts() -> Vec<Receipt> {
-    let receipt = |sample: u64, inner_step| Receipt {
+    let receipt = |sample: u64, inner_step, turn| Receipt {
         sample: SampleId(sample),
         upstream: Some(peer(4)),
         downstream: None,
@@ -75,8 +75,10 @@ pub(crate) fn receipts() -> Vec<Receipt> {
         input_gradient: Some(hash("input gradient")),
         loss_micro: Some(2_345_678),
         inner_step,
+        gradient_step: inner_step,
+        turn,
     };
-    vec![receipt(128, 0), receipt(131, 0), receipt(190, 7)]
+    vec![receipt(128, 0, 1), receipt(131, 0, 0), receipt(190, 1, 2)]
 }
 
 pub(crate) fn manifest() -> Manifest {
@@ -93,6 +95,8 @@ pub(crate) fn manifest() -> Manifest {
         receipt_root: merkle_root(&receipts),
         receipts: Hash::of(&encode_receipts(&receipts)),
         loss_micro: Some(7_037_034),
+        moments: Some(iota_protocol::moments::fresh()),
+        moments_after: Some(hash("moments")),
         partitions: vec![hash("partition 0"), hash("partition 1")],
     }
 }

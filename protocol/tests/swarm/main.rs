@@ -2,6 +2,7 @@
 
 mod leaving;
 mod mirror;
+mod replay;
 mod room;
 mod world;
 

@@ -24,6 +24,8 @@ use iota_protocol::{Epoch, Hash, Identity, Instant, PeerId, StageIndex};
 use rand_chacha::ChaCha8Rng;
 use rand_core::{Rng, SeedableRng};
 
+use crate::replay::Order;
+
 type VirtualPeer = Peer<MemoryStorage<LogBytes>>;
 
 const ENGINE_DELAY: Duration = Duration::from_millis(40);
@@ -81,6 +83,17 @@ struct Engine {
     accumulated: BTreeSet<(u64, Hash)>,
     /// Samples since the last inner step.
     unspent: u32,
+    /// Since the epoch began.
+    order: Order,
+    /// Inner steps before it began: all the moments there are.
+    earlier_steps: u64,
+}
+
+impl Engine {
+    fn forget(&mut self) {
+        self.accumulated.clear();
+        (self.unspent, self.order) = (0, Order::default());
+    }
 }
 
 struct Node {
@@ -547,6 +560,13 @@ impl World {
         hash
     }
 
+    fn store(&mut self, i: usize, blobs: Vec<(Hash, Vec<u8>)>, tag: &str) {
+        self.nodes[i].engine.order.check(&self.spec, &blobs);
+        for (_, bytes) in blobs {
+            self.keep(i, bytes, tag);
+        }
+    }
+
     fn drain(&mut self, i: usize) {
         while let Some(action) = self.nodes[i].peer.poll_action() {
             self.act(i, action);
@@ -592,9 +612,7 @@ impl World {
                 }
             }
             Action::Store { id, blobs, tag } => {
-                for (_, bytes) in blobs {
-                    self.keep(i, bytes, &tag);
-                }
+                self.store(i, blobs, &tag);
                 self.push(DISK_DELAY, Event::Stored(i, id));
             }
             Action::Release { prefix } => {
@@ -708,7 +726,7 @@ impl World {
                     Engine { base: vec![u8::try_from(stage.0).expect("few")], ..Engine::default() };
                 self.weights(i, *stage, Epoch(0))
             }
-            Job::Load { stage, version, weights, parts } => {
+            Job::Load { stage, version, weights, parts, .. } => {
                 let state: Vec<u8> =
                     parts.iter().flat_map(|part| self.nodes[i].blobs[part].clone()).collect();
                 assert_eq!(Hash::of(&state), *weights, "the state is what was offered");
@@ -726,16 +744,17 @@ impl World {
                 })
             }
             Job::Reset => {
-                self.nodes[i].engine.accumulated.clear();
-                self.nodes[i].engine.unspent = 0;
+                self.nodes[i].engine.forget();
                 JobDone::Reset
             }
             Job::Forward { epoch, sample, input } => {
+                self.nodes[i].engine.order.forward(sample.0);
                 let bytes = format!("activation {sample} {input:?}").into_bytes();
                 let output = self.keep(i, bytes, &tag(stage_now, *epoch));
                 JobDone::Forwarded { epoch: *epoch, sample: *sample, output }
             }
             Job::Loss { epoch, sample, input } => {
+                self.nodes[i].engine.order.forward(sample.0);
                 self.accumulate(i, sample.0);
                 let bytes = format!("gradient {sample} {input:?}").into_bytes();
                 let gradient = input.map(|_| self.keep(i, bytes, &tag(stage_now, *epoch)));
@@ -761,6 +780,7 @@ impl World {
                 let unspent = std::mem::take(&mut self.nodes[i].engine.unspent);
                 assert!(unspent > 0, "a step needs a gradient");
                 assert!(*step < self.spec.training.inner_steps, "the schedule has such a step");
+                self.nodes[i].engine.order.step(*step);
                 JobDone::Stepped { epoch: *epoch }
             }
             Job::Contribute { stage, epoch, samples } => {
@@ -776,7 +796,13 @@ impl World {
                 let sum = format!("{:?}", self.nodes[i].engine.accumulated);
                 let parts =
                     (0..count).map(|p| self.keep(i, format!("{p} {sum}").into_bytes(), &tag(*stage, *epoch)));
-                JobDone::Contributed { epoch: *epoch, partitions: parts.collect() }
+                let partitions = parts.collect();
+                let (before, taken) = (self.nodes[i].engine.earlier_steps, self.nodes[i].engine.order.steps);
+                let local = self.spec.training.mode == TrainingMode::Local;
+                let moments =
+                    local.then(|| self.keep(i, before.to_le_bytes().to_vec(), &tag(*stage, *epoch)));
+                let moments_after = local.then(|| Hash::of(&(before + u64::from(taken)).to_le_bytes()));
+                JobDone::Contributed { epoch: *epoch, partitions, moments, moments_after }
             }
             Job::Reduce { stage, epoch, partition, inputs } => {
                 let mut sum = Vec::new();
@@ -794,10 +820,11 @@ impl World {
                 assert!(!partitions.is_empty(), "nothing here makes an epoch impossible");
                 engine.base =
                     Hash::of(format!("{:?} {partitions:?}", Hash::of(&engine.base)).as_bytes()).0.to_vec();
-                engine.accumulated.clear();
-                engine.unspent = 0;
+                engine.earlier_steps += u64::from(engine.order.steps);
+                engine.forget();
                 self.weights(i, *stage, Epoch(epoch.0 + 1))
             }
+            Job::Compare { .. } => unreachable!("miners compare nothing"),
         }
     }
 
@@ -811,5 +838,6 @@ impl World {
         let fresh = self.nodes[i].engine.accumulated.insert((sample, Hash::default()));
         assert!(fresh, "sample {sample} accumulated twice at {i}");
         self.nodes[i].engine.unspent += 1;
+        self.nodes[i].engine.order.gradient(sample);
     }
 }

@@ -3,9 +3,11 @@
 //! Where engines compute with names only, a changed tensor is another name of the same size. Numbers are those of the toy
 //! problem: no set-up puts an adversary beside engines that train the model.
 
+use iota_model::OptimizerState;
 use iota_protocol::merge::partition_range;
 use iota_protocol::miner::outbox::tag;
 use iota_protocol::miner::{Action, Job, JobDone};
+use iota_protocol::spec::TrainingMode;
 use iota_protocol::wire::message::{ManifestAnnounce, MergeMessage, PeerRecord, Topic};
 use iota_protocol::wire::{Payload, encode, open_in, seal_in};
 use iota_protocol::{Epoch, Hash, SampleId, StageIndex};
@@ -44,12 +46,30 @@ pub(super) fn altered_contribution(
     done: JobDone,
     mut change: impl FnMut(Vec<f64>) -> Vec<u8>,
 ) -> JobDone {
-    let (Job::Contribute { stage, epoch, .. }, JobDone::Contributed { partitions, .. }) = (job, &done) else {
+    let (Job::Contribute { stage, .. }, JobDone::Contributed { epoch, partitions, moments, moments_after }) =
+        (job, &done)
+    else {
         return done;
     };
     let tag = tag(*stage, *epoch);
     let partitions = partitions.iter().map(|hash| altered(means, *hash, &tag, &mut change)).collect();
-    JobDone::Contributed { epoch: *epoch, partitions }
+    let (moments, moments_after) = (*moments, *moments_after);
+    JobDone::Contributed { epoch: *epoch, partitions, moments, moments_after }
+}
+
+/// A contribution of these partitions, by somebody whose optimizer never took a step.
+pub(super) fn unmoved(
+    means: &mut Means<'_>,
+    stage: StageIndex,
+    epoch: Epoch,
+    partitions: Vec<Hash>,
+) -> JobDone {
+    let local = means.spec.training.mode == TrainingMode::Local;
+    let moments = local.then(|| {
+        let (hash, blob) = Blob::of(OptimizerState::zeros(0).to_bytes());
+        keep(means, hash, blob, &tag(stage, epoch))
+    });
+    JobDone::Contributed { epoch, partitions, moments, moments_after: moments }
 }
 
 /// The result of training that was not done; nothing for jobs that are no training. `contribute` makes the vector.
@@ -96,7 +116,8 @@ fn contributed(means: &mut Means<'_>, stage: StageIndex, epoch: Epoch, vector: O
         }
     };
     let parts = (0..count).map(part).map(|(hash, blob)| keep(means, hash, Blob { bytes, ..blob }, &tag));
-    JobDone::Contributed { epoch, partitions: parts.collect() }
+    let partitions = parts.collect();
+    unmoved(means, stage, epoch, partitions)
 }
 
 fn invented_gradient(means: &mut Means<'_>, epoch: Epoch, sample: SampleId) -> Hash {

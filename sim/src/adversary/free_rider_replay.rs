@@ -4,7 +4,7 @@ use iota_protocol::Hash;
 use iota_protocol::miner::outbox::tag;
 use iota_protocol::miner::{Job, JobDone};
 
-use super::forgery::{keep, pretended};
+use super::forgery::{keep, pretended, unmoved};
 use super::{Behaviour, Means};
 use crate::blobs::Blob;
 
@@ -21,7 +21,8 @@ impl Behaviour for FreeRiderReplay {
         if let Job::Contribute { stage, epoch, .. } = job {
             let tag = tag(*stage, *epoch);
             let parts = self.first.iter().map(|(hash, blob)| keep(means, *hash, blob.clone(), &tag));
-            return Some(JobDone::Contributed { epoch: *epoch, partitions: parts.collect() });
+            let partitions = parts.collect();
+            return Some(unmoved(means, *stage, *epoch, partitions));
         }
         pretended(means, job, |_, len| vec![0.0; len])
     }

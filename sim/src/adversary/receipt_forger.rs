@@ -47,6 +47,8 @@ fn invented(number: u64) -> Receipt {
         input_gradient: hash,
         loss_micro: None,
         inner_step: 0,
+        gradient_step: 0,
+        turn: 0,
     }
 }
 

@@ -4,11 +4,12 @@
 use std::collections::BTreeSet;
 use std::sync::Arc;
 
+use iota_protocol::difference::Difference;
 use iota_protocol::miner::outbox::{state_tag, tag};
 use iota_protocol::miner::{Job, JobDone};
 use iota_protocol::spec::TrainingMode;
 use iota_protocol::wire::message::StateOffer;
-use iota_protocol::{Epoch, Hash, RunSpec, SampleId, StageIndex};
+use iota_protocol::{Epoch, Hash, RunSpec, SampleId, StageIndex, moments};
 
 use super::Trainer;
 use crate::blobs::{Blob, BlobStore};
@@ -29,6 +30,8 @@ pub struct CostTrainer {
     accumulated: BTreeSet<SampleId>,
     /// Samples since the last inner step.
     unspent: u32,
+    /// The moments' name when the epoch began, and now.
+    moments: [Hash; 2],
 }
 
 impl CostTrainer {
@@ -44,13 +47,33 @@ impl CostTrainer {
             weights: Hash::default(),
             accumulated: BTreeSet::new(),
             unspent: 0,
+            moments: [moments::fresh(); 2],
         }
     }
 
+    /// Begins an epoch, with the moments that it has.
     fn take(&mut self, weights: Hash) {
         self.weights = weights;
         self.accumulated.clear();
         self.unspent = 0;
+        self.moments[0] = self.moments[1];
+    }
+
+    /// Begins an epoch with the moments of the last one's beginning.
+    fn reset(&mut self) {
+        self.moments[1] = self.moments[0];
+        self.take(self.weights);
+    }
+
+    fn step(&mut self) {
+        self.unspent = 0;
+        let samples: Vec<u8> = self.accumulated.iter().flat_map(|sample| sample.0.to_le_bytes()).collect();
+        self.moments[1] = Hash::of_parts(&[b"moments", &self.moments[1].0, &samples]);
+    }
+
+    /// Bytes of the moments that the epoch began with.
+    fn moments_bytes(&self) -> u64 {
+        if self.moments[0] == moments::fresh() { moments::bytes_max(0) as u64 } else { self.vector_bytes * 2 }
     }
 
     fn accumulate(&mut self, sample: SampleId) {
@@ -124,10 +147,12 @@ impl CostTrainer {
         let activation = self.activation_bytes;
         Ok(match job {
             Job::Initialise { stage } => {
+                self.moments = [moments::fresh(); 2];
                 self.take(initial(*stage));
                 self.weights_done(*stage, Epoch(0))
             }
-            Job::Load { stage, version, weights, .. } => {
+            Job::Load { stage, version, weights, moments, .. } => {
+                self.moments[1] = moments.unwrap_or(self.moments[0]);
                 self.take(*weights);
                 self.weights_done(*stage, *version)
             }
@@ -142,7 +167,7 @@ impl CostTrainer {
                 })
             }
             Job::Reset => {
-                self.take(self.weights);
+                self.reset();
                 JobDone::Reset
             }
             Job::Forward { epoch, sample, input } => {
@@ -168,7 +193,7 @@ impl CostTrainer {
             Job::InnerStep { epoch, step } => {
                 assert!(self.unspent > 0, "a step needs a gradient");
                 assert!(*step < self.spec.training.inner_steps, "the schedule has such a step");
-                self.unspent = 0;
+                self.step();
                 JobDone::Stepped { epoch: *epoch }
             }
             Job::Contribute { stage, epoch, samples } => {
@@ -179,7 +204,13 @@ impl CostTrainer {
                 let bytes = self.partition_bytes;
                 let parts = (0..self.partitions)
                     .map(|partition| keep(self.contribution(partition), bytes, &tag(*stage, *epoch)));
-                JobDone::Contributed { epoch: *epoch, partitions: parts.collect::<Result<_, _>>()? }
+                let partitions = parts.collect::<Result<_, _>>()?;
+                let local = self.spec.training.mode == TrainingMode::Local;
+                let moments = local
+                    .then(|| keep(self.moments[0], self.moments_bytes(), &tag(*stage, *epoch)))
+                    .transpose()?;
+                let moments_after = local.then_some(self.moments[1]);
+                JobDone::Contributed { epoch: *epoch, partitions, moments, moments_after }
             }
             Job::Reduce { stage, epoch, partition, inputs } => {
                 let hash = keep(merged(inputs), self.partition_bytes, &tag(*stage, *epoch))?;
@@ -190,6 +221,13 @@ impl CostTrainer {
                 self.take(if passed_over { self.weights } else { applied(self.weights, partitions) });
                 self.weights_done(*stage, epoch.next())
             }
+            Job::Compare { pairs, .. } => JobDone::Compared(compare(pairs)),
         })
     }
+}
+
+/// Names are equal or have nothing in common.
+fn compare(pairs: &[(Hash, Hash)]) -> Difference {
+    let unlike = pairs.iter().position(|(ours, theirs)| ours != theirs);
+    unlike.map_or(Difference::NONE, Difference::incomparable)
 }

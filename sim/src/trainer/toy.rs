@@ -14,12 +14,14 @@
 use std::collections::BTreeSet;
 use std::sync::Arc;
 
+use iota_protocol::difference::Difference;
 use iota_protocol::merge::partition_range;
 use iota_protocol::miner::outbox::{state_tag, tag};
-use iota_protocol::miner::{Job, JobDone};
+use iota_protocol::miner::{Job, JobDone, Tensor};
 use iota_protocol::spec::TrainingMode;
 use iota_protocol::wire::message::StateOffer;
-use iota_protocol::{Epoch, Hash, PeerId, RunSpec, SampleId, StageIndex};
+use iota_protocol::{Epoch, Hash, PeerId, RunSpec, SampleId, StageIndex, moments};
+use iota_worker::compare::difference;
 
 use super::Trainer;
 use crate::blobs::{Blob, BlobStore};
@@ -68,6 +70,9 @@ pub struct ToyTrainer {
     gradient: Vec<f64>,
     unspent: u32,
     accumulated: BTreeSet<SampleId>,
+    /// Inner steps taken when the epoch began, and now. Plain gradient descent has no other state: in place of moments it
+    /// names their count, which is 0 in fresh ones too.
+    steps: [u64; 2],
 }
 
 impl ToyTrainer {
@@ -86,10 +91,12 @@ impl ToyTrainer {
             gradient: zeros,
             unspent: 0,
             accumulated: BTreeSet::new(),
+            steps: [0; 2],
         }
     }
 
     fn take(&mut self, base: Vec<f64>) {
+        self.steps[0] = self.steps[1];
         self.theta.clone_from(&base);
         self.base = base;
         self.gradient = vec![0.0; self.len];
@@ -122,6 +129,7 @@ impl ToyTrainer {
         }
         self.gradient.fill(0.0);
         self.unspent = 0;
+        self.steps[1] += 1;
     }
 
     /// What this miner did in the epoch: θ_base − θ in local mode, the mean gradient in synchronous mode.
@@ -195,6 +203,13 @@ fn activation(stage: StageIndex, sample: SampleId, loss: f64) -> Vec<u8> {
     [stage.0.to_le_bytes().as_slice(), &sample.0.to_le_bytes(), &loss.to_le_bytes()].concat()
 }
 
+/// The loss in an activation or its gradient; nothing if it is of another kind, stage or sample than `like`.
+fn activation_loss(bytes: &[u8], like: &[u8]) -> Option<f64> {
+    let ((kind, loss), (expected, _)) = (bytes.split_last_chunk::<8>()?, like.split_last_chunk::<8>()?);
+    let loss = f64::from_le_bytes(*loss);
+    (kind == expected && loss.is_finite()).then_some(loss)
+}
+
 /// What the stages above lose, from their activation.
 fn loss_above(store: &BlobStore, input: Option<Hash>) -> f64 {
     let bytes = input.and_then(|hash| store.content(&hash)?.last_chunk::<8>().copied());
@@ -212,15 +227,18 @@ impl ToyTrainer {
         Ok(match job {
             Job::Initialise { stage } => {
                 self.build(*stage);
+                self.steps = [0; 2];
                 self.take(vec![0.0; self.len]);
                 self.weights_done(*stage, Epoch(0))
             }
-            Job::Load { stage, version, weights, parts } => {
+            Job::Load { stage, version, weights, parts, moments } => {
                 let bytes: Vec<u8> =
                     parts.iter().filter_map(|part| store.content(part)).flatten().copied().collect();
-                match from_bytes(&bytes).filter(|_| Hash::of(&bytes) == *weights) {
-                    Some(base) => {
+                let base = from_bytes(&bytes).filter(|_| Hash::of(&bytes) == *weights);
+                match base.zip(self.steps_of(store, *moments)) {
+                    Some((base, steps)) => {
                         self.build(*stage);
+                        self.steps = [steps; 2];
                         self.take(base);
                         self.weights_done(*stage, *version)
                     }
@@ -237,6 +255,7 @@ impl ToyTrainer {
                 })
             }
             Job::Reset => {
+                self.steps[1] = self.steps[0];
                 self.take(self.base.clone());
                 JobDone::Reset
             }
@@ -274,7 +293,12 @@ impl ToyTrainer {
                     let range = partition_range(partition, count, self.len);
                     keep(store, to_bytes(&whole[range]), Some(self.partition_bytes), &tag(*stage, *epoch))
                 });
-                JobDone::Contributed { epoch: *epoch, partitions: parts.collect::<Result<_, _>>()? }
+                let partitions = parts.collect::<Result<_, _>>()?;
+                let local = self.spec.training.mode == TrainingMode::Local;
+                let [before, after] = self.steps.map(|steps| steps.to_le_bytes().to_vec());
+                let moments = local.then(|| keep(store, before, None, &tag(*stage, *epoch))).transpose()?;
+                let moments_after = local.then(|| Hash::of(&after));
+                JobDone::Contributed { epoch: *epoch, partitions, moments, moments_after }
             }
             Job::Reduce { stage, epoch, partition, inputs } => {
                 let count = self.spec.partitions(self.len);
@@ -301,7 +325,40 @@ impl ToyTrainer {
                     _ => JobDone::Failed("a merged partition is none".to_owned()),
                 }
             }
+            Job::Compare { pairs, kind } => match self.compare(pairs, *kind, store) {
+                Some(difference) => JobDone::Compared(difference),
+                None => JobDone::Failed("a tensor to compare is none, or not here".to_owned()),
+            },
         })
+    }
+
+    /// The step count with this name, or that of the epoch's beginning; nothing if it is none.
+    fn steps_of(&self, store: &BlobStore, moments: Option<Hash>) -> Option<u64> {
+        match moments {
+            None => Some(self.steps[0]),
+            Some(hash) if hash == moments::fresh() => Some(0),
+            Some(hash) => Some(u64::from_le_bytes(store.content(&hash)?.try_into().ok()?)),
+        }
+    }
+
+    /// How far tensors of others are from ours; nothing if ours are none, or a blob is not here.
+    fn compare(&self, pairs: &[(Hash, Hash)], kind: Tensor, store: &BlobStore) -> Option<Difference> {
+        let count = self.spec.partitions(self.len);
+        if matches!(kind, Tensor::Contribution { .. }) && pairs.len() != count {
+            return None;
+        }
+        let vectors = pairs.iter().enumerate().map(|(index, (ours, theirs))| {
+            let ours = store.content(ours)?;
+            let numbers = |bytes| match kind {
+                Tensor::Activation => activation_loss(bytes, ours).map(|loss| vec![loss]),
+                Tensor::Contribution { .. } => {
+                    let len = partition_range(index, count, self.len).len();
+                    from_bytes(bytes).filter(|values| values.len() == len)
+                }
+            };
+            Some((numbers(ours)?, numbers(store.content(theirs)?)))
+        });
+        difference(kind, vectors.map(|pair| pair.ok_or(()))).ok()
     }
 
     fn keep_gradient(

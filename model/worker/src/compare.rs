@@ -1,0 +1,83 @@
+//! A validator's tensors beside a miner's.
+
+use bytes::Bytes;
+use iota_model::Frame;
+use iota_model::compare::{Comparison, Sums};
+use iota_protocol::difference::{Difference, Measured};
+use iota_protocol::merge::partition_range;
+use iota_protocol::miner::Tensor;
+use iota_protocol::{Hash, RunSpec};
+
+use crate::blobs::{Blobs, whole_blob};
+use crate::bridge;
+use crate::error::WorkError;
+
+/// The difference of pairs of vectors, of which the first is ours; theirs is none where it is no tensor of this kind.
+///
+/// # Errors
+/// The first pair that is none.
+///
+/// # Panics
+/// If the vectors of a pair differ in length.
+pub fn difference<T: Copy + Into<f64>, E>(
+    kind: Tensor,
+    pairs: impl Iterator<Item = Result<(Vec<T>, Option<Vec<T>>), E>>,
+) -> Result<Difference, E> {
+    let mut whole = Sums::default();
+    let mut worst = Difference::NONE;
+    for (index, pair) in pairs.enumerate() {
+        let (ours, theirs) = pair?;
+        let Some(theirs) = theirs else { return Ok(Difference::incomparable(index)) };
+        let sums = Sums::of(&ours, &theirs);
+        worst = worst.and(measured(index, sums));
+        whole += sums;
+    }
+    Ok(match (kind, worst) {
+        // Of a vector in parts, the parts only say where it differs most.
+        (Tensor::Contribution { .. }, Difference::Measured(parts)) => measured(parts.worst as usize, whole),
+        _ => worst,
+    })
+}
+
+fn measured(pair: usize, sums: Sums) -> Difference {
+    let Comparison { relative_error, cosine, norm_ratio } = sums.comparison();
+    Difference::Measured(Measured::new(pair, relative_error, cosine, norm_ratio))
+}
+
+/// Compares pairs of blobs. What of theirs is no tensor of this kind is a result; what of ours is none, or a blob that is
+/// not here, says nothing about them and is an error.
+pub(crate) fn compare_blobs(
+    spec: &RunSpec,
+    kind: Tensor,
+    pairs: &[(Hash, Hash)],
+    blobs: &dyn Blobs,
+) -> Result<Difference, WorkError> {
+    let parameters = match kind {
+        Tensor::Activation => 0,
+        Tensor::Contribution { stage } => bridge::model_config(spec).parameter_count(stage.as_usize()),
+    };
+    let partitions = spec.partitions(parameters);
+    if matches!(kind, Tensor::Contribution { .. }) && pairs.len() != partitions {
+        return Err(WorkError::Partitions { got: pairs.len(), expected: partitions });
+    }
+    let vectors = pairs.iter().enumerate().map(|(index, (ours, theirs))| {
+        let numbers = |bytes| match kind {
+            Tensor::Activation => activation(spec, bytes),
+            Tensor::Contribution { .. } => {
+                let length = partition_range(index, partitions, parameters).len();
+                Ok(bridge::codec(spec.merge.codec).decode(&bytes, length)?)
+            }
+        };
+        let ours = numbers(whole_blob(blobs, *ours)?)?;
+        Ok((ours, numbers(whole_blob(blobs, *theirs)?).ok()))
+    });
+    difference(kind, vectors)
+}
+
+/// The finite numbers of an activation.
+fn activation(spec: &RunSpec, bytes: Bytes) -> Result<Vec<f32>, WorkError> {
+    let dtype = bridge::dtype(spec.pipeline.activation_dtype);
+    let frame = Frame::new(dtype, bridge::activation_shape(spec), bytes)?;
+    frame.check_finite()?;
+    Ok(frame.to_f32()?)
+}
