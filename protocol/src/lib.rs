@@ -8,7 +8,7 @@
 //! Reading order: [`spec`] (what a run is), [`wire`] (what is said), [`log`] (how it is decided),
 //! [`run_state`] (what everybody therefore knows), [`samples`] (who does what),
 //! [`orchestrator`] (what the leader proposes), [`miner`] (what a worker does about it),
-//! [`merge`] (how replicas become one again) and [`peer`] (all of it behind one door).
+//! [`merge`] (how replicas become one again), [`scores`] (what work is worth) and [`peer`] (all of it behind one door).
 //!
 //! **Invariant:** no function here reads a clock or draws entropy, and none panics on bytes that
 //! came from a peer.
@@ -27,6 +27,7 @@ pub mod log;
 
 pub mod run_state;
 pub mod samples;
+pub mod scores;
 
 pub mod merge;
 pub mod miner;

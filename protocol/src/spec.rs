@@ -335,7 +335,7 @@ section! {
 }
 
 section! {
-    /// What the work of a miner is worth, and when it loses its place for it.
+    /// What the work of a miner is worth, and when it loses its place for it; see [`scores`](crate::scores).
     ScoresSpec {
         /// Newest epochs of a stage whose work counts. Default 24.
         window: u32 = 24,
