@@ -9,7 +9,7 @@
 //! [`run_state`] (what everybody therefore knows), [`samples`] (who does what),
 //! [`orchestrator`] (what the leader proposes), [`miner`] (what a worker does about it),
 //! [`merge`] (how replicas become one again), [`validation`] and [`validator`] (how work is
-//! checked) and [`peer`] (all of it behind one door).
+//! checked), [`scores`] (what it is worth) and [`peer`] (all of it behind one door).
 //!
 //! **Invariant:** no function here reads a clock or draws entropy, and none panics on bytes that
 //! came from a peer.
@@ -29,6 +29,7 @@ pub mod log;
 
 pub mod run_state;
 pub mod samples;
+pub mod scores;
 
 pub mod merge;
 pub mod miner;

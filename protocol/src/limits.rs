@@ -105,6 +105,15 @@ pub const VALIDATORS_MAX: usize = 64;
 pub const CHALLENGES_MAX: usize = 1024;
 /// Closed epochs whose blobs stay fetchable. Two, so that a validator of the epoch just settled still finds its inputs.
 pub const BLOB_EPOCHS_KEPT: u32 = 2;
+/// Newest epochs of a stage whose work is scored, at most. IOTA counts work for ten hours and wishes for several merges an
+/// hour; with 256 there may be 25.
+pub const SCORE_WINDOW_MAX: u32 = 256;
+/// Miners whose work is remembered. More than any published run has; the weights of all fit one gossiped message.
+pub const SCORED_MINERS_MAX: usize = 4096;
+/// Bytes that a miner's work of one epoch takes in the state of a run, at most.
+pub const SCORE_RECORD_BYTES: usize = 80;
+/// Bytes that a miner's weight takes in an export of scores, at most.
+pub const SCORE_WEIGHT_BYTES: usize = 38;
 
 /// Ticks between two election rounds of the candidates; a leader is missed after one silent round.
 pub const ELECTION_TICKS: u64 = 10;
@@ -158,6 +167,14 @@ const _: () = assert!(ENTRY_BYTES_MAX + 4096 <= GOSSIP_BYTES_MAX, "a certified e
 const _: () = assert!(ENTRY_BYTES_MAX <= LOG_GOSSIP_BYTES_MAX, "a gossiped range holds at least one entry");
 const _: () = assert!(LOG_GOSSIP_BYTES_MAX <= LOG_RANGE_BYTES_MAX, "so does one that is asked for");
 const _: () = assert!(LOG_RANGE_ENTRIES_MAX * 5 + 4096 <= LOG_RANGE_FRAME_BYTES, "a range's frame fits");
+const _: () = assert!(
+    SCORED_MINERS_MAX * SCORE_WINDOW_MAX as usize * SCORE_RECORD_BYTES <= SNAPSHOT_BYTES_MAX / 2,
+    "the work of all miners over a window leaves room in a snapshot"
+);
+const _: () = assert!(
+    SCORED_MINERS_MAX * SCORE_WEIGHT_BYTES + 4096 <= GOSSIP_BYTES_MAX,
+    "an export of all miners' weights fits a gossip message"
+);
 const _: () = assert!(PARTITION_BYTES_MAX <= 1 << 30, "a partition fits memory");
 const _: () = assert!(
     PARTITION_BYTES_MAX as u64 * 8 / TRANSFER_DEADLINE_MAX.as_secs() <= 5_000_000,

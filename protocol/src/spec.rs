@@ -72,6 +72,8 @@ section! {
         orchestrator: OrchestratorSpec = OrchestratorSpec::default(),
         /// How long to wait for what.
         timing: TimingSpec = TimingSpec::default(),
+        /// What work is worth.
+        scores: ScoresSpec = ScoresSpec::default(),
         /// Where copies are kept outside the swarm.
         mirror: MirrorSpec = MirrorSpec::default(),
         /// The checkpoint it goes on from.
@@ -349,6 +351,40 @@ section! {
 }
 
 section! {
+    /// What the work of a miner is worth, and when it loses its place for it; see [`scores`](crate::scores).
+    ScoresSpec {
+        /// Newest epochs of a stage whose work counts. Default 24.
+        window: u32 = 24,
+        /// What a sample costs that a miner was dealt and did not process, in samples. Counted in millionths. Default 0.5.
+        penalty_unprocessed: f64 = 0.5,
+        /// Share of what is paid out that no miner gets. Default 0.
+        burn: f64 = 0.0,
+        /// Largest share of one miner; what is above goes to the others. Default 1.
+        cap: f64 = 1.0,
+        /// Who loses its place for its score: `none`, `bottom` or `threshold`. Default `none`.
+        kick: KickPolicy = KickPolicy::None,
+        /// With `bottom`, how many miners of a stage in one epoch, at most. Default 1.
+        kick_count: u32 = 1,
+        /// With `threshold`, the share of its stage's mean below which a miner's rate of work is too low. Default 0.25.
+        kick_below: f64 = 0.25,
+        /// Epochs of its stage for which a miner that comes there keeps its place in any case. Default 3.
+        kick_grace: u32 = 3,
+    }
+}
+
+/// Who loses its place for its score.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum KickPolicy {
+    /// Nobody.
+    None,
+    /// In each epoch the worst of a stage, unless all are equal.
+    Bottom,
+    /// Whoever does far less than the mean of its stage.
+    Threshold,
+}
+
+section! {
     /// The mirror: an object store that holds checkpoints and merged partitions, from which a run can be resumed.
     MirrorSpec {
         /// `s3://bucket/prefix` or `file:///folder`; empty for none. Default none.
@@ -503,6 +539,22 @@ mod tests {
         refused(|s| s.timing.eviction = Millis(2000), "timing.eviction");
         refused(|s| s.training.learning_rate = f64::NAN, "training.learning_rate");
         refused(|s| s.data.source = DataSource::File, "data.hash");
+        refused(|s| s.scores.window = 0, "scores.window");
+        refused(
+            |s| s.scores.window = limits::SCORE_WINDOW_MAX + 1,
+            "`scores.window`: expected 1 to 256, got 257",
+        );
+        refused(
+            |s| s.scores.penalty_unprocessed = -0.5,
+            "`scores.penalty_unprocessed`: expected zero or more",
+        );
+        refused(|s| s.scores.penalty_unprocessed = f64::INFINITY, "scores.penalty_unprocessed");
+        refused(|s| s.scores.burn = 1.5, "`scores.burn`: expected a share from 0 to 1, got 1.5");
+        refused(|s| s.scores.cap = 0.0, "`scores.cap`: expected a share above 0, at most 1, got 0");
+        refused(|s| s.scores.cap = f64::NAN, "scores.cap");
+        refused(|s| s.scores.kick_below = -1.0, "scores.kick_below");
+        refused(|s| s.scores.kick_count = 0, "scores.kick_count");
+        refused(|s| s.scores.kick_grace = 0, "scores.kick_grace");
         refused(|s| s.mirror.url = "ftp://host/folder".to_owned(), "mirror.url");
         refused(|s| s.mirror.checkpoint_epochs = 0, "mirror.checkpoint_epochs");
         refused(|s| s.start.epoch = 3, "start.checkpoint");

@@ -14,6 +14,7 @@ impl RunSpec {
         self.validate_pipeline()?;
         self.validate_training()?;
         self.validate_validation()?;
+        self.validate_scores()?;
         self.validate_mirror()?;
         self.validate_candidates()
     }
@@ -207,6 +208,30 @@ impl RunSpec {
             "a number between 0 and 1",
             v.relative_error_max,
         )
+    }
+
+    fn validate_scores(&self) -> Result<(), SpecError> {
+        let s = &self.scores;
+        require(
+            (1..=limits::SCORE_WINDOW_MAX).contains(&s.window),
+            "scores.window",
+            format!("1 to {}", limits::SCORE_WINDOW_MAX),
+            s.window,
+        )?;
+        require(
+            s.penalty_unprocessed.is_finite() && s.penalty_unprocessed >= 0.0,
+            "scores.penalty_unprocessed",
+            "zero or more",
+            s.penalty_unprocessed,
+        )?;
+        require(s.cap > 0.0 && s.cap <= 1.0, "scores.cap", "a share above 0, at most 1", s.cap)?;
+        for (field, value) in [("scores.burn", s.burn), ("scores.kick_below", s.kick_below)] {
+            require((0.0..=1.0).contains(&value), field, "a share from 0 to 1", value)?;
+        }
+        for (field, value) in [("scores.kick_count", s.kick_count), ("scores.kick_grace", s.kick_grace)] {
+            require(value >= 1, field, "at least 1", value)?;
+        }
+        Ok(())
     }
 
     fn validate_mirror(&self) -> Result<(), SpecError> {

@@ -31,7 +31,7 @@ pub(super) enum Next {
 #[derive(Debug)]
 struct Differing {
     fault: Fault,
-    tensor: Tensor,
+    kind: Tensor,
     /// Here, and at the miner.
     pairs: Vec<(Hash, Hash)>,
 }
@@ -121,8 +121,8 @@ impl Replay {
             }
             Phase::Comparing(done) => match self.differing.get(done) {
                 None => Next::Found(Finding::Matches),
-                Some(Differing { tensor, pairs, .. }) => {
-                    Next::Job(Job::Compare { tensor: *tensor, pairs: pairs.clone() })
+                Some(Differing { kind, pairs, .. }) => {
+                    Next::Job(Job::Compare { kind: *kind, pairs: pairs.clone() })
                 }
             },
         }
@@ -178,7 +178,7 @@ impl Replay {
             && self.differing.len() < COMPARED_MAX
         {
             let fault = Fault::Tensor(receipt.sample);
-            self.differing.push(Differing { fault, tensor: Tensor::Activation, pairs: vec![(ours, theirs)] });
+            self.differing.push(Differing { fault, kind: Tensor::Activation, pairs: vec![(ours, theirs)] });
         }
     }
 
@@ -188,8 +188,8 @@ impl Replay {
             self.found = Some(Finding::Differs(Fault::Contribution));
         } else if partitions != theirs {
             let pairs = partitions.iter().copied().zip(theirs.iter().copied()).collect();
-            let tensor = Tensor::Contribution(self.manifest.stage);
-            self.differing.push(Differing { fault: Fault::Contribution, tensor, pairs });
+            let kind = Tensor::Contribution { stage: self.manifest.stage };
+            self.differing.push(Differing { fault: Fault::Contribution, kind, pairs });
         } else if moments_after != self.manifest.moments_after {
             // The same steps to the last bit end with the same moments.
             self.found = Some(Finding::Differs(Fault::Moments));

@@ -1,0 +1,110 @@
+//! What each miner has, and why.
+
+use super::share::split;
+use super::{Penalty, Scores, Share, Verdict, Worked, oldest};
+use crate::id::{Epoch, PeerId, StageIndex};
+use crate::spec::ScoresSpec;
+
+/// A sample in the unit of scores.
+const MICRO: u64 = 1_000_000;
+/// Highest score, in millionths of a sample: more than samples, epochs and stages of a run can make, and little enough that
+/// the products of a division into shares stay below 2¹²⁸.
+const SCORE_MICRO_MAX: u64 = 1 << 55;
+
+/// Something that was proved against a miner.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Failure {
+    /// The stage.
+    pub stage: StageIndex,
+    /// The epoch.
+    pub epoch: Epoch,
+    /// What.
+    pub why: Penalty,
+}
+
+/// What one miner has. All counts are over the window.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Row {
+    /// The miner.
+    pub peer: PeerId,
+    /// Epochs whose work counts.
+    pub epochs: u32,
+    /// Those of them that a validator found right.
+    pub validated: u32,
+    /// What was proved against it, by stage and epoch. With any, its score is zero.
+    pub failures: Vec<Failure>,
+    /// Samples merged, of epochs that did not fail.
+    pub samples: u64,
+    /// Samples that it was dealt and did not process, of the same epochs.
+    pub unprocessed: u64,
+    /// Its score, in millionths of a sample.
+    pub score_micro: u64,
+    /// What it gets.
+    pub share: Share,
+}
+
+impl Row {
+    /// Epochs that were checked, with either result.
+    #[must_use]
+    pub fn checked(&self) -> u32 {
+        self.validated.saturating_add(u32::try_from(self.failures.len()).unwrap_or(u32::MAX))
+    }
+
+    /// Adds up records of a miner, which are in the window.
+    pub(super) fn of<'a>(
+        spec: &ScoresSpec,
+        peer: PeerId,
+        records: impl Iterator<Item = (&'a (StageIndex, Epoch), &'a Worked)>,
+    ) -> Self {
+        let mut row = Self { peer, ..Self::default() };
+        for (&(stage, epoch), worked) in records {
+            if let Verdict::Failed(why) = worked.verdict {
+                row.failures.push(Failure { stage, epoch, why });
+                continue;
+            }
+            row.epochs += 1;
+            row.validated += u32::from(worked.verdict == Verdict::Validated);
+            row.samples += u64::from(worked.samples);
+            row.unprocessed += u64::from(worked.unprocessed);
+        }
+        if row.failures.is_empty() {
+            let earned = row.samples.saturating_mul(MICRO).min(SCORE_MICRO_MAX);
+            let lost = row.unprocessed.saturating_mul(micro(spec.penalty_unprocessed));
+            row.score_micro = earned.saturating_sub(lost);
+        }
+        row
+    }
+}
+
+/// A number of the spec in millionths, rounded.
+#[expect(
+    clippy::cast_possible_truncation,
+    reason = "a number without fraction; above the range it is the largest"
+)]
+#[expect(clippy::cast_sign_loss, reason = "a valid spec has none below zero")]
+pub(super) fn micro(number: f64) -> u64 {
+    (number * 1e6).round() as u64
+}
+
+impl Scores {
+    /// What each miner has that is remembered with anything in the window, in [`PeerId`] order. `now` has the version of each
+    /// stage, head first.
+    #[must_use]
+    pub fn table(&self, spec: &ScoresSpec, now: &[Epoch]) -> Vec<Row> {
+        let rows = self.miners.iter().map(|(peer, epochs)| {
+            let counting = epochs.iter().filter(|((stage, epoch), _)| in_window(spec, *stage, *epoch, now));
+            Row::of(spec, *peer, counting)
+        });
+        let mut rows: Vec<Row> = rows.filter(|row| row.epochs > 0 || !row.failures.is_empty()).collect();
+        let scores: Vec<u64> = rows.iter().map(|row| row.score_micro).collect();
+        for (row, share) in rows.iter_mut().zip(split(&scores, Share::of(spec.burn), Share::of(spec.cap))) {
+            row.share = share;
+        }
+        rows
+    }
+}
+
+/// Whether what was done in `epoch` of `stage` counts with stages at the versions `now`.
+pub(super) fn in_window(spec: &ScoresSpec, stage: StageIndex, epoch: Epoch, now: &[Epoch]) -> bool {
+    now.get(stage.as_usize()).is_some_and(|version| epoch >= oldest(spec, *version))
+}
