@@ -26,6 +26,7 @@
 //! Everything is integers, so the order of inputs between two merges of a stage changes nothing. Numbers of the spec that are
 //! fractions are rounded once, to millionths or [parts of a share](Share).
 
+mod export;
 mod kick;
 mod share;
 mod table;
@@ -39,6 +40,7 @@ use crate::limits::{SAMPLES_PER_EPOCH_MAX, SCORED_MINERS_MAX};
 use crate::spec::ScoresSpec;
 use crate::wire::message::EvictReason;
 
+pub use export::{Incentive, ScoresExport};
 pub use kick::Place;
 pub use share::Share;
 pub use table::{Failure, Row};

@@ -13,6 +13,7 @@ use iota_protocol::log::{LogBytes, MemoryStorage};
 use iota_protocol::miner::Action;
 use iota_protocol::peer::{Peer, Roles};
 use iota_protocol::receipts::{Receipt, decode_receipts, encode_receipts, merkle_root};
+use iota_protocol::scores::ScoresExport;
 use iota_protocol::spec::WireDtype;
 use iota_protocol::wire::envelope::signed_bytes;
 use iota_protocol::wire::frame::{Direction, PushAck, PushHeader, PushRefusal, check_payload};
@@ -71,6 +72,7 @@ fn offer_everywhere(bytes: &[u8]) {
         let _ = curious(5).0.handle_push(NOW, peer(6), &header);
     }
     let _ = PushAck::parse(bytes);
+    let _ = ScoresExport::open(run(), bytes);
     if let Ok(receipts) = decode_receipts(bytes) {
         let _ = merkle_root(&receipts);
     }
@@ -106,6 +108,7 @@ fn valid() -> Vec<Vec<u8>> {
         encode(&examples::push_header()),
         encode(&PushAck::Accepted(31)),
         encode_receipts(&examples::receipts()),
+        examples::scores_export().seal(&identity(1)),
         examples::push_payload(),
     ];
     all.extend(examples::requests().iter().map(|(_, request)| encode(request)));
@@ -361,7 +364,7 @@ proptest! {
     #[test]
     fn arbitrary_bytes_never_panic(bytes in vec(any::<u8>(), 0..300)) {
         offer_everywhere(&bytes);
-        for kind in [PeerRecord::KIND, MergeMessage::KIND] {
+        for kind in [PeerRecord::KIND, MergeMessage::KIND, ScoresExport::KIND] {
             offer_everywhere(&sign_anything(kind, &bytes));
         }
     }
@@ -383,12 +386,14 @@ proptest! {
             (PeerRecord::KIND, encode(&examples::record())),
             (MergeMessage::KIND, encode(&examples::merge_manifest())),
             (MergeMessage::KIND, encode(&examples::merge_digest())),
+            (ScoresExport::KIND, encode(&examples::scores_export())),
         ];
         for (kind, mut payload) in payloads {
             apply(&mut payload, &changes);
             offer_everywhere(&sign_anything(kind, &payload));
             is_refused_or_canonical::<PeerRecord>(&payload)?;
             is_refused_or_canonical::<MergeMessage>(&payload)?;
+            is_refused_or_canonical::<ScoresExport>(&payload)?;
         }
     }
 

@@ -20,6 +20,7 @@ use iota_protocol::merge::{owners, partition_range};
 use iota_protocol::receipts::{decode_receipts, encode_receipts, merkle_root};
 use iota_protocol::run_state::RunState;
 use iota_protocol::samples::{Deal, epoch_samples};
+use iota_protocol::scores::ScoresExport;
 use iota_protocol::wire::frame::{PushAck, PushHeader, PushRefusal};
 use iota_protocol::wire::message::{
     Decision, Entry, EvictReason, LackRecord, Manifest, MergeMessage, MirrorRecord, PeerRecord, Request,
@@ -163,6 +164,14 @@ fn the_state_of_a_run() {
     let bytes =
         check_bytes("run-state", "State of the run while stage 1 merges its first epoch", &state.to_bytes());
     assert_eq!(state.read(&bytes).expect("a state").to_bytes(), bytes);
+}
+
+#[test]
+fn scores_for_whoever_pays() {
+    let export = examples::scores_export();
+    check::<ScoresExport>("scores", "ScoresExport of three miners", &export);
+    check_sealed("scores-envelope", "Envelope of scores.hex, kind scores, from peer 1", 1, &export);
+    assert_eq!(ScoresExport::open(run(), &export.seal(&identity(1))), Ok((peer(1), export)));
 }
 
 #[test]

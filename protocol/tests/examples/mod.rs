@@ -5,7 +5,8 @@ use iota_protocol::log::Vote;
 use iota_protocol::log::certificate::{Certificate, chain_hash, chain_start, vote_bytes};
 use iota_protocol::receipts::{Receipt, encode_receipts, merkle_root};
 use iota_protocol::samples::sample_set_hash;
-use iota_protocol::spec::WireDtype;
+use iota_protocol::scores::{Scores, ScoresExport, Work};
+use iota_protocol::spec::{ScoresSpec, WireDtype};
 use iota_protocol::wire::encode;
 use iota_protocol::wire::frame::{Direction, PushHeader};
 use iota_protocol::wire::message::{
@@ -263,4 +264,15 @@ pub(crate) fn push_header() -> PushHeader {
         shape: [1, 2, 2],
         hash: Hash::of(&push_payload()),
     }
+}
+
+/// What peers 4, 5 and 6 did of what they were dealt in one epoch, a fifth burned and none paid more than 0.4.
+pub(crate) fn scores_export() -> ScoresExport {
+    let spec = ScoresSpec { burn: 0.2, cap: 0.4, ..ScoresSpec::default() };
+    let work = [(4, 40, 40), (5, 30, 36), (6, 9, 9)];
+    let mut scores = Scores::default();
+    let work = work.map(|(i, samples, dealt)| Work::of(peer(i), samples, dealt));
+    scores.merged(&spec, StageIndex(0), Epoch(0), work);
+    let (index, chain) = head();
+    ScoresExport::new(run(), index.0 + 1, chain, scores.incentive(&spec, &[Epoch(1)]))
 }
