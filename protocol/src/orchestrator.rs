@@ -200,7 +200,8 @@ impl Orchestrator {
             let waited = |stage| waits.waited(now, stage) >= patience;
             wanted.extend(self.balance.rescue(now, state, book, waited));
         }
-        let awaited = self.checkpoints.is_awaited(now, state, book) || self.verdicts.delay_the_end(now, state);
+        let awaited =
+            self.checkpoints.is_awaited(now, state, book) || self.verdicts.delay_the_end(now, state);
         if checkpoints::is_trained(state) && !awaited {
             wanted.push(Decision::Finish);
         }

@@ -29,6 +29,7 @@ use crate::id::{Epoch, Hash, LogIndex, PartitionIndex, PeerId, StageIndex};
 use crate::limits::{REPLICAS_MAX, WIRE_VERSION_FIRST};
 use crate::merge;
 use crate::samples::{Deal, epoch_samples};
+use crate::scores::{Penalty, Scores, Work};
 use crate::spec::RunSpec;
 use crate::validation::{DismissReason, Fault, Finding, Subject};
 use crate::wire::message::{Decision, Entry, EvictReason, Submission};
@@ -105,6 +106,7 @@ pub struct RunState {
     evicted: BTreeMap<PeerId, EvictReason>,
     stages: Vec<Stage>,
     checks: Checks,
+    scores: Scores,
     checkpoint: Option<Checkpoint>,
     /// Entries before the newest decision that names a state.
     snapshot: u64,
@@ -138,6 +140,7 @@ impl RunState {
             evicted: BTreeMap::new(),
             stages: parameters.iter().map(stage).collect(),
             checks: Checks::default(),
+            scores: Scores::default(),
             checkpoint: start.checkpoint.map(|_| Checkpoint {
                 epoch: Epoch(start.epoch),
                 stages: start.stages.clone(),
@@ -195,6 +198,18 @@ impl RunState {
     #[must_use]
     pub fn stage(&self, stage: StageIndex) -> Option<&Stage> {
         self.stages.get(stage.as_usize())
+    }
+
+    /// What miners' work is worth.
+    #[must_use]
+    pub const fn scores(&self) -> &Scores {
+        &self.scores
+    }
+
+    /// The version of each stage, head first.
+    #[must_use]
+    pub fn versions(&self) -> Vec<Epoch> {
+        self.stages.iter().map(|stage| stage.version).collect()
     }
 
     /// The newest checkpoint, if there is one.
@@ -255,6 +270,7 @@ impl RunState {
                 let undone = self.stages.get_mut(stage.as_usize())?.undo(*epoch);
                 undone.then(|| {
                     self.checks.undone(*stage, *epoch);
+                    self.scores.undone(*stage, *epoch);
                     vec![StateEvent::Undone(*stage, *epoch)]
                 })
             }
@@ -349,9 +365,14 @@ impl RunState {
     }
 
     fn evict(&mut self, peer: PeerId, reason: EvictReason) -> Option<Vec<StateEvent>> {
-        let stage = self.members.remove(&peer)?;
+        let index = self.members.remove(&peer)?;
         self.bar(peer, reason);
-        let stage = self.stages.get_mut(stage.as_usize())?;
+        let stage = self.stages.get_mut(index.as_usize())?;
+        // A failed replay is of an epoch that is merged, and counted there.
+        if let Some(penalty) = Penalty::of(reason).filter(|penalty| *penalty != Penalty::FailedReplay) {
+            let epoch = stage.training().map_or(stage.version, |training| training.epoch);
+            self.scores.failed(index, epoch, peer, penalty);
+        }
         match &mut stage.phase {
             Phase::Training(training) => {
                 if training.deal.is_live(peer) && !training.deal.release(peer) {
@@ -540,10 +561,25 @@ impl RunState {
         let loss = loss_micro.map(|sum| merge::mean_nats(sum, samples));
         let closed = Closed { training, plan, partitions: partitions.to_vec() };
         self.checks.draw(&self.spec.validation, index, &closed);
+        self.scores.merged(&self.spec.scores, index, epoch, worked(&closed));
         self.stages.get_mut(index.as_usize())?.settle(closed, remembers);
         self.checks.expire(index, epoch.next());
         Some(vec![StateEvent::Merged(index, epoch, samples, loss)])
     }
+}
+
+/// What each member did of what it was dealt. When an epoch was cut off, it may be others' fault that something is left.
+fn worked(closed: &Closed) -> Vec<Work> {
+    let submissions = closed.plan.submitters.iter();
+    let done: BTreeMap<PeerId, u32> =
+        submissions.map(|submission| (submission.peer, submission.samples)).collect();
+    let dealt = closed.training.deal.counts().into_iter();
+    dealt
+        .map(|(peer, dealt)| {
+            let samples = done.get(&peer).copied().unwrap_or(0);
+            Work::of(peer, samples, if closed.training.cut_off { samples } else { dealt })
+        })
+        .collect()
 }
 
 #[cfg(test)]

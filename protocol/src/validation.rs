@@ -225,7 +225,8 @@ impl Challenge {
     /// What the verdicts amount to, if that can be told. Asks more validators if it cannot and there are more.
     pub fn conclude(&mut self, quorum: usize) -> Option<Conclusion> {
         let differs = |finding: &Finding| matches!(finding, Finding::Differs(_));
-        let count = |wanted: fn(&Finding) -> bool| self.found.iter().filter(|(_, finding)| wanted(finding)).count();
+        let count =
+            |wanted: fn(&Finding) -> bool| self.found.iter().filter(|(_, finding)| wanted(finding)).count();
         let (fails, passes) = (count(differs), count(|finding| *finding == Finding::Matches));
         if self.awaited().next().is_some() {
             return None;
@@ -242,8 +243,10 @@ impl Challenge {
             Finding::Differs(fault) if failed => Some(*fault),
             _ => None,
         });
-        let otherwise = |finding: &Finding| if failed { *finding == Finding::Matches } else { differs(finding) };
-        let wrong = self.found.iter().filter(|(_, finding)| otherwise(finding)).map(|(peer, _)| *peer).collect();
+        let otherwise =
+            |finding: &Finding| if failed { *finding == Finding::Matches } else { differs(finding) };
+        let wrong =
+            self.found.iter().filter(|(_, finding)| otherwise(finding)).map(|(peer, _)| *peer).collect();
         Some(Conclusion { fault, wrong })
     }
 }

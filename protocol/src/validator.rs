@@ -123,9 +123,9 @@ impl Validator {
                 challenge.awaited().any(|awaited| awaited == self.me)
                     && !self.given.contains_key(&challenge.subject)
             });
-            self.check = asked.min_by_key(|challenge| challenge.subject).map(|challenge| {
-                Check::new(&self.spec, challenge.subject, challenge.base)
-            });
+            self.check = asked
+                .min_by_key(|challenge| challenge.subject)
+                .map(|challenge| Check::new(&self.spec, challenge.subject, challenge.base));
         }
         if let Some(check) = &mut self.check {
             match check.pump(cx, self.me, (!self.busy).then_some(self.engine)) {
@@ -179,4 +179,3 @@ impl Validator {
         announce.into_iter().chain(self.check.as_ref().and_then(Check::deadline)).min()
     }
 }
-

@@ -21,6 +21,7 @@ use iota_protocol::receipts::{decode_receipts, encode_receipts, merkle_root};
 use iota_protocol::run_state::RunState;
 use iota_protocol::samples::{Deal, epoch_samples};
 use iota_protocol::scores::ScoresExport;
+use iota_protocol::validation::verdict_bytes;
 use iota_protocol::wire::frame::{PushAck, PushHeader, PushRefusal};
 use iota_protocol::wire::message::{
     Decision, Entry, EvictReason, LackRecord, Manifest, MergeMessage, MirrorRecord, PeerRecord, Request,
@@ -122,6 +123,10 @@ fn gossip_and_its_envelopes() {
     check::<Manifest>("manifest", "Manifest, as a blob", &examples::manifest());
     check::<MergeMessage>("merge-manifest", "MergeMessage with manifest.hex", &examples::merge_manifest());
     check::<MergeMessage>("merge-digest", "MergeMessage with a digest report", &examples::merge_digest());
+    check::<MergeMessage>("merge-verdict", "MergeMessage with a verdict", &examples::merge_verdict());
+    let verdict = examples::verdict();
+    let signed = verdict_bytes(run(), &verdict.subject, verdict.finding);
+    check_bytes("verdict-signed", "What that verdict signs", &signed);
     let sealed = "Envelope of merge-digest.hex, kind merge, from peer 5";
     check_sealed("merge-envelope", sealed, 5, &examples::merge_digest());
     check("control-update", "ControlUpdate of two entries, certified", &examples::control_update());

@@ -168,12 +168,7 @@ fn spec(mode: TrainingMode) -> RunSpec {
 }
 
 /// The swarm of `seed`, and who its adversaries are.
-fn setup(
-    kind: Option<Kind>,
-    mode: TrainingMode,
-    checking: Checking,
-    seed: u64,
-) -> (Setup, Vec<HostIndex>) {
+fn setup(kind: Option<Kind>, mode: TrainingMode, checking: Checking, seed: u64) -> (Setup, Vec<HostIndex>) {
     let mut spec = spec(mode);
     spec.validation.replay_share = checking.replay_share;
     let mut setup = Setup::new(spec, seed, CANDIDATES, HOSTS + checking.validators);

@@ -191,7 +191,8 @@ impl JoinOptions {
 
     fn corpus(&self, spec: &RunSpec) -> Result<Option<Arc<Corpus>>, CliError> {
         // Only who computes reads the corpus; a file is demanded from nobody else.
-        if !self.is_miner() && !self.validator && self.data.is_none() && spec.data.source == DataSource::File {
+        if !self.is_miner() && !self.validator && self.data.is_none() && spec.data.source == DataSource::File
+        {
             return Ok(None);
         }
         open_corpus(spec, self.data.as_deref()).map(Some)

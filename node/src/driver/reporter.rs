@@ -310,7 +310,9 @@ impl Reporter {
                 self.merged(stage, epoch, samples, loss);
                 self.metrics.merges.inc_by(u64::from(own(stage)));
             }
-            StateEvent::Enlisted(validator) => tracing::info!(peer = %validator.short(), "enlisted as validator"),
+            StateEvent::Enlisted(validator) => {
+                tracing::info!(peer = %validator.short(), "enlisted as validator")
+            }
             StateEvent::Dismissed(validator, reason) => {
                 tracing::info!(peer = %validator.short(), %reason, "validator dismissed");
                 self.event(NodeEvent::Dismissed { peer: validator, reason: reason.to_string() });

@@ -102,7 +102,12 @@ mod tests {
         let deal = Deal::new(Hash::default(), STAGE, Epoch(3), 36..48, &[(MINERS[0], 1)]);
         let training =
             Training { epoch: Epoch(3), base: BASE, opened: LogIndex(0), deal, attempt: 0, cut_off: false };
-        let plan = Plan { attempt: 0, seed: Hash::default(), submitters: Vec::new(), owners: vec![MINERS.to_vec(), vec![OWNER]] };
+        let plan = Plan {
+            attempt: 0,
+            seed: Hash::default(),
+            submitters: Vec::new(),
+            owners: vec![MINERS.to_vec(), vec![OWNER]],
+        };
         state.stages_mut()[0].version = Epoch(4);
         state.stages_mut()[0].closed.push_back(Closed { training, plan, partitions: vec![Hash([9; 32])] });
         state

@@ -2,8 +2,8 @@
 
 use std::collections::BTreeMap;
 
-use crate::id::PeerId;
 use super::checkpoints::is_trained;
+use crate::id::PeerId;
 use crate::limits::VALIDATORS_MAX;
 use crate::peer::book::Book;
 use crate::run_state::RunState;
@@ -70,7 +70,10 @@ impl Verdicts {
         let room = VALIDATORS_MAX.saturating_sub(state.validators().len());
         let new = book.records().filter(|(peer, record)| {
             let trusted = state.dismissal(*peer) != Some(DismissReason::WrongVerdict);
-            offers(record) && trusted && book.hears(now, *peer, eviction) && !state.validators().contains(peer)
+            offers(record)
+                && trusted
+                && book.hears(now, *peer, eviction)
+                && !state.validators().contains(peer)
         });
         decisions.extend(new.take(room).map(|(peer, _)| Decision::Enlist { peer }));
         decisions.extend(self.heard.values().cloned().map(Decision::Judge));

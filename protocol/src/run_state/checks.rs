@@ -7,6 +7,7 @@ use serde::{Deserialize, Serialize};
 use super::{RunState, StateEvent};
 use crate::id::{Epoch, PeerId, RunId, StageIndex};
 use crate::limits::{BLOB_EPOCHS_KEPT, BOOK_PEERS_MAX, CHALLENGES_MAX, VALIDATORS_MAX};
+use crate::scores::Penalty;
 use crate::spec::ValidationSpec;
 use crate::validation::{Challenge, DismissReason, Subject, Verdict};
 use crate::wire::message::EvictReason;
@@ -112,8 +113,12 @@ impl RunState {
         };
         self.checks.open.remove(at);
         events.push(StateEvent::Checked(*subject, conclusion.fault));
+        let Subject { stage, epoch, peer, .. } = *subject;
         if conclusion.fault.is_some() {
-            events.extend(self.convict(subject.peer));
+            self.scores.failed(stage, epoch, peer, Penalty::FailedReplay);
+            events.extend(self.convict(peer));
+        } else {
+            self.scores.validated(stage, epoch, peer);
         }
         for validator in conclusion.wrong {
             events.extend(self.dismiss(validator, DismissReason::WrongVerdict).into_iter().flatten());

@@ -278,8 +278,7 @@ mod checks {
     #[test]
     fn every_submission_is_checked_by_somebody() {
         let fold = closed(&SECRETS);
-        let subjects: Vec<Subject> =
-            fold.0.challenges().iter().map(|challenge| challenge.subject).collect();
+        let subjects: Vec<Subject> = fold.0.challenges().iter().map(|challenge| challenge.subject).collect();
         let subject = |peer| Subject { stage: S, epoch: Epoch(0), peer, manifest: Hash::default() };
         assert_eq!(subjects, [subject(A), subject(B)]);
         assert!(fold.0.challenges().iter().all(|challenge| challenge.awaited().count() == 1));

@@ -9,6 +9,7 @@ use serde::{Deserialize, Serialize};
 use super::{Checkpoint, Checks, RunState, Stage};
 use crate::id::{PeerId, StageIndex};
 use crate::limits::SNAPSHOT_BYTES_MAX;
+use crate::scores::Scores;
 use crate::wire::message::EvictReason;
 use crate::wire::{RejectReason, decode, encode};
 
@@ -22,6 +23,7 @@ struct Written<'a> {
     evicted: Cow<'a, BTreeMap<PeerId, EvictReason>>,
     stages: Cow<'a, [Stage]>,
     checks: Cow<'a, Checks>,
+    scores: Cow<'a, Scores>,
     checkpoint: Cow<'a, Option<Checkpoint>>,
     snapshot: u64,
     finished: bool,
@@ -38,6 +40,7 @@ impl RunState {
             evicted: Cow::Borrowed(&self.evicted),
             stages: Cow::Borrowed(&self.stages),
             checks: Cow::Borrowed(&self.checks),
+            scores: Cow::Borrowed(&self.scores),
             checkpoint: Cow::Borrowed(&self.checkpoint),
             snapshot: self.snapshot,
             finished: self.finished,
@@ -61,6 +64,7 @@ impl RunState {
             wire_version: written.wire_version,
             members: written.members.into_owned(),
             checks: written.checks.into_owned(),
+            scores: written.scores.into_owned(),
             evicted: written.evicted.into_owned(),
             stages: written.stages.into_owned(),
             checkpoint: written.checkpoint.into_owned(),

@@ -190,10 +190,9 @@ impl RunSpec {
 
     fn validate_validation(&self) -> Result<(), SpecError> {
         let v = &self.validation;
-        for (field, value) in [
-            ("validation.replay_share", v.replay_share),
-            ("validation.repeat_share", v.repeat_share),
-        ] {
+        for (field, value) in
+            [("validation.replay_share", v.replay_share), ("validation.repeat_share", v.repeat_share)]
+        {
             require((0.0..=1.0).contains(&value), field, "a number from 0 to 1", value)?;
         }
         require(

@@ -162,13 +162,15 @@ impl Check {
         let Step::Asking(_, _, until) = &mut self.step else { return };
         let Subject { stage, epoch, .. } = self.subject;
         let right = |offer: &StateOffer| {
-            (offer.stage, offer.version, offer.weights) == (stage, epoch, self.base) && !offer.parts.is_empty()
+            (offer.stage, offer.version, offer.weights) == (stage, epoch, self.base)
+                && !offer.parts.is_empty()
         };
         let Some(offer) = offer.filter(right) else {
             *until = None;
             return;
         };
-        let Step::Asking(replay, ..) = std::mem::replace(&mut self.step, Step::Over(Finding::Unavailable)) else {
+        let Step::Asking(replay, ..) = std::mem::replace(&mut self.step, Step::Over(Finding::Unavailable))
+        else {
             return;
         };
         self.step = self.inputs(cx, replay, Some(offer));
@@ -178,7 +180,10 @@ impl Check {
     fn inputs(&self, cx: &Context<'_>, replay: Box<Replay>, offer: Option<StateOffer>) -> Step {
         let Subject { stage, peer, .. } = self.subject;
         let holders = holders(cx.state, stage, peer);
-        let parts = offer.iter().flat_map(|offer| &offer.parts).map(|part| Wanted { state: true, ..Wanted::new(*part, holders.clone()) });
+        let parts = offer
+            .iter()
+            .flat_map(|offer| &offer.parts)
+            .map(|part| Wanted { state: true, ..Wanted::new(*part, holders.clone()) });
         let tensors = replay.inputs().map(|(hash, other)| {
             let providers = [peer].into_iter().chain(other).collect();
             Wanted::new(hash, providers)

@@ -7,12 +7,13 @@ use iota_protocol::receipts::{Receipt, encode_receipts, merkle_root};
 use iota_protocol::samples::sample_set_hash;
 use iota_protocol::scores::{Scores, ScoresExport, Work};
 use iota_protocol::spec::{ScoresSpec, WireDtype};
+use iota_protocol::validation::{DismissReason, Fault, Finding, Subject, Verdict};
 use iota_protocol::wire::encode;
 use iota_protocol::wire::frame::{Direction, PushHeader};
 use iota_protocol::wire::message::{
     ConsensusBundle, ContributionFault, ControlUpdate, Decision, DigestReport, Entry, EvictReason, FaultKind,
     Manifest, ManifestAnnounce, MergeMessage, PeerRecord, Request, Response, SnapshotOffer, StateOffer,
-    Submission, WeightsRecord,
+    Submission, VerdictAnnounce, WeightsRecord,
 };
 use iota_protocol::{
     Epoch, Hash, Identity, LogIndex, PartitionIndex, PeerId, RunId, RunSpec, SampleId, StageIndex,
@@ -118,6 +119,16 @@ pub(crate) fn merge_digest() -> MergeMessage {
 }
 
 /// One decision of each kind, with the name of its golden file.
+pub(crate) fn verdict() -> Verdict {
+    let manifest = Hash::of(&encode(&manifest()));
+    let subject = Subject { stage: StageIndex(1), epoch: Epoch(2), peer: peer(5), manifest };
+    Verdict::sign(&identity(8), run(), subject, Finding::Differs(Fault::Tensor(SampleId(131))))
+}
+
+pub(crate) fn merge_verdict() -> MergeMessage {
+    MergeMessage::Verdict(VerdictAnnounce { sequence: 9, verdict: verdict() })
+}
+
 pub(crate) fn decisions() -> Vec<(&'static str, Decision)> {
     let (stage, epoch, attempt) = (StageIndex(1), Epoch(2), 0);
     let submission = |i, samples| Submission {
@@ -167,6 +178,9 @@ pub(crate) fn decisions() -> Vec<(&'static str, Decision)> {
                 partitions: vec![hash("merged 0"), hash("merged 1")],
             },
         ),
+        ("enlist", Decision::Enlist { peer: peer(8) }),
+        ("dismiss", Decision::Dismiss { peer: peer(8), reason: DismissReason::WrongVerdict }),
+        ("judge", Decision::Judge(verdict())),
         ("checkpoint", Decision::Checkpoint { epoch, stages: vec![hash("state 0"), hash("state 1")] }),
         ("upgrade", Decision::Upgrade { version: 2 }),
         ("finish", Decision::Finish),

@@ -13,9 +13,9 @@ use crate::adversary::Kind;
 pub fn table(checking: Checking, seeds: u64) -> String {
     let modes = [TrainingMode::Synchronous, TrainingMode::Local];
     let clean = modes.map(|mode| (mode, clean(mode, checking, seeds)));
-    let rows = Kind::ALL.iter().flat_map(|&kind| {
-        clean.iter().map(move |(mode, clean)| compare(kind, *mode, checking, clean))
-    });
+    let rows = Kind::ALL
+        .iter()
+        .flat_map(|&kind| clean.iter().map(move |(mode, clean)| compare(kind, *mode, checking, clean)));
     rows.fold(HEAD.to_owned(), |mut text, damage| {
         let written = writeln!(text, "{}", row(&damage));
         debug_assert!(written.is_ok(), "writing to a string cannot fail");
