@@ -19,6 +19,7 @@ use serde_bytes::ByteBuf;
 
 use crate::id::{Epoch, Hash, Identity, PeerId, RunId, SampleId, StageIndex};
 use crate::limits::WIRE_VERSION_FIRST;
+use crate::miner::Kept;
 use crate::samples::shuffle;
 use crate::spec::ValidationSpec;
 use crate::wire::encode;
@@ -89,6 +90,14 @@ pub struct Subject {
     pub peer: PeerId,
     /// Hash of its [`Manifest`](crate::wire::message::Manifest)'s encoding: what it committed to.
     pub manifest: Hash,
+}
+
+impl Subject {
+    /// What the blobs are kept for that a check of it fetches and computes.
+    #[must_use]
+    pub const fn keeps(&self) -> [Kept; 2] {
+        [Kept::Epoch(self.stage, self.epoch), Kept::State(self.stage, self.epoch)]
+    }
 }
 
 /// What a validator says it found.

@@ -41,8 +41,10 @@ pub struct Validator {
     /// The stage that the engine is built for.
     engine: Option<StageIndex>,
     busy: bool,
-    /// Whether what the engine is doing belongs to a check that was given up.
-    abandoned: bool,
+    /// The check that was given up and that the engine is still at, if it is.
+    abandoned: Option<Subject>,
+    /// Fetches of checks that are over.
+    late: BTreeMap<u64, Subject>,
     sequence: u64,
     announce_due: Instant,
     announce_pause: Duration,
@@ -59,7 +61,8 @@ impl Validator {
             given: BTreeMap::new(),
             engine: None,
             busy: false,
-            abandoned: false,
+            abandoned: None,
+            late: BTreeMap::new(),
             sequence,
             announce_due: Instant::ZERO,
             announce_pause: Duration::ZERO,
@@ -74,8 +77,10 @@ impl Validator {
 
     /// Takes the end of a fetch.
     pub fn handle_fetched(&mut self, cx: &mut Context<'_>, id: u64, bytes: Option<&[u8]>) {
-        if let Some(check) = &mut self.check {
-            check.fetched(cx, id, bytes);
+        if let Some(subject) = self.late.remove(&id) {
+            self.release(cx, &subject);
+        } else if let Some(check) = &mut self.check {
+            check.fetched(id, bytes);
         }
         self.pump(cx);
     }
@@ -99,9 +104,10 @@ impl Validator {
             self.engine = None;
             cx.out.notice(Notice::JobFailed(reason.clone()));
         }
-        let abandoned = std::mem::take(&mut self.abandoned);
-        if let Some(check) = self.check.as_mut().filter(|_| !abandoned) {
-            check.computed(cx, done);
+        if let Some(subject) = self.abandoned.take() {
+            self.release(cx, &subject);
+        } else if let Some(check) = &mut self.check {
+            check.computed(&done);
         }
         self.pump(cx);
     }
@@ -149,10 +155,19 @@ impl Validator {
         cx.out.notice(Notice::Checked(check.subject, finding));
     }
 
-    /// Lets go of what a check has fetched and computed.
+    /// Lets go of what a check has fetched and computed, now and when the rest of it has come.
     fn end(&mut self, cx: &mut Context<'_>, check: &Check) {
-        self.abandoned = self.busy;
-        check.tags().into_iter().for_each(|tag| cx.out.release(tag));
+        self.abandoned = self.busy.then_some(check.subject);
+        self.late.extend(check.fetching().map(|id| (id, check.subject)));
+        self.release(cx, &check.subject);
+    }
+
+    /// Lets go of what is kept for a check that is over, unless another needs the same.
+    fn release(&self, cx: &mut Context<'_>, subject: &Subject) {
+        let needed = self.check.as_ref().map(|check| check.subject.keeps());
+        if needed != Some(subject.keeps()) {
+            subject.keeps().into_iter().for_each(|kept| cx.out.release(kept.to_string()));
+        }
     }
 
     /// Says what it found until that is decided: at once, then after a heartbeat and twice as long each time.

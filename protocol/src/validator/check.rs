@@ -141,13 +141,19 @@ impl Check {
         Self { subject, base, spec: Arc::clone(spec), step: Step::Manifest(Fetches::of([manifest])) }
     }
 
-    /// What keeps the blobs alive that it fetched or computed.
-    pub(super) fn tags(&self) -> [String; 2] {
-        let Subject { stage, epoch, .. } = self.subject;
-        [tag(stage, epoch), state_tag(stage, epoch)]
+    /// The fetches that have not ended.
+    pub(super) fn fetching(&self) -> impl Iterator<Item = u64> + '_ {
+        let fetches = match &self.step {
+            Step::Manifest(fetches)
+            | Step::Receipts(_, fetches)
+            | Step::Inputs(_, _, fetches)
+            | Step::Theirs(_, fetches) => Some(fetches),
+            Step::Asking(..) | Step::Preparing(..) | Step::Replaying(_) | Step::Over(_) => None,
+        };
+        fetches.into_iter().flat_map(|fetches| fetches.in_flight.keys().copied())
     }
 
-    pub(super) fn fetched(&mut self, _: &Context<'_>, id: u64, bytes: Option<&[u8]>) {
+    pub(super) fn fetched(&mut self, id: u64, bytes: Option<&[u8]>) {
         match &mut self.step {
             Step::Manifest(fetches)
             | Step::Receipts(_, fetches)
@@ -352,12 +358,12 @@ impl Check {
     }
 
     /// Takes the result of the engine's job.
-    pub(super) fn computed(&mut self, _: &Context<'_>, done: JobDone) {
+    pub(super) fn computed(&mut self, done: &JobDone) {
         if matches!(done, JobDone::Failed(_)) {
             // It may be the own machine's fault.
             self.step = Step::Over(Finding::Unavailable);
         } else if let Step::Replaying(replay) = &mut self.step {
-            replay.computed(self.base, &done);
+            replay.computed(self.base, done);
         }
     }
 

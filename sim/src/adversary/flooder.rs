@@ -70,6 +70,7 @@ impl Behaviour for Flooder {
             let (sequence, stage) = match &mut message {
                 MergeMessage::Manifest(ManifestAnnounce { sequence, manifest }) => (sequence, manifest.stage),
                 MergeMessage::Digest(DigestReport { sequence, stage, .. }) => (sequence, *stage),
+                MergeMessage::Verdict(announce) => (&mut announce.sequence, announce.verdict.subject.stage),
             };
             *sequence = self.number(*sequence);
             return vec![publish(Topic::Merge(stage), signed(means, &message))];

@@ -152,7 +152,7 @@ pub(super) fn own_merge_message(means: &Means<'_>, action: &Action) -> Option<Me
 pub(super) fn own_manifest(means: &Means<'_>, action: &Action) -> Option<ManifestAnnounce> {
     match own_merge_message(means, action)? {
         MergeMessage::Manifest(announce) => Some(announce),
-        MergeMessage::Digest(_) => None,
+        MergeMessage::Digest(_) | MergeMessage::Verdict(_) => None,
     }
 }
 

@@ -62,13 +62,17 @@ fn outlived<'a>(tags: impl Iterator<Item = &'a str>, peer: &VirtualPeer) -> Opti
     let since = |epoch: Epoch| peer.state().spec().mirror.is_set() && epoch >= checkpoint;
     let is_over = |kept: Kept| match kept {
         Kept::Epoch(stage, epoch) => epoch.0.saturating_add(BLOB_EPOCHS_KEPT) < version(stage).0,
-        // The next process starts from it.
-        Kept::State(stage, epoch) => epoch < version(stage) && remembered != Some((stage, epoch)),
+        // The next process starts from the newest, and whoever checks the epoch before from the one before that.
+        Kept::State(stage, epoch) => epoch.next() < version(stage) && remembered != Some((stage, epoch)),
     };
+    let checked = peer.validator().and_then(|validator| validator.checks());
+    let checks = |kept: Kept| checked.is_some_and(|subject| subject.keeps().contains(&kept));
     let mirrors = |stage, version| peer.miner().is_some_and(|miner| miner.mirrors(stage, version));
     let in_use = |kept: Kept| match kept {
-        Kept::Epoch(_, epoch) => read == Some(kept) || since(epoch),
-        Kept::State(stage, epoch) => read == Some(kept) || since(epoch) || mirrors(stage, epoch),
+        Kept::Epoch(_, epoch) => read == Some(kept) || since(epoch) || checks(kept),
+        Kept::State(stage, epoch) => {
+            read == Some(kept) || since(epoch) || mirrors(stage, epoch) || checks(kept)
+        }
     };
     tags.filter(|tag| Kept::parse(tag).is_none_or(|kept| is_over(kept) && !in_use(kept)))
         .map(|tag| {
