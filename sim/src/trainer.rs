@@ -121,3 +121,121 @@ impl Engines {
         self.corpus.as_deref()
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use iota_protocol::difference::{Difference, Measured};
+    use iota_protocol::miner::Tensor;
+    use iota_protocol::{Hash, SampleId, moments};
+
+    use super::*;
+    use crate::blobs::Blob;
+
+    const STAGE: StageIndex = StageIndex(0);
+
+    /// An epoch of two inner steps, and what it names: partitions, moments before and after.
+    fn epoch(trainer: &mut dyn Trainer, store: &mut BlobStore) -> (Vec<Hash>, [Option<Hash>; 2]) {
+        let epoch = Epoch(0);
+        for (step, sample) in (0..).zip([SampleId(4), SampleId(2)]) {
+            trainer.perform(STAGE, &Job::Forward { epoch, sample, input: None }, store);
+            let gradient = Hash::default();
+            trainer.perform(STAGE, &Job::Backward { epoch, sample, gradient }, store);
+            trainer.perform(STAGE, &Job::InnerStep { epoch, step }, store);
+        }
+        match trainer.perform(STAGE, &Job::Contribute { stage: STAGE, epoch, samples: 2 }, store) {
+            JobDone::Contributed { partitions, moments, moments_after, .. } => {
+                (partitions, [moments, moments_after])
+            }
+            other => panic!("{other:?}"),
+        }
+    }
+
+    fn compared(
+        trainer: &mut dyn Trainer,
+        store: &mut BlobStore,
+        kind: Tensor,
+        ours: &[Hash],
+        theirs: &[Hash],
+    ) -> JobDone {
+        let pairs = ours.iter().copied().zip(theirs.iter().copied()).collect();
+        trainer.perform(STAGE, &Job::Compare { pairs, kind }, store)
+    }
+
+    #[test]
+    fn engines_without_a_model_go_through_an_epoch_again_and_compare() {
+        let spec = Arc::new(RunSpec::default());
+        let kind = Tensor::Contribution { stage: STAGE };
+        for compute in [Compute::Cost, Compute::Toy] {
+            let costs = Costs { parameters: 64, ..Costs::default() };
+            let engines = Engines::new(compute, &spec, &costs);
+            let mut store = BlobStore::new(u64::MAX);
+            let (mut miner, mut validator) = (engines.trainer(), engines.trainer());
+            for engine in [&mut miner, &mut validator] {
+                engine.perform(STAGE, &Job::Initialise { stage: STAGE }, &mut store);
+            }
+            let (theirs, moments) = epoch(&mut *miner, &mut store);
+            assert_eq!(epoch(&mut *validator, &mut store), (theirs.clone(), moments));
+            assert_eq!(moments[0], Some(moments::fresh()));
+            assert_ne!(moments[1], moments[0]);
+            let same = compared(&mut *validator, &mut store, kind, &theirs, &theirs);
+            assert_eq!(same, JobDone::Compared(Difference::NONE));
+        }
+    }
+
+    #[test]
+    fn an_engine_goes_on_from_the_moments_that_it_is_told_to_take() {
+        let spec = Arc::new(RunSpec::default());
+        let mut store = BlobStore::new(u64::MAX);
+        let mut engine = Engines::new(Compute::Cost, &spec, &Costs::default()).trainer();
+        engine.perform(STAGE, &Job::Initialise { stage: STAGE }, &mut store);
+        let (_, [_, after]) = epoch(&mut *engine, &mut store);
+        let (version, weights, parts) = (Epoch(0), Hash::default(), Vec::new());
+        let load = Job::Load { stage: STAGE, version, weights, parts, moments: after };
+        engine.perform(STAGE, &load, &mut store);
+        assert_eq!(epoch(&mut *engine, &mut store).1[0], after);
+    }
+
+    #[test]
+    fn toy_vectors_are_measured_and_names_without_numbers_are_equal_or_not() {
+        let spec = Arc::new(RunSpec::default());
+        let costs = Costs { parameters: 64, ..Costs::default() };
+        let kind = Tensor::Contribution { stage: STAGE };
+        let mut store = BlobStore::new(u64::MAX);
+        let mut toy = Engines::new(Compute::Toy, &spec, &costs).trainer();
+        toy.perform(STAGE, &Job::Initialise { stage: STAGE }, &mut store);
+        let (ours, _) = epoch(&mut *toy, &mut store);
+        let double = |hash: &Hash| {
+            let values = store.content(hash).and_then(toy::from_bytes).expect("a partition");
+            Blob::of(toy::to_bytes(&values.iter().map(|value| value * 2.0).collect::<Vec<_>>()))
+        };
+        let doubled: Vec<_> = ours.iter().map(double).collect();
+        for (hash, blob) in &doubled {
+            store.keep(*hash, blob.clone(), "theirs").expect("room");
+        }
+        let doubled: Vec<Hash> = doubled.into_iter().map(|(hash, _)| hash).collect();
+        let expected = Measured {
+            relative_error_ppm: 1_000_000,
+            cosine_ppm: 1_000_000,
+            norm_ratio_ppm: 500_000,
+            worst: 0,
+        };
+        let done = compared(&mut *toy, &mut store, kind, &ours, &doubled);
+        assert_eq!(done, JobDone::Compared(Difference::Measured(expected)));
+        let missing = compared(&mut *toy, &mut store, kind, &[], &[]);
+        assert!(matches!(missing, JobDone::Failed(_)), "{missing:?}");
+
+        let mut activation = |sample| {
+            let forward = Job::Forward { epoch: Epoch(0), sample: SampleId(sample), input: None };
+            match toy.perform(STAGE, &forward, &mut store) {
+                JobDone::Forwarded { output, .. } => output,
+                other => panic!("{other:?}"),
+            }
+        };
+        let (ours, other_sample) = (activation(1), activation(3));
+        let incomparable = JobDone::Compared(Difference::Incomparable { pair: 1 });
+        let (ours, theirs) = ([ours, ours], [ours, other_sample]);
+        assert_eq!(compared(&mut *toy, &mut store, Tensor::Activation, &ours, &theirs), incomparable);
+        let mut cost = Engines::new(Compute::Cost, &spec, &costs).trainer();
+        assert_eq!(compared(&mut *cost, &mut store, Tensor::Activation, &ours, &theirs), incomparable);
+    }
+}

@@ -1,0 +1,293 @@
+//! A miner's epoch gone through again from its receipts, by a worker that has nothing but what the miner has published.
+
+mod swarm;
+
+use std::sync::Arc;
+
+use bytes::Bytes;
+use iota_model::{Device, OptimizerState};
+use iota_protocol::difference::{Difference, Measured};
+use iota_protocol::miner::{Job, JobDone, Tensor};
+use iota_protocol::receipts::Receipt;
+use iota_protocol::receipts::order::{Step, replay};
+use iota_protocol::spec::TrainingMode;
+use iota_protocol::{Epoch, Hash, StageIndex, moments};
+use iota_worker::{Blobs, Worker};
+use swarm::{Commitment, STAGES, Swarm};
+
+const MODES: [TrainingMode; 2] = [TrainingMode::Local, TrainingMode::Synchronous];
+
+/// How far contributions may be apart that differ in nothing but the order of their sums. Measured over both modes, three
+/// seeds, two epochs and all stages: less than a millionth.
+const ROUNDING_PPM: u32 = 10;
+/// How far what is not honest is at least. Measured: to leave one sample of twelve out, the least of it, makes a tenth.
+const DISHONEST_PPM: u32 = 50_000;
+
+/// Two epochs of a swarm, in which samples overtake each other.
+fn trained(mode: TrainingMode, seed: u64) -> (Swarm, [Vec<Commitment>; 2]) {
+    let mut swarm = Swarm::new(mode, seed);
+    let first = swarm.epoch(Epoch(0));
+    swarm.merge(&first);
+    let second = swarm.epoch(Epoch(1));
+    (swarm, [first, second])
+}
+
+/// A worker that holds what the miner's epoch started from.
+fn validator(swarm: &mut Swarm, of: &Commitment) -> Worker {
+    let corpus = Some(Arc::clone(&swarm.corpus));
+    let mut worker = Worker::new(Arc::clone(&swarm.spec), Device::Cpu, corpus);
+    let mut perform = |job: Job| {
+        let done = worker.perform(&job, &mut swarm.blobs);
+        assert!(matches!(done, JobDone::Weights { .. }), "{done:?}");
+    };
+    perform(Job::Initialise { stage: of.stage });
+    if let Some(start) = &of.start {
+        perform(Job::Load {
+            stage: start.stage,
+            version: start.version,
+            weights: start.weights,
+            parts: start.parts.clone(),
+            moments: of.moments,
+        });
+    }
+    worker
+}
+
+/// What comes of these receipts, and what each step gave.
+fn replayed(swarm: &mut Swarm, of: &Commitment) -> (Commitment, Vec<(Step, JobDone)>) {
+    let mut worker = validator(swarm, of);
+    let steps = replay(&swarm.spec, of.stage, &of.receipts).expect("the miner wrote them");
+    let mut perform = |job: Job| worker.perform(&job, &mut swarm.blobs);
+    let done = steps.into_iter().map(|step| {
+        let job = step.job(of.epoch, &of.receipts).expect("a step of these receipts");
+        (step, perform(job))
+    });
+    let done = done.collect();
+    let samples = u32::try_from(of.receipts.len()).expect("few");
+    match perform(Job::Contribute { stage: of.stage, epoch: of.epoch, samples }) {
+        JobDone::Contributed { partitions, moments, moments_after, .. } => {
+            (Commitment { partitions, moments, moments_after, ..of.clone() }, done)
+        }
+        other => panic!("{other:?}"),
+    }
+}
+
+fn compared(swarm: &mut Swarm, kind: Tensor, ours: &[Hash], theirs: &[Hash]) -> JobDone {
+    assert_eq!(ours.len(), theirs.len());
+    let pairs = ours.iter().copied().zip(theirs.iter().copied()).collect();
+    let mut worker = Worker::new(Arc::clone(&swarm.spec), Device::Cpu, None);
+    worker.perform(&Job::Compare { pairs, kind }, &mut swarm.blobs)
+}
+
+/// How far their contribution is from ours.
+fn measured(swarm: &mut Swarm, ours: &Commitment, theirs: &[Hash]) -> Measured {
+    let kind = Tensor::Contribution { stage: ours.stage };
+    match compared(swarm, kind, &ours.partitions, theirs) {
+        JobDone::Compared(Difference::Measured(measured)) => measured,
+        other => panic!("{other:?}"),
+    }
+}
+
+/// The partitions with every number changed.
+fn changed(swarm: &mut Swarm, partitions: &[Hash], change: impl Fn(f32) -> f32) -> Vec<Hash> {
+    let mut changed = |hash: &Hash| {
+        let values: Vec<f32> = bytemuck::pod_collect_to_vec(&swarm.blobs.blob(*hash).expect("a partition"));
+        let values: Vec<f32> = values.into_iter().map(&change).collect();
+        swarm.blobs.insert(Bytes::copy_from_slice(bytemuck::cast_slice(&values)))
+    };
+    partitions.iter().map(&mut changed).collect()
+}
+
+/// The receipts, as those of a miner that did the same in the order of `key`, as far as inner steps let it.
+fn in_order_of(receipts: &[Receipt], key: impl Fn(&Receipt) -> u64) -> Vec<Receipt> {
+    let mut turns: Vec<usize> = (0..receipts.len()).collect();
+    turns.sort_by_key(|index| (receipts[*index].gradient_step, key(&receipts[*index])));
+    let mut reordered = receipts.to_vec();
+    for (turn, index) in (0..).zip(turns) {
+        reordered[index].turn = turn;
+    }
+    reordered
+}
+
+#[test]
+fn a_replay_gives_the_miners_contribution_and_every_tensor_on_the_way_bit_for_bit() {
+    for (mode, seed) in [(TrainingMode::Local, 5), (TrainingMode::Local, 6), (TrainingMode::Synchronous, 5)] {
+        let (mut swarm, epochs) = trained(mode, seed);
+        for commitment in epochs.iter().flatten() {
+            let (again, done) = replayed(&mut swarm, commitment);
+            assert_eq!(again, *commitment);
+            for (step, done) in done {
+                match (step, done) {
+                    (Step::Forward(index), JobDone::Forwarded { output, .. }) => {
+                        assert_eq!(Some(output), commitment.receipts[index].output);
+                    }
+                    (
+                        Step::Backward(index) | Step::Loss(index),
+                        JobDone::Finished { input_gradient, loss_micro, .. },
+                    ) => {
+                        let receipt = &commitment.receipts[index];
+                        assert_eq!(
+                            (input_gradient, loss_micro),
+                            (receipt.input_gradient, receipt.loss_micro)
+                        );
+                    }
+                    (Step::InnerStep(_), JobDone::Stepped { .. }) => {}
+                    (step, done) => panic!("{step:?} gave {done:?}"),
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn the_swarm_of_these_tests_has_passes_that_overtake_each_other_and_span_inner_steps() {
+    let (_, epochs) = trained(TrainingMode::Local, 5);
+    for commitment in epochs.iter().flatten() {
+        let receipts = &commitment.receipts;
+        assert!(!receipts.is_sorted_by_key(|receipt| receipt.turn), "gradients came in sample order");
+        let spanning = receipts.iter().filter(|receipt| receipt.inner_step < receipt.gradient_step);
+        assert_eq!(spanning.count() > 0, commitment.stage.0 + 1 < STAGES, "stage {}", commitment.stage);
+    }
+}
+
+#[test]
+fn moments_of_an_epoch_end_where_those_of_the_next_begin_and_first_ones_are_fresh() {
+    let (swarm, [first, second]) = trained(TrainingMode::Local, 5);
+    for (first, second) in first.iter().zip(&second) {
+        assert_eq!(first.moments, Some(moments::fresh()));
+        assert_eq!(first.moments_after, second.moments);
+        assert_ne!(second.moments, second.moments_after);
+        let bytes = swarm.blobs.blob(second.moments.unwrap()).expect("they are published");
+        let parameters = (bytes.len() - 8) / 8;
+        assert_eq!(bytes.len(), moments::bytes_max(parameters));
+        assert_eq!(OptimizerState::from_bytes(&bytes, parameters).map(|state| state.step), Ok(3));
+    }
+    let (_, epochs) = trained(TrainingMode::Synchronous, 5);
+    for commitment in epochs.iter().flatten() {
+        assert_eq!((commitment.moments, commitment.moments_after), (None, None));
+    }
+}
+
+#[test]
+fn other_moments_give_another_contribution() {
+    let (mut swarm, [_, second]) = trained(TrainingMode::Local, 5);
+    for commitment in &second {
+        let claimed = Commitment { moments: Some(moments::fresh()), ..commitment.clone() };
+        let (again, _) = replayed(&mut swarm, &claimed);
+        let difference = measured(&mut swarm, &again, &commitment.partitions);
+        assert!(difference.relative_error_ppm > DISHONEST_PPM, "{difference:?}");
+    }
+}
+
+#[test]
+fn moments_that_are_not_here_or_are_none_cannot_be_taken() {
+    let (mut swarm, [first, second]) = trained(TrainingMode::Local, 5);
+    let state = second[0].start.clone().expect("a later epoch");
+    let mut worker = validator(&mut swarm, &first[0]);
+    let short = swarm.blobs.insert(Bytes::from_static(&[1, 0, 0, 0, 0, 0, 0, 0]));
+    for (hash, reason) in [(Hash::of(b"gone"), "is not here"), (short, "optimizer state has 8 bytes")] {
+        let (stage, version, weights, parts) =
+            (state.stage, state.version, state.weights, state.parts.clone());
+        let load = Job::Load { stage, version, weights, parts, moments: Some(hash) };
+        match worker.perform(&load, &mut swarm.blobs) {
+            JobDone::Failed(text) => assert!(text.contains(reason), "{text}"),
+            other => panic!("{other:?}"),
+        }
+    }
+}
+
+#[test]
+fn another_order_of_sums_is_a_small_difference() {
+    let mut largest = 0;
+    for mode in MODES {
+        for seed in 1..4 {
+            let (mut swarm, epochs) = trained(mode, seed);
+            for commitment in epochs.iter().flatten() {
+                let receipts = in_order_of(&commitment.receipts, |receipt| u64::MAX - receipt.sample.0);
+                assert_ne!(receipts, commitment.receipts);
+                let (again, _) = replayed(&mut swarm, &Commitment { receipts, ..commitment.clone() });
+                assert_ne!(again.partitions, commitment.partitions, "order matters to the last bits");
+                let difference = measured(&mut swarm, &again, &commitment.partitions);
+                largest = largest.max(difference.relative_error_ppm);
+            }
+        }
+    }
+    assert!((1..=ROUNDING_PPM).contains(&largest), "{largest}");
+}
+
+#[test]
+fn what_is_no_honest_contribution_is_far_from_ours() {
+    for mode in MODES {
+        let (mut swarm, [first, second]) = trained(mode, 5);
+        for (stale, commitment) in first.iter().zip(&second) {
+            let theirs = &commitment.partitions;
+            let (ours, _) = replayed(&mut swarm, commitment);
+            let scaled = changed(&mut swarm, theirs, |value| value * 1.5);
+            let flipped = changed(&mut swarm, theirs, |value| -value);
+            let unmoved = changed(&mut swarm, theirs, |_| 0.0);
+            let skipped = without_a_sample(&mut swarm, commitment);
+            let mut measure = |theirs: &[Hash]| measured(&mut swarm, &ours, theirs);
+            let Measured { relative_error_ppm, cosine_ppm, norm_ratio_ppm, .. } = measure(&scaled);
+            assert!(relative_error_ppm.abs_diff(500_000) <= 1, "a product rounds: {relative_error_ppm}");
+            assert_eq!((cosine_ppm, norm_ratio_ppm), (1_000_000, 666_667));
+            let Measured { relative_error_ppm, cosine_ppm, norm_ratio_ppm, .. } = measure(&flipped);
+            assert_eq!((relative_error_ppm, cosine_ppm, norm_ratio_ppm), (2_000_000, -1_000_000, 1_000_000));
+            let Measured { relative_error_ppm, cosine_ppm, norm_ratio_ppm, .. } = measure(&unmoved);
+            assert_eq!((relative_error_ppm, cosine_ppm, norm_ratio_ppm), (1_000_000, 0, 0));
+            assert!(measure(&stale.partitions).relative_error_ppm > DISHONEST_PPM);
+            assert!(measure(&skipped).relative_error_ppm > DISHONEST_PPM);
+        }
+    }
+}
+
+/// The contribution of a miner that left a sample out, and says that it did not.
+fn without_a_sample(swarm: &mut Swarm, commitment: &Commitment) -> Vec<Hash> {
+    let mut receipts = commitment.receipts.clone();
+    receipts.remove(receipts.len() / 2);
+    let receipts = in_order_of(&receipts, |receipt| u64::from(receipt.turn));
+    replayed(swarm, &Commitment { receipts, ..commitment.clone() }).0.partitions
+}
+
+#[test]
+fn what_is_no_tensor_of_theirs_is_a_result_and_of_ours_a_failed_job() {
+    let (mut swarm, [first, _]) = trained(TrainingMode::Local, 5);
+    let commitment = &first[0];
+    let kind = Tensor::Contribution { stage: StageIndex(0) };
+    let ours = &commitment.partitions;
+    let with = |index: usize, hash: Hash| {
+        let mut theirs = ours.clone();
+        theirs[index] = hash;
+        theirs
+    };
+    let nan = changed(&mut swarm, ours, |_| f32::NAN)[2];
+    let short = swarm.blobs.insert(Bytes::from_static(&[0; 4]));
+    for theirs in [with(2, nan), with(2, short)] {
+        let incomparable = JobDone::Compared(Difference::Incomparable { pair: 2 });
+        assert_eq!(compared(&mut swarm, kind, ours, &theirs), incomparable);
+        let JobDone::Failed(_) = compared(&mut swarm, kind, &theirs, ours) else { panic!("ours is none") };
+    }
+    let JobDone::Failed(text) = compared(&mut swarm, kind, &[], &[]) else { panic!("no partitions") };
+    assert_eq!(text, "compare tensors: contribution has 0 partitions, expected 4");
+    swarm.blobs.remove(ours[0]);
+    let JobDone::Failed(text) = compared(&mut swarm, kind, ours, ours) else { panic!("a blob is gone") };
+    assert_eq!(text, format!("compare tensors: blob {} is not here", ours[0]));
+}
+
+#[test]
+fn of_activations_the_worst_pair_is_named() {
+    let (mut swarm, [first, _]) = trained(TrainingMode::Local, 5);
+    let ours: Vec<Hash> = first[0].receipts.iter().filter_map(|receipt| receipt.output).collect();
+    assert_eq!(compared(&mut swarm, Tensor::Activation, &ours, &ours), JobDone::Compared(Difference::NONE));
+    let mut theirs = ours.clone();
+    theirs[3] = changed(&mut swarm, &ours[3..4], |value| value * 1.25)[0];
+    theirs[5] = changed(&mut swarm, &ours[5..6], |value| value * 0.5)[0];
+    let expected =
+        Measured { relative_error_ppm: 500_000, cosine_ppm: 1_000_000, norm_ratio_ppm: 500_000, worst: 5 };
+    assert_eq!(
+        compared(&mut swarm, Tensor::Activation, &ours, &theirs),
+        JobDone::Compared(Difference::Measured(expected))
+    );
+    theirs[1] = first[0].partitions[0];
+    let incomparable = JobDone::Compared(Difference::Incomparable { pair: 1 });
+    assert_eq!(compared(&mut swarm, Tensor::Activation, &ours, &theirs), incomparable);
+}
