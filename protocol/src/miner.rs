@@ -115,8 +115,8 @@ pub struct Miner {
     /// State offers asked for: ticket of the request.
     snapshot_asked: VecDeque<u64>,
     offer: Option<StateOffer>,
-    /// The state before the newest, for whoever checks the epoch that started from it.
-    offer_before: Option<StateOffer>,
+    /// The states before the newest, for whoever checks the epochs that started from them.
+    offers_before: Vec<StateOffer>,
     /// Who was offered the state and may be fetching it, until when.
     serving: BTreeMap<PeerId, Instant>,
     transfers: BTreeMap<u64, Purpose>,
@@ -160,7 +160,7 @@ impl Miner {
             remembered: None,
             snapshot_asked: VecDeque::new(),
             offer: None,
-            offer_before: None,
+            offers_before: Vec::new(),
             serving: BTreeMap::new(),
             transfers: BTreeMap::new(),
             credit: BTreeMap::new(),
@@ -458,9 +458,9 @@ impl Miner {
             weights.is_some_and(|w| w.stage == stage && w.version == version)
         };
         let is_asked = |offer: &&StateOffer| offer.stage == stage && offer.version == version;
-        let before = self.offer_before.as_ref().filter(is_asked).is_some();
+        let before = self.offers_before.iter().any(|offer| is_asked(&offer));
         let holds = (right(self.weights) || before) && self.serves(cx, from, right);
-        let offered = self.offer.iter().chain(&self.offer_before).find(is_asked);
+        let offered = self.offer.iter().chain(&self.offers_before).find(is_asked);
         match offered {
             _ if !holds => cx.out.respond(ticket, None),
             Some(offer) => cx.out.respond(ticket, Some(offer.clone())),

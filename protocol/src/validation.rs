@@ -27,6 +27,8 @@ use crate::wire::envelope::signed_bytes;
 
 /// Parts that shares are counted in when it is drawn who is checked.
 const MILLION: u64 = 1_000_000;
+/// Validators that are asked of one submission, in quorums.
+const ASKED_QUORUMS: usize = 3;
 
 /// What a validator found.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
@@ -243,9 +245,11 @@ impl Challenge {
         let failed = fails >= quorum && fails > passes;
         let passed = passes > fails && (fails == 0 || passes >= quorum);
         if !failed && !passed {
-            // One more at a time: an answer that was not to be had, or a tie.
+            // One more at a time, for an answer that was not to be had, or a tie; but not for ever: what a few cannot get
+            // is gone for all.
             let lacking = if fails > passes { quorum.saturating_sub(fails).max(1) } else { 1 };
-            self.asked = self.validators.len().min(self.found.len() + lacking);
+            let most = self.validators.len().min(ASKED_QUORUMS * quorum);
+            self.asked = most.min(self.found.len() + lacking).max(self.asked);
             return None;
         }
         let fault = self.found.iter().find_map(|(_, finding)| match finding {

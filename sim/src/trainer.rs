@@ -18,7 +18,7 @@ use crate::costs::Costs;
 
 /// An engine. It is asked for one job at a time and keeps its tensors in the host's store.
 pub trait Trainer {
-    /// Does a job. `stage` is the stage the host is a member of.
+    /// Does a job. `stage` is the stage the host is a member of, or checks.
     fn perform(&mut self, stage: StageIndex, job: &Job, store: &mut BlobStore) -> JobDone;
 
     /// Nats per token that the weights held would lose on data that nobody trained on, of this stage's part.

@@ -173,7 +173,8 @@ impl Miner {
             self.works.clear();
             self.held.clear();
             self.weights = None;
-            (self.offer, self.offer_before) = (None, None);
+            self.offer = None;
+            self.offers_before.clear();
             return Some(Job::Initialise { stage });
         }
         if let Some(job) = self.catch_up.job() {

@@ -89,9 +89,11 @@ impl Miner {
         self.works.retain(|epoch, _| epoch.0 >= keep);
         self.held.retain(|(epoch, _), _| *epoch >= version);
         if let Some(offer) = self.offer.take_if(|offer| offer.stage != index || offer.version < version) {
-            self.offer_before = Some(offer);
+            self.offers_before.push(offer);
         }
-        self.offer_before.take_if(|offer| offer.stage != index || offer.version.next() < version);
+        self.offers_before.retain(|offer| {
+            offer.stage == index && offer.version.0.saturating_add(BLOB_EPOCHS_KEPT) >= version.0
+        });
     }
 
     /// Forgets manifests of epochs long settled, of every stage.
@@ -108,12 +110,12 @@ impl Miner {
         let version = |stage| cx.state.stage(stage).map_or(Epoch(0), |stage| stage.version);
         let remembered = self.remembered.map(|state| (state.stage, state.version));
         let mirroring = &self.mirroring;
-        let before = self.offer_before.as_ref().map(|offer| (offer.stage, offer.version));
+        let before = &self.offers_before;
         let settled = |kept: &Kept| match *kept {
             Kept::Epoch(stage, epoch) => epoch.0.saturating_add(BLOB_EPOCHS_KEPT) < version(stage).0,
             Kept::State(stage, epoch) => {
-                let offered = [remembered, before].contains(&Some((stage, epoch)));
-                let needed = offered || mirroring.needs(stage, epoch);
+                let offered = before.iter().any(|offer| (offer.stage, offer.version) == (stage, epoch));
+                let needed = offered || remembered == Some((stage, epoch)) || mirroring.needs(stage, epoch);
                 epoch < version(stage) && !needed
             }
         };

@@ -378,7 +378,8 @@ impl Check {
 /// Whether the receipts are those that the manifest commits to.
 fn agree(manifest: &Manifest, receipts: &[Receipt]) -> bool {
     let samples: Vec<_> = receipts.iter().map(|receipt| receipt.sample).collect();
-    let losses = receipts.iter().try_fold(0_i64, |sum, receipt| sum.checked_add(receipt.loss_micro?));
+    let losses =
+        receipts.iter().try_fold(0_i64, |sum, receipt| Some(sum.saturating_add(receipt.loss_micro?)));
     merkle_root(receipts) == manifest.receipt_root
         && usize::try_from(manifest.samples).is_ok_and(|count| count == receipts.len())
         && sample_set_hash(&samples) == manifest.sample_set

@@ -178,9 +178,7 @@ fn nothing_of_settled_epochs_is_kept_though_members_come_and_go() {
             for tag in world.tags(i) {
                 let epoch: u32 =
                     tag.split('/').nth(2).and_then(|epoch| epoch.parse().ok()).expect("a number");
-                // The state before the newest stays for whoever checks the last epoch.
-                let kept = if tag.starts_with("s/") { 1 } else { BLOB_EPOCHS_KEPT };
-                let oldest = world.epochs() - kept;
+                let oldest = world.epochs() - BLOB_EPOCHS_KEPT;
                 assert!(epoch >= oldest, "peer {i} keeps {tag} after {} epochs", world.epochs());
             }
         }

@@ -62,8 +62,11 @@ fn outlived<'a>(tags: impl Iterator<Item = &'a str>, peer: &VirtualPeer) -> Opti
     let since = |epoch: Epoch| peer.state().spec().mirror.is_set() && epoch >= checkpoint;
     let is_over = |kept: Kept| match kept {
         Kept::Epoch(stage, epoch) => epoch.0.saturating_add(BLOB_EPOCHS_KEPT) < version(stage).0,
-        // The next process starts from the newest, and whoever checks the epoch before from the one before that.
-        Kept::State(stage, epoch) => epoch.next() < version(stage) && remembered != Some((stage, epoch)),
+        // The next process starts from the newest, and whoever checks an epoch from one before.
+        Kept::State(stage, epoch) => {
+            let checked = epoch.0.saturating_add(BLOB_EPOCHS_KEPT) >= version(stage).0;
+            !checked && remembered != Some((stage, epoch))
+        }
     };
     let checked = peer.validator().and_then(|validator| validator.checks());
     let checks = |kept: Kept| checked.is_some_and(|subject| subject.keeps().contains(&kept));

@@ -245,7 +245,8 @@ impl World {
 
     fn compute(&mut self, host: HostIndex, job: Job) {
         let Some(peer) = self.hosts[host].peer() else { return };
-        let stage = peer.state().stage_of(peer.id()).unwrap_or_default();
+        let checked = peer.validator().and_then(|validator| validator.checks()).map(|subject| subject.stage);
+        let stage = peer.state().stage_of(peer.id()).or(checked).unwrap_or_default();
         let shirked = self.consult(host, |behaviour, means| behaviour.shirks(means, &job)).flatten();
         let (done, duration) = match shirked {
             Some(done) => (done, std::time::Duration::from_millis(1)),

@@ -53,6 +53,7 @@ fn label(reason: EvictReason) -> &'static str {
         EvictReason::Left => "left",
         EvictReason::InvalidContribution => "invalid contribution",
         EvictReason::WrongMerge => "wrong merge",
+        EvictReason::FailedReplay => "failed replay",
     }
 }
 

@@ -1,0 +1,124 @@
+//! Validators replay what miners did, in swarms of virtual hosts: honest work passes, other work is found out.
+
+use std::cell::RefCell;
+use std::collections::BTreeMap;
+use std::rc::Rc;
+use std::time::Duration;
+
+use iota_protocol::miner::Notice;
+use iota_protocol::run_state::StateEvent;
+use iota_protocol::spec::TrainingMode;
+use iota_protocol::time::Millis;
+use iota_protocol::validation::{Fault, Finding, Subject};
+use iota_protocol::wire::message::EvictReason;
+use iota_protocol::{PeerId, RunSpec};
+use iota_sim::adversary::Kind;
+use iota_sim::observe::{Observation, Observer, Seen, Violation};
+use iota_sim::trainer::Compute;
+use iota_sim::world::{Ending, Setup, World, identity};
+
+const LIMIT: Duration = Duration::from_secs(900);
+const STAGES: u16 = 3;
+const REPLICAS: u16 = 3;
+const MINERS: usize = (STAGES * REPLICAS) as usize;
+/// As many as there are miners: every epoch is replayed, in the time of one.
+const VALIDATORS: usize = MINERS + 3;
+const EPOCHS: u32 = 4;
+
+fn setup(mode: TrainingMode, compute: Compute, seed: u64) -> Setup {
+    let mut spec = RunSpec::default();
+    spec.pipeline.stages = STAGES;
+    spec.pipeline.start_replicas = REPLICAS;
+    spec.training.mode = mode;
+    spec.training.epochs = EPOCHS;
+    spec.training.samples_per_epoch = 20;
+    spec.training.inner_steps = 2;
+    spec.timing.epoch_deadline = Millis::from_secs(20);
+    spec.timing.merge_deadline = Millis::from_secs(6);
+    spec.validation.replay_share = 1.0;
+    let mut setup = Setup::new(spec, seed, 1, MINERS + VALIDATORS);
+    setup.compute = compute;
+    setup.costs.parameters = 64;
+    for host in &mut setup.hosts[MINERS..] {
+        (host.miner, host.validator) = (false, true);
+    }
+    setup
+}
+
+/// What the log of one honest peer says.
+#[derive(Default)]
+struct Record {
+    merged: usize,
+    submissions: usize,
+    found: Vec<(Subject, Finding)>,
+    checked: BTreeMap<Subject, Option<Fault>>,
+    evicted: Vec<(PeerId, EvictReason)>,
+}
+
+struct Recorder(Rc<RefCell<Record>>);
+
+impl Observer for Recorder {
+    fn observe(&mut self, seen: &Observation<'_>) -> Result<(), Violation> {
+        let (Seen::Notice(Notice::State(event)), Some(0), Some(peer)) =
+            (seen.seen, Some(seen.host), seen.peer)
+        else {
+            return Ok(());
+        };
+        let mut record = self.0.borrow_mut();
+        match event {
+            StateEvent::Merged(stage, epoch, ..) => {
+                record.merged += 1;
+                let closed = peer.state().stage(*stage).and_then(|stage| stage.closed_epoch(*epoch));
+                record.submissions += closed.map_or(0, |closed| closed.plan.submitters.len());
+            }
+            StateEvent::Judged(subject, _, finding) => record.found.push((*subject, *finding)),
+            StateEvent::Checked(subject, fault) => drop(record.checked.insert(*subject, *fault)),
+            StateEvent::Evicted(peer, reason) => record.evicted.push((*peer, *reason)),
+            _ => {}
+        }
+        Ok(())
+    }
+}
+
+fn run(setup: Setup) -> (Ending, Record) {
+    let record = Rc::new(RefCell::new(Record::default()));
+    let mut world = World::new(setup);
+    world.watch(Box::new(Recorder(Rc::clone(&record))));
+    let ending = world.run(LIMIT);
+    drop(world);
+    (ending, Rc::try_unwrap(record).ok().expect("the world is gone").into_inner())
+}
+
+#[test]
+fn honest_work_passes_every_check() {
+    for compute in [Compute::Cost, Compute::Toy] {
+        for mode in [TrainingMode::Synchronous, TrainingMode::Local] {
+            let (ending, record) = run(setup(mode, compute, 5));
+            assert!(matches!(ending, Ending::Finished(_)), "{compute:?} {mode:?}: {ending:?}");
+            let bad: Vec<_> =
+                record.found.iter().filter(|(_, finding)| *finding != Finding::Matches).collect();
+            assert!(bad.is_empty(), "{compute:?} {mode:?}: {bad:?}");
+            assert_eq!(record.merged, usize::from(STAGES) * EPOCHS as usize);
+            // Whoever is drawn several times in an epoch may come too late for one.
+            let (checked, all) = (record.checked.len(), record.submissions);
+            assert!(checked * 10 >= all * 9, "{compute:?} {mode:?}: {checked} of {all} are checked");
+            assert_eq!(record.evicted, [], "{compute:?} {mode:?}");
+        }
+    }
+}
+
+#[test]
+fn poisoned_contributions_are_found_and_only_their_authors_lose_their_place() {
+    let kinds = [Kind::Scaled, Kind::SignFlip, Kind::FreeRiderNoise, Kind::Lazy, Kind::Copycat];
+    for kind in kinds {
+        for mode in [TrainingMode::Synchronous, TrainingMode::Local] {
+            let mut setup = setup(mode, Compute::Toy, 5);
+            let liar = MINERS - 1;
+            setup.hosts[liar].adversary = Some(kind);
+            let (ending, record) = run(setup);
+            assert!(matches!(ending, Ending::Finished(_)), "{} {mode:?}: {ending:?}", kind.name());
+            let expected = [(identity(5, liar).peer(), EvictReason::FailedReplay)];
+            assert_eq!(record.evicted, expected, "{} {mode:?}: {:?}", kind.name(), record.found);
+        }
+    }
+}
