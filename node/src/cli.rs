@@ -13,6 +13,7 @@ mod join;
 mod keys;
 mod log;
 mod resume;
+mod scores;
 mod spec;
 mod up;
 
@@ -55,6 +56,10 @@ enum Verb {
     Checkpoint(checkpoint::CheckpointOptions),
     /// Print what was decided in a run, from its mirror, and check it
     History(history::HistoryOptions),
+    /// Print what the work of each miner is worth, and why, from the mirror of a run
+    Scores(scores::ScoresOptions),
+    /// Recompute the state and the scores of a run from its mirror, and compare
+    Audit(scores::AuditOptions),
     /// Sample text from a checkpoint
     Generate(generate::GenerateOptions),
     /// Measure the loss of a checkpoint on a text
@@ -99,6 +104,8 @@ fn run(args: &[OsString]) -> Result<(), CliError> {
         Verb::Resume(options) => resume::run(&options),
         Verb::Checkpoint(options) => checkpoint::run(&options),
         Verb::History(options) => history::run(&options),
+        Verb::Scores(options) => scores::run(&options),
+        Verb::Audit(options) => scores::audit(&options),
         Verb::Generate(options) => generate::run(&options),
         Verb::Eval(options) => eval::run(&options),
         Verb::Config(options) => config::run(&options, matches, cli.config.as_deref()),

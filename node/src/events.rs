@@ -140,8 +140,8 @@ pub enum NodeEvent {
         epoch: u32,
         /// The miner.
         peer: PeerId,
-        /// What is wrong with its work: words for people. Nothing if it passed.
-        fault: Option<String>,
+        /// What it has shown: `passed`, `unproven`, or `failed` and what is wrong.
+        outcome: String,
     },
     /// A peer validates no more.
     Dismissed {

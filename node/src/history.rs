@@ -1,11 +1,15 @@
 //! The log of a run, read from its mirror alone: every entry is proven by the candidates' signatures.
 
+use std::sync::Arc;
+
 use iota_protocol::log::DecidedLog;
 use iota_protocol::log::decided::Extended;
-use iota_protocol::wire::message::ControlUpdate;
+use iota_protocol::run_state::{RunState, StateEvent};
+use iota_protocol::wire::message::{ControlUpdate, Decision, Entry};
 use iota_protocol::wire::{DecodeError, RejectReason, decode};
-use iota_protocol::{RunId, RunSpec};
+use iota_protocol::{Hash, LogIndex, RunId, RunSpec};
 
+use crate::bridge::model_config;
 use crate::mirror::{Mirror, MirrorError};
 
 /// Greatest part that is read: a thousand entries of the greatest size.
@@ -46,6 +50,73 @@ pub enum HistoryError {
         /// What is wrong.
         reason: RejectReason,
     },
+}
+
+/// An entry that names another state than the one that the entries before it lead to.
+#[derive(Debug, thiserror::Error)]
+#[error(
+    "entry {index} of the log names the state {named}, expected {found}, which the entries before it lead to"
+)]
+pub struct Diverged {
+    /// The entry.
+    pub index: u64,
+    /// The state that it names.
+    pub named: Hash,
+    /// The state that the entries before it lead to.
+    pub found: Hash,
+}
+
+/// The state of a run, from entry to entry, compared with each state that the log names.
+#[derive(Debug)]
+pub struct Fold {
+    state: RunState,
+    checked: usize,
+}
+
+impl Fold {
+    /// The state before the first entry.
+    #[must_use]
+    pub fn new(spec: Arc<RunSpec>) -> Self {
+        let model = model_config(&spec);
+        let parameters: Vec<usize> = (0..model.stages).map(|stage| model.parameter_count(stage)).collect();
+        Self { state: RunState::new(spec, &parameters), checked: 0 }
+    }
+
+    /// Applies the next entry; returns what it changed.
+    ///
+    /// # Errors
+    /// [`Diverged`] if it names another state.
+    pub fn apply(&mut self, chain: Hash, entry: Option<&Entry>) -> Result<Vec<StateEvent>, Diverged> {
+        let index = self.state.applied();
+        if let Some(Decision::Snapshot { entries, state }) = entry.map(|entry| &entry.decision)
+            && *entries == index
+        {
+            let found = Hash::of(&self.state.to_bytes());
+            if found != *state {
+                return Err(Diverged { index, named: *state, found });
+            }
+            self.checked += 1;
+        }
+        Ok(self.state.apply(LogIndex(index), chain, entry))
+    }
+
+    /// The state now.
+    #[must_use]
+    pub const fn state(&self) -> &RunState {
+        &self.state
+    }
+
+    /// States that were compared.
+    #[must_use]
+    pub const fn checked(&self) -> usize {
+        self.checked
+    }
+
+    /// The state at the end.
+    #[must_use]
+    pub fn into_state(self) -> RunState {
+        self.state
+    }
 }
 
 /// Reads and checks the log of the run of `spec`, from its first entry to the last one that is in the mirror.

@@ -99,6 +99,8 @@ pub struct JoinConfig {
     pub disk_quota: Option<u64>,
     /// Most bytes that its event log takes.
     pub event_log_max: u64,
+    /// Whether it contributes the negative of what it computed: a fault to try on a swarm of one's own.
+    pub poison: bool,
     /// The corpus, if this node reads it.
     pub corpus: Option<Arc<Corpus>>,
 }
@@ -231,6 +233,8 @@ pub async fn join(config: JoinConfig, stop: Stop) -> Result<RunSummary, RunError
                 vault: vault.clone(),
                 runtime: tokio::runtime::Handle::current(),
                 data_dir: config.data_dir.clone(),
+                own: config.roles.miner,
+                poison: config.poison,
             };
             let (orders, results, thread) = engine_thread::start(setup)
                 .map_err(|error| RunError::Other(format!("start the engine's thread: {error}")))?;

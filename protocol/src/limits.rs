@@ -101,6 +101,8 @@ pub const OUTCOMES_KEPT_MAX: usize = 2 * CHECKPOINT_EPOCHS_MAX as usize;
 pub const LAST_CHECKPOINT_WAIT: Duration = Duration::from_secs(600);
 /// Validators of a run at a time. A few find what there is to find; many share the same work.
 pub const VALIDATORS_MAX: usize = 64;
+/// Unproven checks in a row after which a miner loses its place. The first may be the network's fault, and the second its end.
+pub const UNPROVEN_MAX: u16 = 3;
 /// Checks that are not concluded. Each is forgotten with the blobs of its epoch.
 pub const CHALLENGES_MAX: usize = 1024;
 /// Closed epochs whose blobs stay fetchable. Two, so that a validator of the epoch just settled still finds its inputs.

@@ -31,7 +31,7 @@ use crate::merge;
 use crate::samples::{Deal, epoch_samples};
 use crate::scores::{Penalty, Scores, Work};
 use crate::spec::RunSpec;
-use crate::validation::{DismissReason, Fault, Finding, Subject};
+use crate::validation::{DismissReason, Finding, Outcome as CheckOutcome, Subject};
 use crate::wire::message::{Decision, Entry, EvictReason, Submission};
 
 use checks::Checks;
@@ -70,8 +70,8 @@ pub enum StateEvent {
     Dismissed(PeerId, DismissReason),
     /// A validator has said what it found.
     Judged(Subject, PeerId, Finding),
-    /// A check is concluded: what is wrong with the work, if something is.
-    Checked(Subject, Option<Fault>),
+    /// A check is concluded.
+    Checked(Subject, CheckOutcome),
     /// The state of every stage at this version is in the mirror.
     Checkpointed(Epoch),
     /// The state after this many entries is named in the log; whoever has it needs none of them.

@@ -83,7 +83,7 @@ impl Penalty {
     #[must_use]
     pub const fn of(reason: EvictReason) -> Option<Self> {
         match reason {
-            EvictReason::Silent | EvictReason::Left => None,
+            EvictReason::Silent | EvictReason::Left | EvictReason::Unproven => None,
             EvictReason::InvalidContribution => Some(Self::InvalidContribution),
             EvictReason::WrongMerge => Some(Self::WrongMerge),
             EvictReason::FailedReplay => Some(Self::FailedReplay),
@@ -97,6 +97,7 @@ impl Penalty {
 enum Verdict {
     #[default]
     Unchecked,
+    Unproven,
     Validated,
     Failed(Penalty),
 }
@@ -174,6 +175,14 @@ impl Scores {
         let worked = self.miners.get_mut(&peer).and_then(|epochs| epochs.get_mut(&(stage, epoch)));
         if let Some(worked) = worked {
             worked.verdict = worked.verdict.max(Verdict::Validated);
+        }
+    }
+
+    /// Nobody could check the work of `peer`: it counts for nothing, and is no failure. Nothing if that is not remembered.
+    pub fn unproven(&mut self, stage: StageIndex, epoch: Epoch, peer: PeerId) {
+        let worked = self.miners.get_mut(&peer).and_then(|epochs| epochs.get_mut(&(stage, epoch)));
+        if let Some(worked) = worked {
+            worked.verdict = worked.verdict.max(Verdict::Unproven);
         }
     }
 

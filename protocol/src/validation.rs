@@ -8,11 +8,13 @@
 //! ```text
 //!           first verdict: matches ───────────────────────────────▶ passed
 //! challenge ┤  (a drawn share is repeated by a second validator)
-//!           └ differs ─▶ more validators repeat it ─▶ majority: failed, or passed
+//!           ├ differs ─▶ more validators repeat it ─▶ majority: failed, or passed
+//!           └ unavailable ─▶ others try ─▶ nobody gets it: unproven
 //! ```
 //! A verdict is signed and names all that it was found from by hash, so whoever doubts it repeats it. Nobody is punished on
-//! the word of fewer than `validation.quorum` validators, nor for anything that could be the network's fault: what cannot be
-//! fetched is [`Unavailable`](Finding::Unavailable), which counts neither way.
+//! the word of fewer than `validation.quorum` validators, nor as a cheat for anything that could be the network's fault: what
+//! nobody can fetch is unproven. Unproven work counts for nothing, all work of its miner is checked until some passes, and who
+//! proves nothing several times in a row loses its place, but may ask for one again.
 
 use serde::{Deserialize, Serialize};
 use serde_bytes::ByteBuf;
@@ -176,17 +178,39 @@ pub struct Challenge {
     pub found: Vec<(PeerId, Finding)>,
 }
 
+/// What a check has shown.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Outcome {
+    /// The work is what the miner committed to.
+    Passed,
+    /// It is not.
+    Failed(Fault),
+    /// Nobody who was asked could get what a replay needs.
+    Unproven,
+}
+
+impl std::fmt::Display for Outcome {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::Passed => f.write_str("passed"),
+            Self::Failed(fault) => write!(f, "failed: {fault}"),
+            Self::Unproven => f.write_str("unproven"),
+        }
+    }
+}
+
 /// What a check amounts to.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Conclusion {
-    /// What is wrong with the work, if something is.
-    pub fault: Option<Fault>,
+    /// What it has shown.
+    pub outcome: Outcome,
     /// Validators that found otherwise.
     pub wrong: Vec<PeerId>,
 }
 
 impl Challenge {
-    /// The check of this submission, if it is drawn: `seed` is the chain hash after the plan that froze it.
+    /// The check of this submission, if it is drawn or its miner is `suspect`: `seed` is the chain hash after the plan that
+    /// froze it.
     #[must_use]
     pub fn draw(
         spec: &ValidationSpec,
@@ -194,9 +218,10 @@ impl Challenge {
         subject: Subject,
         base: Hash,
         validators: impl Iterator<Item = PeerId>,
+        suspect: bool,
     ) -> Option<Self> {
         let key = |what: &[u8]| Hash::of_parts(&[what, &seed.0, &subject.peer.0]);
-        if !is_drawn(key(b"iota/v1/challenge\0"), spec.replay_share) {
+        if !suspect && !is_drawn(key(b"iota/v1/challenge\0"), spec.replay_share) {
             return None;
         }
         let mut validators: Vec<PeerId> = validators.filter(|validator| *validator != subject.peer).collect();
@@ -249,8 +274,10 @@ impl Challenge {
             // is gone for all.
             let lacking = if fails > passes { quorum.saturating_sub(fails).max(1) } else { 1 };
             let most = self.validators.len().min(ASKED_QUORUMS * quorum);
-            self.asked = most.min(self.found.len() + lacking).max(self.asked);
-            return None;
+            let asked = self.asked.min(self.validators.len());
+            self.asked = most.min(self.found.len() + lacking).max(asked);
+            let nobody = fails == 0 && passes == 0 && self.asked == asked && !self.found.is_empty();
+            return nobody.then(|| Conclusion { outcome: Outcome::Unproven, wrong: Vec::new() });
         }
         let fault = self.found.iter().find_map(|(_, finding)| match finding {
             Finding::Differs(fault) if failed => Some(*fault),
@@ -260,7 +287,7 @@ impl Challenge {
             |finding: &Finding| if failed { *finding == Finding::Matches } else { differs(finding) };
         let wrong =
             self.found.iter().filter(|(_, finding)| otherwise(finding)).map(|(peer, _)| *peer).collect();
-        Some(Conclusion { fault, wrong })
+        Some(Conclusion { outcome: fault.map_or(Outcome::Passed, Outcome::Failed), wrong })
     }
 }
 
@@ -291,7 +318,7 @@ mod tests {
     fn drawn(share: f64, repeat: f64, seed: u64, validators: u8) -> Option<Challenge> {
         let spec = ValidationSpec { replay_share: share, repeat_share: repeat, ..ValidationSpec::default() };
         let seed = Hash::of(&seed.to_le_bytes());
-        Challenge::draw(&spec, seed, SUBJECT, Hash::default(), peers(validators))
+        Challenge::draw(&spec, seed, SUBJECT, Hash::default(), peers(validators), false)
     }
 
     /// The conclusion from these findings, given one after another by whoever is asked next.
@@ -323,10 +350,18 @@ mod tests {
     }
 
     #[test]
+    fn a_suspect_is_always_checked() {
+        let spec = ValidationSpec { replay_share: 0.0, ..ValidationSpec::default() };
+        let draw =
+            |suspect| Challenge::draw(&spec, Hash::default(), SUBJECT, Hash::default(), peers(2), suspect);
+        assert!(draw(true).is_some() && draw(false).is_none());
+    }
+
+    #[test]
     fn nobody_checks_itself() {
         let spec = ValidationSpec { replay_share: 1.0, ..ValidationSpec::default() };
         let validators = peers(3).chain([SUBJECT.peer]);
-        let challenge = Challenge::draw(&spec, Hash::default(), SUBJECT, Hash::default(), validators);
+        let challenge = Challenge::draw(&spec, Hash::default(), SUBJECT, Hash::default(), validators, false);
         let challenge = challenge.expect("it is drawn");
         assert_eq!(challenge.validators.len(), 3);
         assert!(!challenge.validators.contains(&SUBJECT.peer));
@@ -335,7 +370,7 @@ mod tests {
     #[test]
     fn one_verdict_that_it_matches_is_enough() {
         let (challenge, conclusion) = concluded(2, 3, &[Finding::Matches]);
-        assert_eq!(conclusion, Some(Conclusion { fault: None, wrong: Vec::new() }));
+        assert_eq!(conclusion, Some(Conclusion { outcome: Outcome::Passed, wrong: Vec::new() }));
         assert_eq!(challenge.found.len(), 1);
     }
 
@@ -344,19 +379,25 @@ mod tests {
         let (challenge, conclusion) = concluded(2, 3, &[FAULT]);
         assert_eq!((conclusion, challenge.asked), (None, 2));
         let (_, conclusion) = concluded(2, 3, &[FAULT, FAULT]);
-        assert_eq!(conclusion, Some(Conclusion { fault: Some(Fault::Contribution), wrong: Vec::new() }));
+        assert_eq!(
+            conclusion,
+            Some(Conclusion { outcome: Outcome::Failed(Fault::Contribution), wrong: Vec::new() })
+        );
         let (_, conclusion) = concluded(1, 3, &[FAULT]);
-        assert_eq!(conclusion.and_then(|conclusion| conclusion.fault), Some(Fault::Contribution));
+        assert_eq!(
+            conclusion.map(|conclusion| conclusion.outcome),
+            Some(Outcome::Failed(Fault::Contribution))
+        );
     }
 
     #[test]
     fn the_minority_is_named() {
         let (challenge, conclusion) = concluded(2, 3, &[FAULT, Finding::Matches, Finding::Matches]);
         let wrong = vec![challenge.validators[0]];
-        assert_eq!(conclusion, Some(Conclusion { fault: None, wrong }));
+        assert_eq!(conclusion, Some(Conclusion { outcome: Outcome::Passed, wrong }));
         let (challenge, conclusion) = concluded(2, 3, &[FAULT, Finding::Matches, FAULT]);
         let wrong = vec![challenge.validators[1]];
-        assert_eq!(conclusion, Some(Conclusion { fault: Some(Fault::Contribution), wrong }));
+        assert_eq!(conclusion, Some(Conclusion { outcome: Outcome::Failed(Fault::Contribution), wrong }));
     }
 
     #[test]
@@ -372,9 +413,22 @@ mod tests {
         let (challenge, conclusion) = concluded(2, 3, &[Finding::Unavailable]);
         assert_eq!((conclusion, challenge.asked), (None, 2));
         let (_, conclusion) = concluded(2, 3, &[Finding::Unavailable, Finding::Matches]);
-        assert_eq!(conclusion, Some(Conclusion { fault: None, wrong: Vec::new() }));
-        let (challenge, conclusion) = concluded(2, 3, &[Finding::Unavailable; 3]);
-        assert_eq!((conclusion, challenge.awaited().count()), (None, 0));
+        assert_eq!(conclusion, Some(Conclusion { outcome: Outcome::Passed, wrong: Vec::new() }));
+        let (_, conclusion) = concluded(2, 3, &[Finding::Unavailable; 3]);
+        assert_eq!(conclusion, Some(Conclusion { outcome: Outcome::Unproven, wrong: Vec::new() }));
+        let (challenge, conclusion) = concluded(2, 20, &[Finding::Unavailable; 6]);
+        assert_eq!(
+            conclusion.map(|conclusion| conclusion.outcome),
+            Some(Outcome::Unproven),
+            "not all are asked"
+        );
+        assert_eq!(challenge.found.len(), 6);
+        let (challenge, conclusion) = concluded(2, 3, &[FAULT, Finding::Unavailable, Finding::Unavailable]);
+        assert_eq!(
+            (conclusion, challenge.awaited().count()),
+            (None, 0),
+            "somebody could, so it is not unproven"
+        );
     }
 
     #[test]
@@ -385,7 +439,7 @@ mod tests {
         assert_eq!(challenge.awaited().collect::<Vec<_>>(), [second]);
         assert!(challenge.take(second, Finding::Matches));
         challenge.dismiss(second);
-        assert_eq!(challenge.conclude(2), Some(Conclusion { fault: None, wrong: Vec::new() }));
+        assert_eq!(challenge.conclude(2), Some(Conclusion { outcome: Outcome::Passed, wrong: Vec::new() }));
     }
 
     #[test]

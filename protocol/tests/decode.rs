@@ -103,6 +103,7 @@ fn valid() -> Vec<Vec<u8>> {
         seal(&identity(6), run(), &examples::record()),
         seal(&identity(5), run(), &examples::merge_manifest()),
         seal(&identity(6), run(), &examples::merge_digest()),
+        seal(&identity(8), run(), &examples::merge_verdict()),
         encode(&examples::manifest()),
         encode(&examples::control_update()),
         encode(&examples::push_header()),
@@ -386,6 +387,7 @@ proptest! {
             (PeerRecord::KIND, encode(&examples::record())),
             (MergeMessage::KIND, encode(&examples::merge_manifest())),
             (MergeMessage::KIND, encode(&examples::merge_digest())),
+            (MergeMessage::KIND, encode(&examples::merge_verdict())),
             (ScoresExport::KIND, encode(&examples::scores_export())),
         ];
         for (kind, mut payload) in payloads {

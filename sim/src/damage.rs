@@ -151,6 +151,7 @@ const fn label(reason: EvictReason) -> &'static str {
         EvictReason::InvalidContribution => "invalid contribution",
         EvictReason::WrongMerge => "wrong merge",
         EvictReason::FailedReplay => "failed replay",
+        EvictReason::Unproven => "unproven",
     }
 }
 

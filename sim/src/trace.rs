@@ -209,8 +209,7 @@ fn decided(event: &StateEvent) -> Change {
             let details = format!("{} by {}: {finding}", subject.peer.short(), validator.short());
             (Some(&subject.stage), Some(&subject.epoch), "judged", details)
         }
-        StateEvent::Checked(subject, fault) => {
-            let outcome = fault.map_or_else(|| "passed".to_owned(), |fault| format!("failed: {fault}"));
+        StateEvent::Checked(subject, outcome) => {
             let details = format!("{} {outcome}", subject.peer.short());
             (Some(&subject.stage), Some(&subject.epoch), "checked", details)
         }

@@ -9,7 +9,7 @@ use iota_protocol::miner::Notice;
 use iota_protocol::run_state::StateEvent;
 use iota_protocol::spec::TrainingMode;
 use iota_protocol::time::Millis;
-use iota_protocol::validation::{Fault, Finding, Subject};
+use iota_protocol::validation::{Finding, Outcome, Subject};
 use iota_protocol::wire::message::EvictReason;
 use iota_protocol::{PeerId, RunSpec};
 use iota_sim::adversary::Kind;
@@ -51,7 +51,7 @@ struct Record {
     merged: usize,
     submissions: usize,
     found: Vec<(Subject, Finding)>,
-    checked: BTreeMap<Subject, Option<Fault>>,
+    checked: BTreeMap<Subject, Outcome>,
     evicted: Vec<(PeerId, EvictReason)>,
 }
 
@@ -72,7 +72,7 @@ impl Observer for Recorder {
                 record.submissions += closed.map_or(0, |closed| closed.plan.submitters.len());
             }
             StateEvent::Judged(subject, _, finding) => record.found.push((*subject, *finding)),
-            StateEvent::Checked(subject, fault) => drop(record.checked.insert(*subject, *fault)),
+            StateEvent::Checked(subject, outcome) => drop(record.checked.insert(*subject, *outcome)),
             StateEvent::Evicted(peer, reason) => record.evicted.push((*peer, *reason)),
             _ => {}
         }

@@ -4,14 +4,11 @@ use std::io::Write;
 use std::sync::Arc;
 
 use clap::Args;
-use iota_protocol::LogIndex;
-use iota_protocol::run_state::RunState;
 use serde_json::json;
 
 use super::checkpoint::{FromOptions, block_on, failed};
-use crate::bridge::model_config;
 use crate::error::CliError;
-use crate::history;
+use crate::history::{self, Fold};
 
 #[derive(Debug, Args)]
 pub(super) struct HistoryOptions {
@@ -27,13 +24,11 @@ pub(super) fn run(options: &HistoryOptions) -> Result<(), CliError> {
     let failed = |error: &dyn std::fmt::Display| failed(&options.from.from, error);
     let spec = Arc::new(found.manifest.spec().map_err(|error| failed(&error))?);
     let log = block_on(history::read(&mirror, &spec))?.map_err(|error| failed(&error))?;
-    let model = model_config(&spec);
-    let parameters: Vec<usize> = (0..model.stages).map(|stage| model.parameter_count(stage)).collect();
-    let mut state = RunState::new(spec, &parameters);
+    let mut fold = Fold::new(spec);
     let mut out = std::io::stdout().lock();
     for index in 0..log.len() {
         let Some((entry, chain)) = log.entry(index) else { break };
-        let void = state.apply(LogIndex(index as u64), chain, entry.as_ref()).is_empty();
+        let void = fold.apply(chain, entry.as_ref()).map_err(|error| failed(&error))?.is_empty();
         let line = if options.json {
             json!({ "index": index, "void": void, "entry": entry, "chain": chain }).to_string()
         } else {

@@ -51,6 +51,9 @@ pub(super) struct JoinOptions {
     /// Replay epochs of miners that are drawn, and say whether they are what was committed to
     #[arg(long, conflicts_with = "miner")]
     validator: bool,
+    /// Contribute the negative of what is computed, as a fault to try on a swarm of one's own
+    #[arg(long, hide = true)]
+    poison: bool,
     /// Stand for orchestrator; a candidate's key does so by itself
     #[arg(long)]
     orchestrator: bool,
@@ -236,6 +239,7 @@ impl JoinOptions {
             upload_rate: self.upload_rate.and_then(|rate| NonZeroU64::new(rate.0)),
             disk_quota: self.disk_quota.map(|quota| quota.0),
             event_log_max: self.event_log_max.0,
+            poison: self.poison,
             corpus,
         })
     }

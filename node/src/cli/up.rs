@@ -43,7 +43,7 @@ pub(super) struct UpOptions {
     #[arg(long, default_value = "auto", value_name = "DEVICE")]
     device: Device,
     /// Validators beside the miners
-    #[arg(long, default_value_t = 0, value_name = "V")]
+    #[arg(long, default_value_t = 2, value_name = "V")]
     validators: u16,
     /// Bytes per second that each process may serve blobs at, such as `2MiB` [default: as fast as they go]
     #[arg(long, value_name = "BYTES")]
@@ -58,6 +58,9 @@ pub(super) struct UpOptions {
     /// Let one more miner join late, such as `15s` or `e3`; repeatable
     #[arg(long, value_name = "WHEN")]
     join_after: Vec<When>,
+    /// Have a process contribute the negative of what it computed, such as `5`; repeatable
+    #[arg(long, value_name = "PEER")]
+    poison: Vec<usize>,
     /// Leave out the one-process control
     #[arg(long)]
     no_control: bool,
@@ -115,6 +118,7 @@ impl UpOptions {
             kills: self.kill_after.clone(),
             freezes: self.freeze_after.clone(),
             joins: self.join_after.clone(),
+            poisons: self.poison.clone(),
         };
         let mut plan = UpPlan {
             spec,

@@ -14,6 +14,7 @@ use tokio::runtime::Handle;
 use tokio::sync::{mpsc, oneshot};
 
 use super::moments::MomentsFolder;
+use super::poison::poisoned;
 use super::vault::Vault;
 use crate::blobs::DataError;
 
@@ -37,6 +38,10 @@ pub(crate) struct EngineSetup {
     pub(crate) vault: Vault,
     pub(crate) runtime: Handle,
     pub(crate) data_dir: PathBuf,
+    /// Whether what is computed here is a miner's own, so that its next process goes on from it.
+    pub(crate) own: bool,
+    /// Whether it contributes the negative of what it computed.
+    pub(crate) poison: bool,
 }
 
 /// Starts the thread. It ends when the sender of orders is dropped.
@@ -52,14 +57,19 @@ pub(crate) fn start(
     let (outbox, results) = mpsc::unbounded_channel();
     let thread = thread::Builder::new().name("engine".to_owned()).spawn(move || {
         yield_to_network();
-        let EngineSetup { spec, device, corpus, vault, runtime, data_dir } = setup;
-        let moments = MomentsFolder::new(&data_dir, Arc::clone(&spec));
+        let EngineSetup { spec, device, corpus, vault, runtime, data_dir, own, poison } = setup;
+        let codec = spec.merge.codec;
+        let moments = own.then(|| MomentsFolder::new(&data_dir, Arc::clone(&spec)));
         let mut worker = Worker::new(spec, device, corpus);
         let mut blobs = VaultBlobs { vault, runtime, moments };
         while let Some(order) = inbox.blocking_recv() {
             match order {
                 Order::Job(job) => {
-                    if outbox.send(worker.perform(&job, &mut blobs)).is_err() {
+                    let mut done = worker.perform(&job, &mut blobs);
+                    if let (true, Job::Contribute { stage, .. }) = (poison, &job) {
+                        done = poisoned(done, *stage, codec, &mut blobs);
+                    }
+                    if outbox.send(done).is_err() {
                         break;
                     }
                 }
@@ -90,7 +100,8 @@ fn write_checkpoint(worker: &Worker, folder: &Path) -> Result<PathBuf, String> {
 struct VaultBlobs {
     vault: Vault,
     runtime: Handle,
-    moments: MomentsFolder,
+    /// None for a validator, whose moments are those of the miners that it checks.
+    moments: Option<MomentsFolder>,
 }
 
 impl Blobs for VaultBlobs {
@@ -118,10 +129,10 @@ impl Blobs for VaultBlobs {
         version: Epoch,
         moments: &OptimizerState,
     ) -> Result<(), KeepError> {
-        self.moments.keep(stage, version, moments).map_err(KeepError)
+        self.moments.as_ref().map_or(Ok(()), |folder| folder.keep(stage, version, moments)).map_err(KeepError)
     }
 
     fn moments(&self, stage: StageIndex, version: Epoch) -> Option<OptimizerState> {
-        self.moments.read(stage, version)
+        self.moments.as_ref()?.read(stage, version)
     }
 }

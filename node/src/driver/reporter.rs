@@ -10,7 +10,7 @@ use iota_protocol::miner::Notice;
 use iota_protocol::peer::arrival::Arrival;
 use iota_protocol::peer::room::{DiskUse, Room};
 use iota_protocol::run_state::{Phase, StateEvent};
-use iota_protocol::validation::{Fault, Subject};
+use iota_protocol::validation::{Outcome, Subject};
 use iota_protocol::wire::frame::PushRefusal;
 use iota_protocol::wire::message::StateOffer;
 use iota_protocol::wire::{RejectReason, encode};
@@ -215,17 +215,35 @@ impl Reporter {
         });
     }
 
-    /// Validators have agreed on a miner's epoch.
-    fn checked(&mut self, subject: &Subject, fault: Option<Fault>) {
-        let Subject { stage, epoch, peer, .. } = *subject;
-        match fault {
-            None => tracing::info!(stage = stage.0, epoch = epoch.0, peer = %peer.short(), "check passed"),
-            Some(fault) => {
-                tracing::warn!(stage = stage.0, epoch = epoch.0, peer = %peer.short(), %fault, "check failed");
+    /// Something about validators and what they check.
+    fn check_event(&mut self, event: StateEvent) {
+        match event {
+            StateEvent::Enlisted(validator) => {
+                tracing::info!(peer = %validator.short(), "enlisted as validator");
             }
+            StateEvent::Dismissed(validator, reason) => {
+                tracing::info!(peer = %validator.short(), %reason, "validator dismissed");
+                self.event(NodeEvent::Dismissed { peer: validator, reason: reason.to_string() });
+            }
+            StateEvent::Judged(subject, validator, finding) => {
+                let (stage, epoch, validator) = (subject.stage.0, subject.epoch.0, validator.short());
+                tracing::debug!(stage, epoch, peer = %subject.peer.short(), validator, %finding, "verdict");
+            }
+            StateEvent::Checked(subject, outcome) => self.checked(&subject, outcome),
+            _ => {}
         }
-        let fault = fault.map(|fault| fault.to_string());
-        self.event(NodeEvent::Checked { stage: stage.0, epoch: epoch.0, peer, fault });
+    }
+
+    /// Validators have agreed on a miner's epoch.
+    fn checked(&mut self, subject: &Subject, outcome: Outcome) {
+        let Subject { stage, epoch, peer, .. } = *subject;
+        let (stage, epoch, name) = (stage.0, epoch.0, peer.short());
+        match outcome {
+            Outcome::Passed => tracing::info!(stage, epoch, peer = %name, "check passed"),
+            Outcome::Failed(fault) => tracing::warn!(stage, epoch, peer = %name, %fault, "check failed"),
+            Outcome::Unproven => tracing::warn!(stage, epoch, peer = %name, "nobody could check an epoch"),
+        }
+        self.event(NodeEvent::Checked { stage, epoch, peer, outcome: outcome.to_string() });
     }
 
     fn room(&mut self, room: Room, disk: &DiskUse) {
@@ -310,18 +328,10 @@ impl Reporter {
                 self.merged(stage, epoch, samples, loss);
                 self.metrics.merges.inc_by(u64::from(own(stage)));
             }
-            StateEvent::Enlisted(validator) => {
-                tracing::info!(peer = %validator.short(), "enlisted as validator")
-            }
-            StateEvent::Dismissed(validator, reason) => {
-                tracing::info!(peer = %validator.short(), %reason, "validator dismissed");
-                self.event(NodeEvent::Dismissed { peer: validator, reason: reason.to_string() });
-            }
-            StateEvent::Judged(subject, validator, finding) => {
-                let (stage, epoch) = (subject.stage.0, subject.epoch.0);
-                tracing::debug!(stage, epoch, peer = %subject.peer.short(), validator = %validator.short(), %finding, "verdict");
-            }
-            StateEvent::Checked(subject, fault) => self.checked(&subject, fault),
+            StateEvent::Enlisted(_)
+            | StateEvent::Dismissed(..)
+            | StateEvent::Judged(..)
+            | StateEvent::Checked(..) => self.check_event(event),
             StateEvent::Checkpointed(epoch) => {
                 tracing::info!(epoch = epoch.0, "checkpoint complete");
                 self.event(NodeEvent::Checkpointed { epoch: epoch.0 });

@@ -1,4 +1,4 @@
-//! Faults to try on a swarm of one's own: kill a process, freeze one, let one join late.
+//! Faults to try on a swarm of one's own: kill a process, freeze one, let one join late, poison what one contributes.
 
 use std::fmt;
 use std::str::FromStr;
@@ -142,6 +142,8 @@ pub struct Faults {
     pub freezes: Vec<Freeze>,
     /// When one more miner each joins.
     pub joins: Vec<When>,
+    /// Processes that contribute the negative of what they computed.
+    pub poisons: Vec<usize>,
 }
 
 impl Faults {
@@ -152,7 +154,8 @@ impl Faults {
             Victims::One(peer) => Some(peer),
             Victims::All => None,
         });
-        killed.chain(self.freezes.iter().map(|freeze| freeze.peer)).max()
+        let frozen = self.freezes.iter().map(|freeze| freeze.peer);
+        killed.chain(frozen).chain(self.poisons.iter().copied()).max()
     }
 
     /// One line per fault, for the report.
@@ -171,7 +174,11 @@ impl Faults {
             )
         });
         let joins = self.joins.iter().map(|when| format!("one more miner at {when}"));
-        kills.chain(freezes).chain(joins).collect()
+        let poisons = self
+            .poisons
+            .iter()
+            .map(|peer| format!("process {peer} contributes the negative of what it computed"));
+        kills.chain(freezes).chain(joins).chain(poisons).collect()
     }
 }
 

@@ -167,6 +167,9 @@ impl UpPlan {
             add("--bootstrap", address.clone());
         }
         let is_validator = (self.miners()..self.processes()).contains(&index);
+        if self.faults.poisons.contains(&index) {
+            arguments.push("--poison".to_owned());
+        }
         arguments.push(if is_validator { "--validator" } else { "--miner" }.to_owned());
         arguments
     }

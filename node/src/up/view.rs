@@ -311,8 +311,8 @@ impl SwarmView {
             NodeEvent::Evicted { peer, reason } => {
                 self.once(format!("peer {} was evicted: {reason}", peer.short()))
             }
-            NodeEvent::Checked { stage, epoch, peer, fault: Some(fault) } => self.once(format!(
-                "validators replayed epoch {epoch} of peer {} in stage {stage}, and it is not what it committed to: {fault}",
+            NodeEvent::Checked { stage, epoch, peer, outcome } if outcome != "passed" => self.once(format!(
+                "validators replayed epoch {epoch} of peer {} in stage {stage}: {outcome}",
                 peer.short()
             )),
             NodeEvent::Dismissed { peer, reason } => {

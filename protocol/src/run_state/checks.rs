@@ -6,10 +6,10 @@ use serde::{Deserialize, Serialize};
 
 use super::{RunState, StateEvent};
 use crate::id::{Epoch, PeerId, RunId, StageIndex};
-use crate::limits::{BLOB_EPOCHS_KEPT, BOOK_PEERS_MAX, CHALLENGES_MAX, VALIDATORS_MAX};
+use crate::limits::{BLOB_EPOCHS_KEPT, BOOK_PEERS_MAX, CHALLENGES_MAX, UNPROVEN_MAX, VALIDATORS_MAX};
 use crate::scores::Penalty;
 use crate::spec::ValidationSpec;
-use crate::validation::{Challenge, DismissReason, Subject, Verdict};
+use crate::validation::{Challenge, DismissReason, Outcome, Subject, Verdict};
 use crate::wire::message::EvictReason;
 
 use super::Closed;
@@ -22,7 +22,9 @@ pub(super) struct Checks {
     /// Why those who were validators are none any more.
     dismissed: BTreeMap<PeerId, DismissReason>,
     /// Open checks, oldest first.
-    open: Vec<Challenge>,
+    pub(super) open: Vec<Challenge>,
+    /// Miners whose last check was unproven, and how many were in a row.
+    pub(super) suspects: BTreeMap<PeerId, u16>,
 }
 
 impl Checks {
@@ -53,7 +55,8 @@ impl Checks {
         for submission in &closed.plan.submitters {
             let subject = Subject { stage, epoch, peer: submission.peer, manifest: submission.manifest };
             let validators = self.validators.iter().copied();
-            self.open.extend(Challenge::draw(spec, seed, subject, base, validators));
+            let suspect = self.suspects.contains_key(&subject.peer);
+            self.open.extend(Challenge::draw(spec, seed, subject, base, validators, suspect));
         }
         let excess = self.open.len().saturating_sub(CHALLENGES_MAX);
         self.open.drain(..excess);
@@ -64,6 +67,16 @@ impl Checks {
     pub(super) fn expire(&mut self, stage: StageIndex, version: Epoch) {
         let kept = |epoch: Epoch| epoch.0.saturating_add(BLOB_EPOCHS_KEPT) >= version.0;
         self.open.retain(|challenge| challenge.subject.stage != stage || kept(challenge.subject.epoch));
+    }
+
+    /// Notes that nobody could check `peer`; returns how often that was so in a row.
+    fn suspect(&mut self, peer: PeerId) -> u16 {
+        if self.suspects.len() >= BOOK_PEERS_MAX && !self.suspects.contains_key(&peer) {
+            self.suspects.pop_first();
+        }
+        let times = self.suspects.entry(peer).or_default();
+        *times = times.saturating_add(1);
+        *times
     }
 
     pub(super) fn undone(&mut self, stage: StageIndex, from: Epoch) {
@@ -112,13 +125,23 @@ impl RunState {
             return Some(events);
         };
         self.checks.open.remove(at);
-        events.push(StateEvent::Checked(*subject, conclusion.fault));
+        events.push(StateEvent::Checked(*subject, conclusion.outcome));
         let Subject { stage, epoch, peer, .. } = *subject;
-        if conclusion.fault.is_some() {
-            self.scores.failed(stage, epoch, peer, Penalty::FailedReplay);
-            events.extend(self.convict(peer));
-        } else {
-            self.scores.validated(stage, epoch, peer);
+        match conclusion.outcome {
+            Outcome::Passed => {
+                self.checks.suspects.remove(&peer);
+                self.scores.validated(stage, epoch, peer);
+            }
+            Outcome::Failed(_) => {
+                self.scores.failed(stage, epoch, peer, Penalty::FailedReplay);
+                events.extend(self.convict(peer));
+            }
+            Outcome::Unproven => {
+                self.scores.unproven(stage, epoch, peer);
+                if self.checks.suspect(peer) >= UNPROVEN_MAX {
+                    events.extend(self.evict(peer, EvictReason::Unproven).into_iter().flatten());
+                }
+            }
         }
         for validator in conclusion.wrong {
             events.extend(self.dismiss(validator, DismissReason::WrongVerdict).into_iter().flatten());

@@ -290,7 +290,7 @@ mod checks {
         let mut fold = closed(&SECRETS);
         let subject = challenge(&fold, A).subject;
         let events = judge(&mut fold, A, Finding::Matches);
-        assert_eq!(events.last(), Some(&StateEvent::Checked(subject, None)));
+        assert_eq!(events.last(), Some(&StateEvent::Checked(subject, CheckOutcome::Passed)));
         assert!(fold.0.challenges().iter().all(|challenge| challenge.subject.peer != A));
         assert_eq!(fold.0.stage_of(A), Some(S));
     }
@@ -302,7 +302,7 @@ mod checks {
         assert_eq!(judge(&mut fold, A, DIFFERS).len(), 1, "one is not enough");
         let events = judge(&mut fold, A, DIFFERS);
         let expected = [
-            StateEvent::Checked(subject, Some(Fault::Contribution)),
+            StateEvent::Checked(subject, CheckOutcome::Failed(Fault::Contribution)),
             StateEvent::Evicted(A, EvictReason::FailedReplay),
         ];
         assert_eq!(events.get(1..), Some(&expected[..]));
@@ -386,5 +386,55 @@ mod checks {
         let read = fold.0.read(&bytes).expect("a state");
         assert_eq!(read.checks, fold.0.checks);
         assert_eq!(read.to_bytes(), bytes);
+    }
+
+    /// A merge of A and B has closed in epoch 0, and this is found of A's work by all who are asked.
+    fn judged(fold: &mut Fold, finding: Finding) -> Vec<StateEvent> {
+        let mut events = Vec::new();
+        while fold.0.challenges().iter().any(|challenge| challenge.subject.peer == A) {
+            events.extend(judge(fold, A, finding));
+        }
+        events
+    }
+
+    #[test]
+    fn work_that_nobody_can_check_counts_for_nothing_and_makes_suspect() {
+        let mut fold = closed(&SECRETS);
+        let subject = challenge(&fold, A).subject;
+        let events = judged(&mut fold, Finding::Unavailable);
+        assert_eq!(events.last(), Some(&StateEvent::Checked(subject, CheckOutcome::Unproven)));
+        assert_eq!(fold.0.stage_of(A), Some(S), "once may be the network's fault");
+        assert_eq!(fold.0.eviction(A), None);
+        let score = |fold: &Fold| {
+            let rows = fold.0.scores().table(&fold.0.spec().scores, &fold.0.versions());
+            rows.iter().find(|row| row.peer == A).map(|row| row.score_micro)
+        };
+        assert_eq!(score(&fold), Some(0));
+        assert_eq!(fold.0.checks.suspects.get(&A), Some(&1));
+        let mut spec = fold.0.spec().clone();
+        spec.validation.replay_share = 0.0;
+        let closed = fold.0.stages()[0].closed_epoch(Epoch(0)).expect("the merge").clone();
+        fold.0.checks.open.clear();
+        fold.0.checks.draw(&spec.validation, S, &closed);
+        let subjects: Vec<PeerId> =
+            fold.0.challenges().iter().map(|challenge| challenge.subject.peer).collect();
+        assert_eq!(subjects, [A], "whoever proved nothing is checked, whatever is drawn");
+        judged(&mut fold, Finding::Matches);
+        assert!(fold.0.checks.suspects.is_empty());
+    }
+
+    #[test]
+    fn who_proves_nothing_several_times_in_a_row_loses_its_place_but_not_for_good() {
+        let mut fold = closed(&SECRETS);
+        let closed = fold.0.stages()[0].closed_epoch(Epoch(0)).expect("the merge").clone();
+        for time in 1..=crate::limits::UNPROVEN_MAX {
+            assert_eq!(fold.0.stage_of(A), Some(S), "before time {time}");
+            judged(&mut fold, Finding::Unavailable);
+            let spec = fold.0.spec().clone();
+            fold.0.checks.open.clear();
+            fold.0.checks.draw(&spec.validation, S, &closed);
+        }
+        assert_eq!(fold.0.eviction(A), Some(EvictReason::Unproven));
+        assert_eq!(fold.apply(Decision::Admit { peer: A, stage: S }), [StateEvent::Admitted(A, S)]);
     }
 }

@@ -31,6 +31,8 @@ pub struct Row {
     pub epochs: u32,
     /// Those of them that a validator found right.
     pub validated: u32,
+    /// Epochs that nobody could check: they are none of [`epochs`](Self::epochs).
+    pub unproven: u32,
     /// What was proved against it, by stage and epoch. With any, its score is zero.
     pub failures: Vec<Failure>,
     /// Samples merged, of epochs that did not fail.
@@ -60,6 +62,10 @@ impl Row {
         for (&(stage, epoch), worked) in records {
             if let Verdict::Failed(why) = worked.verdict {
                 row.failures.push(Failure { stage, epoch, why });
+                continue;
+            }
+            if worked.verdict == Verdict::Unproven {
+                row.unproven += 1;
                 continue;
             }
             row.epochs += 1;
@@ -95,7 +101,8 @@ impl Scores {
             let counting = epochs.iter().filter(|((stage, epoch), _)| in_window(spec, *stage, *epoch, now));
             Row::of(spec, *peer, counting)
         });
-        let mut rows: Vec<Row> = rows.filter(|row| row.epochs > 0 || !row.failures.is_empty()).collect();
+        let mut rows: Vec<Row> =
+            rows.filter(|row| row.epochs > 0 || row.unproven > 0 || !row.failures.is_empty()).collect();
         let scores: Vec<u64> = rows.iter().map(|row| row.score_micro).collect();
         for (row, share) in rows.iter_mut().zip(split(&scores, Share::of(spec.burn), Share::of(spec.cap))) {
             row.share = share;

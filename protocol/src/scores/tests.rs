@@ -44,6 +44,7 @@ fn a_score_is_samples_less_what_unprocessed_ones_cost() {
         peer: A,
         epochs: 3,
         validated: 1,
+        unproven: 0,
         failures: Vec::new(),
         samples: 22,
         unprocessed: 4,
@@ -474,5 +475,27 @@ fn the_longest_window_of_work_does_not_overflow() {
     assert_eq!(
         rows.iter().map(|row| (row.score_micro, row.share)).collect::<Vec<_>>(),
         [(all, Share::of(0.7)), (0, Share::NONE)]
+    );
+}
+
+#[test]
+fn what_nobody_could_check_counts_for_nothing_and_is_no_failure() {
+    let spec = ScoresSpec::default();
+    let (stage, peer) = (StageIndex(0), PeerId([1; 32]));
+    let mut scores = Scores::default();
+    for epoch in [Epoch(0), Epoch(1)] {
+        scores.merged(&spec, stage, epoch, [Work::of(peer, 10, 10)]);
+    }
+    scores.unproven(stage, Epoch(0), peer);
+    scores.unproven(stage, Epoch(7), peer);
+    let rows = scores.table(&spec, &[Epoch(2)]);
+    let [row] = rows.as_slice() else { panic!("{rows:?}") };
+    assert_eq!((row.epochs, row.unproven, row.samples, row.score_micro), (1, 1, 10, 10_000_000));
+    assert!(row.failures.is_empty());
+    scores.validated(stage, Epoch(0), peer);
+    assert_eq!(
+        scores.table(&spec, &[Epoch(2)])[0].epochs,
+        2,
+        "one who could says more than one who could not"
     );
 }

@@ -259,29 +259,7 @@ impl Check {
                     Some(false) => (Step::Over(Finding::Unavailable), None),
                 }
             }
-            Step::Preparing(replay, offer) => {
-                let Some(built) = engine else {
-                    return (Step::Preparing(replay, offer), Some(Progress::Waits));
-                };
-                let stage = subject.stage;
-                match offer {
-                    // The initial weights anybody can build.
-                    None => (Step::Replaying(replay), Some(Progress::Job(Job::Initialise { stage }))),
-                    Some(offer) if built != Some(stage) => {
-                        (Step::Preparing(replay, Some(offer)), Some(Progress::Job(Job::Initialise { stage })))
-                    }
-                    Some(offer) => {
-                        let job = Job::Load {
-                            stage,
-                            version: offer.version,
-                            weights: offer.weights,
-                            parts: offer.parts,
-                            moments: replay.moments(),
-                        };
-                        (Step::Replaying(replay), Some(Progress::Job(job)))
-                    }
-                }
-            }
+            Step::Preparing(replay, offer) => prepare(subject.stage, engine, replay, offer),
             Step::Replaying(mut replay) => {
                 if engine.is_none() {
                     return (Step::Replaying(replay), Some(Progress::Waits));
@@ -327,6 +305,8 @@ impl Check {
         let epoch = self.subject.epoch;
         match Replay::new(&self.spec, *manifest, receipts) {
             Err(_) => wrong,
+            // More passes open at once than a miner may hold: they need not fit this engine's memory.
+            Ok(replay) if !replay.is_bounded() => wrong,
             Ok(replay) if epoch == Epoch(0) => self.inputs(cx, Box::new(replay), None),
             Ok(replay) => Step::Asking(Box::new(replay), 0, None),
         }
@@ -371,6 +351,30 @@ impl Check {
         match &self.step {
             Step::Asking(_, _, until) => *until,
             _ => None,
+        }
+    }
+}
+
+/// Gives the engine the weights that the epoch started from, once it is idle.
+fn prepare(
+    stage: StageIndex,
+    engine: Option<Option<StageIndex>>,
+    replay: Box<Replay>,
+    offer: Option<StateOffer>,
+) -> (Step, Option<Progress>) {
+    let Some(built) = engine else {
+        return (Step::Preparing(replay, offer), Some(Progress::Waits));
+    };
+    match offer {
+        // The initial weights anybody can build.
+        None => (Step::Replaying(replay), Some(Progress::Job(Job::Initialise { stage }))),
+        Some(offer) if built != Some(stage) => {
+            (Step::Preparing(replay, Some(offer)), Some(Progress::Job(Job::Initialise { stage })))
+        }
+        Some(StateOffer { version, weights, parts, .. }) => {
+            let moments = replay.moments();
+            let job = Job::Load { stage, version, weights, parts, moments };
+            (Step::Replaying(replay), Some(Progress::Job(job)))
         }
     }
 }

@@ -7,7 +7,7 @@ use crate::id::{Hash, PeerId};
 use crate::miner::{Job, JobDone, Tensor};
 use crate::moments;
 use crate::receipts::Receipt;
-use crate::receipts::order::{BadReceipts, Step, replay};
+use crate::receipts::order::{BadReceipts, Step, replay, waiting_max};
 use crate::spec::RunSpec;
 use crate::validation::{Fault, Finding};
 use crate::wire::message::Manifest;
@@ -78,6 +78,13 @@ impl Replay {
             differing: Vec::new(),
             found: None,
         })
+    }
+
+    /// Whether no more passes wait for their gradient at once than may in a miner.
+    pub(super) fn is_bounded(&self) -> bool {
+        let pipeline = &self.spec.pipeline;
+        let most = if self.manifest.stage.0 == 0 { pipeline.window } else { pipeline.credits };
+        waiting_max(&self.steps) <= usize::from(most)
     }
 
     /// The tensors that the steps read, each with who else than the miner may have it.

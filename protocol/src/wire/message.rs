@@ -202,7 +202,6 @@ impl Payload for PeerRecord {
 /// A signed message on the merge topic.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
-#[expect(clippy::large_enum_variant, reason = "one is held at a time, while it is read or written")]
 pub enum MergeMessage {
     /// A miner's commitment to its contribution.
     Manifest(ManifestAnnounce),
@@ -637,6 +636,8 @@ pub enum EvictReason {
     WrongMerge,
     /// Validators replayed its epoch, and it is not what the miner committed to.
     FailedReplay,
+    /// Nobody could get what replays of its epochs need, several times in a row.
+    Unproven,
 }
 
 impl EvictReason {
@@ -645,7 +646,7 @@ impl EvictReason {
     pub const fn is_proven(self) -> bool {
         match self {
             Self::InvalidContribution | Self::WrongMerge | Self::FailedReplay => true,
-            Self::Silent | Self::Left => false,
+            Self::Silent | Self::Left | Self::Unproven => false,
         }
     }
 }
@@ -658,6 +659,7 @@ impl std::fmt::Display for EvictReason {
             Self::InvalidContribution => "invalid contribution",
             Self::WrongMerge => "wrong merge",
             Self::FailedReplay => "failed replay",
+            Self::Unproven => "unproven",
         })
     }
 }

@@ -54,6 +54,7 @@ fn label(reason: EvictReason) -> &'static str {
         EvictReason::InvalidContribution => "invalid contribution",
         EvictReason::WrongMerge => "wrong merge",
         EvictReason::FailedReplay => "failed replay",
+        EvictReason::Unproven => "unproven",
     }
 }
 

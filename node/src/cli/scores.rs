@@ -1,0 +1,271 @@
+//! `iota-node scores` and `iota-node audit`: what miners' work is worth, by anybody's own reading of the log in a mirror.
+
+use std::io::Write;
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use clap::{Args, Subcommand};
+use iota_protocol::log::DecidedLog;
+use iota_protocol::run_state::RunState;
+use iota_protocol::scores::{Row, ScoresExport};
+use iota_protocol::{Hash, Identity, PeerId, RunId, RunSpec};
+use serde_json::{Value, json};
+
+use super::checkpoint::{FromOptions, block_on, failed};
+use super::keys::read_key;
+use crate::error::CliError;
+use crate::history::{self, Fold};
+
+#[derive(Debug, Args)]
+#[command(args_conflicts_with_subcommands = true)]
+pub(super) struct ScoresOptions {
+    #[command(flatten)]
+    table: Option<TableOptions>,
+    #[command(subcommand)]
+    verb: Option<Verb>,
+}
+
+#[derive(Debug, Args)]
+struct TableOptions {
+    #[command(flatten)]
+    from: FromOptions,
+    /// Print JSON
+    #[arg(long)]
+    json: bool,
+}
+
+#[derive(Debug, Subcommand)]
+enum Verb {
+    /// Write the weights of all miners, signed, for a payment system
+    Export(ExportOptions),
+}
+
+#[derive(Debug, Args)]
+struct ExportOptions {
+    #[command(flatten)]
+    from: FromOptions,
+    /// Key to sign with
+    #[arg(long, value_name = "FILE")]
+    key: PathBuf,
+    /// File to write
+    #[arg(long, value_name = "FILE")]
+    to: PathBuf,
+}
+
+#[derive(Debug, Args)]
+pub(super) struct AuditOptions {
+    #[command(flatten)]
+    from: FromOptions,
+    /// Signed weights to compare with, as `scores export` writes them
+    #[arg(long, value_name = "FILE")]
+    export: Option<PathBuf>,
+}
+
+/// The log of a run, folded.
+struct Read {
+    state: RunState,
+    entries: u64,
+    chain: Hash,
+    checked: usize,
+}
+
+pub(super) fn run(options: &ScoresOptions) -> Result<(), CliError> {
+    match (&options.verb, &options.table) {
+        (Some(Verb::Export(export)), _) => write_export(export),
+        (None, Some(table)) => print(table),
+        (None, None) => Err(CliError::Option {
+            option: "--from".to_owned(),
+            expected: "the mirror of a run".to_owned(),
+            got: "nothing".to_owned(),
+        }),
+    }
+}
+
+/// Recomputes everything and says whether it is what the run said.
+pub(super) fn audit(options: &AuditOptions) -> Result<(), CliError> {
+    let log = Log::read(&options.from)?;
+    let export = options.export.as_ref().map(|file| open_export(file, log.spec.run_id())).transpose()?;
+    let read = log.fold(export.as_ref().map(|(_, export, _)| export.entries))?;
+    let bytes = iota_protocol::wire::encode(read.state.scores());
+    let mut text = format!(
+        "{} entries, each certified; {} states that the log names are what its entries lead to\nscores: {} bytes, BLAKE3 {}\n",
+        read.entries,
+        read.checked,
+        bytes.len(),
+        Hash::of(&bytes)
+    );
+    if let Some((file, export, signer)) = export {
+        let ours = export_of(&read);
+        if ours != export {
+            return Err(failed(&file, difference(&export, &ours)));
+        }
+        text += &format!("weights signed by {signer} are those of the log\n");
+    }
+    say(text.trim_end());
+    Ok(())
+}
+
+/// A log in a mirror, proven by the candidates' signatures.
+struct Log {
+    from: String,
+    spec: Arc<RunSpec>,
+    log: DecidedLog,
+}
+
+impl Log {
+    fn read(from: &FromOptions) -> Result<Self, CliError> {
+        let (mirror, found) = from.find()?;
+        let failed = |error: &dyn std::fmt::Display| failed(&from.from, error);
+        let spec = Arc::new(found.manifest.spec().map_err(|error| failed(&error))?);
+        let log = block_on(history::read(&mirror, &spec))?.map_err(|error| failed(&error))?;
+        Ok(Self { from: from.from.clone(), spec, log })
+    }
+
+    /// Folds it, up to `until` entries.
+    fn fold(self, until: Option<u64>) -> Result<Read, CliError> {
+        let until = until.and_then(|until| usize::try_from(until).ok()).unwrap_or(usize::MAX);
+        let mut fold = Fold::new(self.spec);
+        for index in 0..self.log.len().min(until) {
+            let Some((entry, chain)) = self.log.entry(index) else { break };
+            fold.apply(chain, entry.as_ref()).map_err(|error| failed(&self.from, error))?;
+        }
+        let (entries, checked) = (fold.state().applied(), fold.checked());
+        let chain = usize::try_from(entries).ok().and_then(|len| self.log.chain(len)).unwrap_or_default();
+        Ok(Read { state: fold.into_state(), entries, chain, checked })
+    }
+}
+
+fn export_of(read: &Read) -> ScoresExport {
+    let spec = read.state.spec();
+    let incentive = read.state.scores().incentive(&spec.scores, &read.state.versions());
+    ScoresExport::new(spec.run_id(), read.entries, read.chain, incentive)
+}
+
+fn write_export(options: &ExportOptions) -> Result<(), CliError> {
+    let identity = Identity::from_secret(read_key(&options.key)?);
+    let read = Log::read(&options.from)?.fold(None)?;
+    let export = export_of(&read);
+    std::fs::write(&options.to, export.seal(&identity))
+        .map_err(|error| CliError::file("write", &options.to, error))?;
+    say(&format!(
+        "weights of {} miners after {} entries, signed by {}: {}",
+        export.weights.len(),
+        export.entries,
+        identity.peer(),
+        options.to.display()
+    ));
+    Ok(())
+}
+
+/// The export of `run` in a file, whose it is, and the file's name.
+fn open_export(file: &std::path::Path, run: RunId) -> Result<(String, ScoresExport, PeerId), CliError> {
+    let name = file.display().to_string();
+    let bytes = std::fs::read(file).map_err(|error| CliError::file("read", file, error))?;
+    let (signer, export) = ScoresExport::open(run, &bytes).map_err(|error| failed(&name, error))?;
+    Ok((name, export, signer))
+}
+
+/// What two exports differ in.
+fn difference(got: &ScoresExport, expected: &ScoresExport) -> String {
+    if got.run != expected.run {
+        return format!("expected weights of run {}, got those of {}", expected.run, got.run);
+    }
+    if (got.entries, got.chain) != (expected.entries, expected.chain) {
+        return format!(
+            "expected the log after {} entries to be {}, got {} after {}",
+            expected.entries, expected.chain, got.chain, got.entries
+        );
+    }
+    let weight = |export: &ScoresExport, peer: PeerId| {
+        export.weights.iter().find(|(of, _)| *of == peer).map_or(0, |(_, weight)| *weight)
+    };
+    let peers = expected.weights.iter().chain(&got.weights).map(|(peer, _)| *peer);
+    let differing = peers.map(|peer| (peer, weight(expected, peer), weight(got, peer)));
+    let mut differing = differing.filter(|(_, expected, got)| expected != got);
+    differing.next().map_or_else(
+        || format!("expected a burn of {}, got {}", expected.burn, got.burn),
+        |(peer, expected, got)| format!("miner {peer}: expected weight {expected}, got {got}"),
+    )
+}
+
+fn print(options: &TableOptions) -> Result<(), CliError> {
+    let read = Log::read(&options.from)?.fold(None)?;
+    let rows = read.state.scores().table(&read.state.spec().scores, &read.state.versions());
+    if options.json {
+        let rows: Vec<Value> = rows.iter().map(|row| row_json(row, &read.state)).collect();
+        say(&json!({ "entries": read.entries, "chain": read.chain, "miners": rows }).to_string());
+        return Ok(());
+    }
+    say(&format!("after {} entries of the log, {}", read.entries, read.chain));
+    say("miner      share     score  samples  undone  epochs  checked  why");
+    for row in &rows {
+        say(&format!(
+            "{:<8} {:>7.2} % {:>8.1} {:>8} {:>7} {:>7} {:>8}  {}",
+            row.peer.short(),
+            row.share.as_f64() * 100.0,
+            score(row),
+            row.samples,
+            row.unprocessed,
+            row.epochs,
+            row.checked(),
+            why(row, &read.state)
+        ));
+    }
+    Ok(())
+}
+
+#[expect(clippy::cast_precision_loss, reason = "for people")]
+fn score(row: &Row) -> f64 {
+    row.score_micro as f64 / 1e6
+}
+
+/// Why a miner has what it has, in words.
+fn why(row: &Row, state: &RunState) -> String {
+    let failures = row.failures.iter().map(|failure| {
+        format!("{} in epoch {} of stage {}", penalty(failure.why), failure.epoch, failure.stage)
+    });
+    let mut reasons: Vec<String> = failures.collect();
+    if let Some(reason) = state.eviction(row.peer) {
+        reasons.push(format!("lost its place: {reason}"));
+    }
+    if row.unproven > 0 {
+        reasons.push(format!("{} epochs that nobody could check", row.unproven));
+    }
+    if row.validated > 0 {
+        reasons.push(format!("{} epochs found right", row.validated));
+    }
+    if row.unprocessed > 0 {
+        reasons.push(format!("{} samples left undone", row.unprocessed));
+    }
+    reasons.join("; ")
+}
+
+fn penalty(why: iota_protocol::scores::Penalty) -> String {
+    // The word that stands in the log.
+    json!(why).as_str().unwrap_or_default().replace('-', " ")
+}
+
+fn row_json(row: &Row, state: &RunState) -> Value {
+    let failures: Vec<Value> = row
+        .failures
+        .iter()
+        .map(|failure| json!({ "stage": failure.stage, "epoch": failure.epoch, "why": failure.why }))
+        .collect();
+    json!({
+        "peer": row.peer,
+        "share": row.share.as_f64(),
+        "score_micro": row.score_micro,
+        "samples": row.samples,
+        "unprocessed": row.unprocessed,
+        "epochs": row.epochs,
+        "validated": row.validated,
+        "unproven": row.unproven,
+        "failures": failures,
+        "why": why(row, state),
+    })
+}
+
+fn say(text: &str) {
+    // A closed stdout is the reader's choice.
+    let _ = writeln!(std::io::stdout(), "{text}");
+}

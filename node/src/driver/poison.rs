@@ -1,0 +1,60 @@
+//! A fault to try on a swarm of one's own: a miner that contributes the negative of what it computed.
+
+use bytes::Bytes;
+use iota_protocol::miner::JobDone;
+use iota_protocol::miner::outbox::tag;
+use iota_protocol::spec::WireDtype;
+use iota_protocol::{Hash, StageIndex};
+use iota_worker::Blobs;
+
+/// The contribution with its sign flipped, in its place; anything else as it is.
+pub(super) fn poisoned(done: JobDone, stage: StageIndex, codec: WireDtype, blobs: &mut dyn Blobs) -> JobDone {
+    let JobDone::Contributed { epoch, partitions, moments, moments_after } = done else { return done };
+    let flipped = partitions.iter().map(|hash| blobs.blob(*hash).map(|bytes| negative(&bytes, codec)));
+    let published = flipped
+        .collect::<Option<Vec<Bytes>>>()
+        .and_then(|flipped| blobs.publish(flipped, &tag(stage, epoch)).ok());
+    published.map_or_else(
+        || JobDone::Failed("poison a contribution that is not here".to_owned()),
+        |partitions: Vec<Hash>| JobDone::Contributed { epoch, partitions, moments, moments_after },
+    )
+}
+
+/// Numbers with their signs flipped: the highest bit of the last byte of each.
+fn negative(bytes: &[u8], codec: WireDtype) -> Bytes {
+    let width = match codec {
+        WireDtype::F32 => 4,
+        WireDtype::Bf16 => 2,
+    };
+    let mut flipped = bytes.to_vec();
+    for number in flipped.chunks_exact_mut(width) {
+        if let Some(last) = number.last_mut() {
+            *last ^= 0x80;
+        }
+    }
+    Bytes::from(flipped)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn signs_are_flipped_in_both_encodings() {
+        let numbers = [1.5_f32, -2.0, 0.25];
+        let bytes: Vec<u8> = numbers.iter().flat_map(|number| number.to_le_bytes()).collect();
+        let back: Vec<f32> = negative(&bytes, WireDtype::F32)
+            .chunks_exact(4)
+            .map(|bytes| f32::from_le_bytes([bytes[0], bytes[1], bytes[2], bytes[3]]))
+            .collect();
+        assert_eq!(back, [-1.5, 2.0, -0.25]);
+        // The upper halves of the same numbers.
+        let half: Vec<u8> =
+            numbers.iter().flat_map(|number| number.to_le_bytes().into_iter().skip(2)).collect();
+        let back: Vec<f32> = negative(&half, WireDtype::Bf16)
+            .chunks_exact(2)
+            .map(|bytes| f32::from_le_bytes([0, 0, bytes[0], bytes[1]]))
+            .collect();
+        assert_eq!(back, [-1.5, 2.0, -0.25]);
+    }
+}
