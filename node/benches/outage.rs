@@ -120,7 +120,18 @@ async fn measure(folder: &Path, rounds: u64) -> Vec<Window> {
 fn start(folder: &Path, endpoint: &str) -> Child {
     let url = format!("mirror.url=s3://{BUCKET}/run");
     Command::new(BINARY)
-        .args(["up", "--no-control", "--name", "bench", "--stages", "2", "--miners", "2"])
+        .args([
+            "up",
+            "--no-control",
+            "--name",
+            "bench",
+            "--validators",
+            "0",
+            "--stages",
+            "2",
+            "--miners",
+            "2",
+        ])
         .args(["--epochs", "100000", "--set", &url, "--set", "mirror.checkpoint_epochs=1"])
         .env("AWS_ENDPOINT_URL", endpoint)
         .env("AWS_REGION", "us-east-1")

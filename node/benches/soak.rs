@@ -119,7 +119,20 @@ fn start(folder: &Path, seconds: u64) -> Child {
     });
     let settings = SETTINGS.iter().flat_map(|setting| ["--set".to_owned(), (*setting).to_owned()]);
     Command::new(BINARY)
-        .args(["up", "--no-control", "--device", "cpu", "--name", "bench", "--stages", "2", "--miners", "3"])
+        .args([
+            "up",
+            "--no-control",
+            "--device",
+            "cpu",
+            "--name",
+            "bench",
+            "--validators",
+            "0",
+            "--stages",
+            "2",
+            "--miners",
+            "3",
+        ])
         .arg("--runs-dir")
         .arg(folder)
         .args(["--epochs", "1000000"])

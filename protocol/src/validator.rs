@@ -1,7 +1,7 @@
 //! A validator: replays the epochs of miners that the log has drawn it for, and says what it found.
 //!
 //! Level-triggered like a [`Miner`](crate::miner::Miner): [`Validator::pump`] compares the open
-//! [challenges](crate::run_state::RunState::challenges) with what is under way. One check at a time, the oldest first:
+//! [challenges](crate::run_state::RunState::challenges) with what is under way. One check at a time:
 //!
 //! ```text
 //! manifest ─▶ receipts ─▶ weights the epoch started from ─▶ tensors received ─▶ replay ─▶ verdict
@@ -16,6 +16,7 @@
 pub mod check;
 mod replay;
 
+use std::cmp::Reverse;
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
@@ -129,9 +130,13 @@ impl Validator {
                 challenge.awaited().any(|awaited| awaited == self.me)
                     && !self.given.contains_key(&challenge.subject)
             });
-            self.check = asked
-                .min_by_key(|challenge| challenge.subject)
-                .map(|challenge| Check::new(&self.spec, challenge.subject, challenge.base));
+            // What another found a fault in comes first, then what will be gone first.
+            let first = asked.min_by_key(|challenge| {
+                let faults =
+                    challenge.found.iter().filter(|(_, finding)| matches!(finding, Finding::Differs(_)));
+                (Reverse(faults.count()), challenge.subject.epoch, challenge.subject)
+            });
+            self.check = first.map(|challenge| Check::new(&self.spec, challenge.subject, challenge.base));
         }
         if let Some(check) = &mut self.check {
             match check.pump(cx, self.me, (!self.busy).then_some(self.engine)) {

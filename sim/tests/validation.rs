@@ -13,6 +13,7 @@ use iota_protocol::validation::{Finding, Outcome, Subject};
 use iota_protocol::wire::message::EvictReason;
 use iota_protocol::{PeerId, RunSpec};
 use iota_sim::adversary::Kind;
+use iota_sim::checker::{Options, all};
 use iota_sim::observe::{Observation, Observer, Seen, Violation};
 use iota_sim::trainer::Compute;
 use iota_sim::world::{Ending, Setup, World, identity};
@@ -80,9 +81,10 @@ impl Observer for Recorder {
     }
 }
 
-fn run(setup: Setup) -> (Ending, Record) {
+fn run(setup: Setup, checkers: Vec<Box<dyn Observer>>) -> (Ending, Record) {
     let record = Rc::new(RefCell::new(Record::default()));
     let mut world = World::new(setup);
+    checkers.into_iter().for_each(|checker| world.watch(checker));
     world.watch(Box::new(Recorder(Rc::clone(&record))));
     let ending = world.run(LIMIT);
     drop(world);
@@ -93,7 +95,9 @@ fn run(setup: Setup) -> (Ending, Record) {
 fn honest_work_passes_every_check() {
     for compute in [Compute::Cost, Compute::Toy] {
         for mode in [TrainingMode::Synchronous, TrainingMode::Local] {
-            let (ending, record) = run(setup(mode, compute, 5));
+            let setup = setup(mode, compute, 5);
+            let checkers = all(&Options::of(&setup));
+            let (ending, record) = run(setup, checkers);
             assert!(matches!(ending, Ending::Finished(_)), "{compute:?} {mode:?}: {ending:?}");
             let bad: Vec<_> =
                 record.found.iter().filter(|(_, finding)| *finding != Finding::Matches).collect();
@@ -115,7 +119,7 @@ fn poisoned_contributions_are_found_and_only_their_authors_lose_their_place() {
             let mut setup = setup(mode, Compute::Toy, 5);
             let liar = MINERS - 1;
             setup.hosts[liar].adversary = Some(kind);
-            let (ending, record) = run(setup);
+            let (ending, record) = run(setup, Vec::new());
             assert!(matches!(ending, Ending::Finished(_)), "{} {mode:?}: {ending:?}", kind.name());
             let expected = [(identity(5, liar).peer(), EvictReason::FailedReplay)];
             assert_eq!(record.evicted, expected, "{} {mode:?}: {:?}", kind.name(), record.found);

@@ -13,25 +13,24 @@ use serde_json::{Value, json};
 
 use super::checkpoint::{FromOptions, block_on, failed};
 use super::keys::read_key;
+use crate::checkpoints::Which;
 use crate::error::CliError;
 use crate::history::{self, Fold};
 
 #[derive(Debug, Args)]
-#[command(args_conflicts_with_subcommands = true)]
+#[command(args_conflicts_with_subcommands = true, subcommand_negates_reqs = true)]
 pub(super) struct ScoresOptions {
-    #[command(flatten)]
-    table: Option<TableOptions>,
-    #[command(subcommand)]
-    verb: Option<Verb>,
-}
-
-#[derive(Debug, Args)]
-struct TableOptions {
-    #[command(flatten)]
-    from: FromOptions,
+    /// Mirror of the run: `s3://bucket/prefix` or `file:///folder`
+    #[arg(long, value_name = "URL", required = true)]
+    from: Option<String>,
+    /// Checkpoint that says which run it is: `latest`, or the number of its epoch
+    #[arg(long, default_value = "latest", value_name = "EPOCH")]
+    checkpoint: Which,
     /// Print JSON
     #[arg(long)]
     json: bool,
+    #[command(subcommand)]
+    verb: Option<Verb>,
 }
 
 #[derive(Debug, Subcommand)]
@@ -70,14 +69,13 @@ struct Read {
 }
 
 pub(super) fn run(options: &ScoresOptions) -> Result<(), CliError> {
-    match (&options.verb, &options.table) {
+    match (&options.verb, &options.from) {
         (Some(Verb::Export(export)), _) => write_export(export),
-        (None, Some(table)) => print(table),
-        (None, None) => Err(CliError::Option {
-            option: "--from".to_owned(),
-            expected: "the mirror of a run".to_owned(),
-            got: "nothing".to_owned(),
-        }),
+        (None, from) => {
+            let from =
+                from.clone().ok_or_else(|| CliError::Bug("go on without a required option".to_owned()))?;
+            print(&FromOptions { from, checkpoint: options.checkpoint }, options.json)
+        }
     }
 }
 
@@ -97,7 +95,7 @@ pub(super) fn audit(options: &AuditOptions) -> Result<(), CliError> {
     if let Some((file, export, signer)) = export {
         let ours = export_of(&read);
         if ours != export {
-            return Err(failed(&file, difference(&export, &ours)));
+            return Err(difference(&file, &export, &ours));
         }
         text += &format!("weights signed by {signer} are those of the log\n");
     }
@@ -161,20 +159,24 @@ fn write_export(options: &ExportOptions) -> Result<(), CliError> {
 fn open_export(file: &std::path::Path, run: RunId) -> Result<(String, ScoresExport, PeerId), CliError> {
     let name = file.display().to_string();
     let bytes = std::fs::read(file).map_err(|error| CliError::file("read", file, error))?;
-    let (signer, export) = ScoresExport::open(run, &bytes).map_err(|error| failed(&name, error))?;
+    let (signer, export) = ScoresExport::open(run, &bytes).map_err(|error| CliError::Option {
+        option: "--export".to_owned(),
+        expected: format!("signed weights of run {run}"),
+        got: format!("{name}: {error}"),
+    })?;
     Ok((name, export, signer))
 }
 
 /// What two exports differ in.
-fn difference(got: &ScoresExport, expected: &ScoresExport) -> String {
-    if got.run != expected.run {
-        return format!("expected weights of run {}, got those of {}", expected.run, got.run);
-    }
+fn difference(file: &str, got: &ScoresExport, expected: &ScoresExport) -> CliError {
+    let differs = |expected: String, got: String| CliError::Option {
+        option: "--export".to_owned(),
+        expected,
+        got: format!("{got} in {file}"),
+    };
     if (got.entries, got.chain) != (expected.entries, expected.chain) {
-        return format!(
-            "expected the log after {} entries to be {}, got {} after {}",
-            expected.entries, expected.chain, got.chain, got.entries
-        );
+        let position = |export: &ScoresExport| format!("{} after {} entries", export.chain, export.entries);
+        return differs(position(expected), position(got));
     }
     let weight = |export: &ScoresExport, peer: PeerId| {
         export.weights.iter().find(|(of, _)| *of == peer).map_or(0, |(_, weight)| *weight)
@@ -182,16 +184,17 @@ fn difference(got: &ScoresExport, expected: &ScoresExport) -> String {
     let peers = expected.weights.iter().chain(&got.weights).map(|(peer, _)| *peer);
     let differing = peers.map(|peer| (peer, weight(expected, peer), weight(got, peer)));
     let mut differing = differing.filter(|(_, expected, got)| expected != got);
-    differing.next().map_or_else(
-        || format!("expected a burn of {}, got {}", expected.burn, got.burn),
-        |(peer, expected, got)| format!("miner {peer}: expected weight {expected}, got {got}"),
-    )
+    let (expected, got) = differing.next().map_or_else(
+        || (format!("a burn of {}", expected.burn), got.burn.to_string()),
+        |(peer, expected, got)| (format!("weight {expected} of miner {peer}"), got.to_string()),
+    );
+    differs(expected, got)
 }
 
-fn print(options: &TableOptions) -> Result<(), CliError> {
-    let read = Log::read(&options.from)?.fold(None)?;
+fn print(from: &FromOptions, json: bool) -> Result<(), CliError> {
+    let read = Log::read(from)?.fold(None)?;
     let rows = read.state.scores().table(&read.state.spec().scores, &read.state.versions());
-    if options.json {
+    if json {
         let rows: Vec<Value> = rows.iter().map(|row| row_json(row, &read.state)).collect();
         say(&json!({ "entries": read.entries, "chain": read.chain, "miners": rows }).to_string());
         return Ok(());

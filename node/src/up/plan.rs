@@ -131,7 +131,7 @@ impl UpPlan {
         let processes = self.processes() + self.faults.joins.len();
         if let Some(peer) = self.faults.peer_max().filter(|peer| *peer >= processes) {
             return Err(CliError::Option {
-                option: "--kill-after or --freeze-after".to_owned(),
+                option: "--kill-after, --freeze-after or --poison".to_owned(),
                 expected: format!("a process from 0 to {}", processes - 1),
                 got: peer.to_string(),
             });

@@ -129,7 +129,7 @@ fn a_missing_checkpoint_is_named() {
 #[test]
 fn a_fault_must_name_a_process() {
     let cli = Cli::new();
-    assert_snapshot!(cli.show(&cli.run(&["up", "--kill-after", "6@e1"])));
+    assert_snapshot!(cli.show(&cli.run(&["up", "--kill-after", "8@e1"])));
 }
 
 #[test]

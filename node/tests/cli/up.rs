@@ -12,7 +12,9 @@ use serde_json::Value;
 use crate::support::Cli;
 
 /// Two stages of a model that trains in milliseconds.
-const SMALL: [&str; 22] = [
+const SMALL: [&str; 24] = [
+    "--validators",
+    "0",
     "--stages",
     "2",
     "--set",

@@ -13,3 +13,4 @@ mod leaving;
 mod rebalancing;
 mod restarts;
 mod support;
+mod validation;

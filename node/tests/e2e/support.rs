@@ -111,9 +111,12 @@ impl Swarm {
 
     fn start_in(scratch: tempfile::TempDir, variables: &[(&str, &str)], arguments: &[&str]) -> Self {
         let log = fs::File::create(scratch.path().join("up.txt")).expect("a file in the scratch folder");
+        let validators: &[&str] =
+            if arguments.contains(&"--validators") { &[] } else { &["--validators", "0"] };
         let up = program()
             .args(["up", "--no-control", "--device", "cpu", "--name", "run", "--runs-dir"])
             .arg(scratch.path())
+            .args(validators)
             .args(arguments)
             .envs(variables.iter().copied())
             .stdout(Stdio::null())

@@ -1,6 +1,6 @@
 //! Ranges of the spec's fields, and the relations between them.
 
-use super::{Bottleneck, DataSource, RunSpec, SpecError};
+use super::{Bottleneck, DataSource, KickPolicy, RunSpec, SpecError};
 use crate::limits;
 use crate::time::{ByteCount, Millis};
 
@@ -222,6 +222,12 @@ impl RunSpec {
             "scores.penalty_unprocessed",
             "zero or more",
             s.penalty_unprocessed,
+        )?;
+        require(
+            s.kick == KickPolicy::None,
+            "scores.kick",
+            "none, the one policy that leaders carry out",
+            format!("{:?}", s.kick).to_lowercase(),
         )?;
         require(s.cap > 0.0 && s.cap <= 1.0, "scores.cap", "a share above 0, at most 1", s.cap)?;
         for (field, value) in [("scores.burn", s.burn), ("scores.kick_below", s.kick_below)] {
