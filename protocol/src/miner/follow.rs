@@ -91,9 +91,6 @@ impl Miner {
         if let Some(offer) = self.offer.take_if(|offer| offer.stage != index || offer.version < version) {
             self.offers_before.push(offer);
         }
-        self.offers_before.retain(|offer| {
-            offer.stage == index && offer.version.0.saturating_add(BLOB_EPOCHS_KEPT) >= version.0
-        });
     }
 
     /// Forgets manifests of epochs long settled, of every stage.
@@ -110,6 +107,9 @@ impl Miner {
         let version = |stage| cx.state.stage(stage).map_or(Epoch(0), |stage| stage.version);
         let remembered = self.remembered.map(|state| (state.stage, state.version));
         let mirroring = &self.mirroring;
+        // Also of one that has no place any more.
+        self.offers_before
+            .retain(|offer| offer.version.0.saturating_add(BLOB_EPOCHS_KEPT) >= version(offer.stage).0);
         let before = &self.offers_before;
         let settled = |kept: &Kept| match *kept {
             Kept::Epoch(stage, epoch) => epoch.0.saturating_add(BLOB_EPOCHS_KEPT) < version(stage).0,
