@@ -38,6 +38,14 @@ impl<S: Storage<LogBytes> + Clone> Peer<S> {
         if let Some(candidate) = &mut self.candidate {
             // A candidate hears of decisions from consensus; the certificate is what it may lack.
             candidate.certifier_mut().adopt(certified);
+            if candidate.lacks() {
+                // An earlier process has trimmed more than it left of the log. These take the place of what is gone.
+                if self.log.extend(certified)? != Extended::Gap {
+                    candidate.resume_at(self.log.len());
+                    self.apply_log();
+                }
+                return Ok(());
+            }
             self.log.set_certificate(certified.update().certificate.clone());
             self.advance();
             return Ok(());
