@@ -2,6 +2,8 @@
 //!
 //! Tensors are byte strings derived from their inputs, so that equal work gives equal hashes and any
 //! difference in what was merged shows in the weights.
+//!
+//! Long, since the world's faults, links and disks all act on the one queue, and each is a few lines of it.
 
 use std::cmp::Reverse;
 use std::collections::binary_heap::PeekMut;

@@ -126,9 +126,12 @@ mod tests {
 
     #[test]
     fn theory_gives_half_where_the_shift_is_the_threshold() {
-        let z = threshold(FALSE_POSITIVES, &[MINERS; STAGES], 1_000_000);
         let miners = real(MINERS as u64);
-        let samples = (z * DEVIATION * miners / (0.01 * MEAN)).powi(2) / (miners - 1.0);
-        assert!((power(samples, 0.01) - 0.5).abs() < 0.01, "{samples}");
+        for samples in [30, 1000] {
+            let least = threshold(FALSE_POSITIVES, &[MINERS; STAGES], samples);
+            let samples = real(samples as u64);
+            let share = least * DEVIATION * miners / (MEAN * libm::sqrt(samples * (miners - 1.0)));
+            assert!((power(samples, share) - 0.5).abs() < 1e-9, "{samples}");
+        }
     }
 }
