@@ -3,8 +3,9 @@
 //! opened while things went wrong.
 //!
 //! What a cutoff loses is excused elsewhere, so a protocol that forgot a sample now and then would only be slow. Hence no
-//! epoch is cut off that began, as the one before it did, when all was well, if its deadline is long enough for the
-//! slowest hosts to handle all its samples one after the other.
+//! epoch is cut off that began, as the one before it did, when all was well, if its deadline is half as long again as the
+//! slowest hosts need to handle all its samples one after the other: their links carry partitions, states and what goes to the
+//! mirror too.
 
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
@@ -40,11 +41,12 @@ impl Liveness {
     pub fn new(options: &Options, healed_at: Instant, bound: Duration) -> Self {
         let settled = options.spec.stages().map(|stage| (stage, healed_at)).collect();
         let serial = options.slowest_path * options.spec.training.samples_per_epoch;
+        let with_other_traffic = serial * 3 / 2;
         Self {
             history: History::new(options),
             healed_at,
             bound,
-            unhurried: serial <= options.spec.timing.epoch_deadline.duration(),
+            unhurried: with_other_traffic <= options.spec.timing.epoch_deadline.duration(),
             settled,
             opened: BTreeMap::new(),
         }
