@@ -2,6 +2,7 @@
 //!
 //! stdout carries data only; logs and progress go to stderr. [`crate::config`] says where option values come from.
 
+mod calibrate;
 mod checkpoint;
 mod config;
 mod control;
@@ -64,6 +65,8 @@ enum Verb {
     Generate(generate::GenerateOptions),
     /// Measure the loss of a checkpoint on a text
     Eval(eval::EvalOptions),
+    /// Measure how far apart honest work on two devices is, and what threshold follows
+    Calibrate(calibrate::CalibrateOptions),
     /// Look at the configuration
     Config(config::ConfigOptions),
     /// Train the same run in this one process
@@ -108,6 +111,7 @@ fn run(args: &[OsString]) -> Result<(), CliError> {
         Verb::Audit(options) => scores::audit(&options),
         Verb::Generate(options) => generate::run(&options),
         Verb::Eval(options) => eval::run(&options),
+        Verb::Calibrate(options) => calibrate::run(&options, matches),
         Verb::Config(options) => config::run(&options, matches, cli.config.as_deref()),
         Verb::Control(options) => control::run(&options),
     }

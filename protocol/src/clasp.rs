@@ -14,6 +14,8 @@
 
 use std::fmt;
 
+use crate::quantiles::student;
+
 /// Added to the diagonal of the normal equations, as a share of the number of samples: effects that no sample tells apart
 /// come out with an enormous standard error, instead of as anything.
 const RIDGE: f64 = 1e-9;
@@ -159,32 +161,12 @@ pub fn attribute(records: &[Record], miners: &[usize]) -> Result<Vec<Vec<Effect>
 
 /// Above how many standard errors a miner is flagged, so that among `miners` honest ones any is with this probability:
 /// each may be with a `miners`-th of it (Bonferroni). Standard errors of few samples are themselves uncertain: the threshold is
-/// that of Student's t with as many degrees of freedom as `samples` leave, by the approximation of Wallace (1959).
+/// that of Student's t with as many degrees of freedom as `samples` leave.
 #[must_use]
 pub fn threshold(false_positives: f64, miners: &[usize], samples: usize) -> f64 {
     let unknown = 1 + miners.iter().map(|miners| miners.saturating_sub(1)).sum::<usize>();
     let freedom = real(samples.saturating_sub(unknown).max(1));
-    let z = quantile(false_positives, miners.iter().sum());
-    let stretched = z * (8.0 * freedom + 3.0) / (8.0 * freedom + 1.0);
-    libm::sqrt(freedom * libm::expm1(stretched * stretched / freedom))
-}
-
-/// The number that a standard normal one exceeds with a `parts`-th of this probability.
-fn quantile(probability: f64, parts: usize) -> f64 {
-    let each = (probability / real(parts.max(1))).clamp(1e-300, 0.5);
-    // The tail falls with z; halving finds the last bit of it.
-    let (mut low, mut high) = (0.0, 40.0);
-    for _ in 0..80 {
-        let middle = (low + high) / 2.0;
-        if tail(middle) > each { low = middle } else { high = middle }
-    }
-    high
-}
-
-/// Probability that a standard normal number is above `z`.
-#[must_use]
-pub fn tail(z: f64) -> f64 {
-    libm::erfc(z / core::f64::consts::SQRT_2) / 2.0
+    student(false_positives / real(miners.iter().sum::<usize>().max(1)), freedom)
 }
 
 /// A fit's columns: the mean, and for each stage all miners but the last, who has minus the sum of the others.
@@ -432,13 +414,8 @@ mod tests {
     }
 
     #[test]
-    fn thresholds_are_those_of_the_normal_distribution() {
-        // Tables give 1.6449 for 5 %, 2.3263 for 1 % and 3.0902 for 0.1 %.
-        for (rate, z) in [(0.05, 1.6449), (0.01, 2.3263), (0.001, 3.0902)] {
-            assert!((quantile(rate, 1) - z).abs() < 1e-4, "{rate}");
-        }
-        assert!((quantile(0.05, 50) - quantile(0.001, 1)).abs() < 1e-12);
-        // And of Student's: tables give 4.2968 for 0.1 % at 9 degrees of freedom, 3.1737 at 100.
+    fn thresholds_are_those_of_students_t() {
+        // Tables give 4.2968 for 0.1 % at 9 degrees of freedom, 3.1737 at 100.
         for (samples, t) in [(11, 4.2968), (102, 3.1737)] {
             assert!((threshold(0.002, &[2], samples) - t).abs() < 0.02, "{samples}");
         }

@@ -19,6 +19,7 @@ pub mod difference;
 pub mod id;
 pub mod limits;
 pub mod pace;
+pub mod quantiles;
 pub mod time;
 
 pub mod spec;

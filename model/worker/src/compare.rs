@@ -52,6 +52,34 @@ pub(crate) fn compare_blobs(
     pairs: &[(Hash, Hash)],
     blobs: &dyn Blobs,
 ) -> Result<Difference, WorkError> {
+    difference(kind, vectors(spec, kind, pairs, blobs)?)
+}
+
+/// The sums of all pairs together.
+pub(crate) fn sums_of_blobs(
+    spec: &RunSpec,
+    kind: Tensor,
+    pairs: &[(Hash, Hash)],
+    blobs: &dyn Blobs,
+) -> Result<Sums, WorkError> {
+    let mut whole = Sums::default();
+    for (pair, vectors) in pairs.iter().zip(vectors(spec, kind, pairs, blobs)?) {
+        let (ours, theirs) = vectors?;
+        whole += Sums::of(&ours, &theirs.ok_or(WorkError::Missing(pair.1))?);
+    }
+    Ok(whole)
+}
+
+/// Ours as numbers; theirs, unless it is no tensor of this kind.
+type Vectors = (Vec<f32>, Option<Vec<f32>>);
+
+/// The numbers of pairs of blobs.
+fn vectors<'a>(
+    spec: &'a RunSpec,
+    kind: Tensor,
+    pairs: &'a [(Hash, Hash)],
+    blobs: &'a dyn Blobs,
+) -> Result<impl Iterator<Item = Result<Vectors, WorkError>> + 'a, WorkError> {
     let parameters = match kind {
         Tensor::Activation => 0,
         Tensor::Contribution { stage } => bridge::model_config(spec).parameter_count(stage.as_usize()),
@@ -60,7 +88,7 @@ pub(crate) fn compare_blobs(
     if matches!(kind, Tensor::Contribution { .. }) && pairs.len() != partitions {
         return Err(WorkError::Partitions { got: pairs.len(), expected: partitions });
     }
-    let vectors = pairs.iter().enumerate().map(|(index, (ours, theirs))| {
+    Ok(pairs.iter().enumerate().map(move |(index, (ours, theirs))| {
         let numbers = |bytes| match kind {
             Tensor::Activation => activation(spec, bytes),
             Tensor::Contribution { .. } => {
@@ -70,8 +98,7 @@ pub(crate) fn compare_blobs(
         };
         let ours = numbers(whole_blob(blobs, *ours)?)?;
         Ok((ours, numbers(whole_blob(blobs, *theirs)?).ok()))
-    });
-    difference(kind, vectors)
+    }))
 }
 
 /// The finite numbers of an activation.

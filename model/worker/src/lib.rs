@@ -6,11 +6,14 @@
 //!
 //! Reading order: [`bridge`] turns the words of a run spec into those of the model, [`corpus`] and [`validation`] say what a
 //! run learns from and is measured on, `stage` is what a miner holds, [`compare`] what a validator
-//! asks, [`worker`] does the jobs.
+//! asks, [`worker`] does the jobs. [`pipeline`] is a run's stages in one process, and [`calibration`] measures with it how far
+//! apart devices are.
 
 pub mod bridge;
+pub mod calibration;
 pub mod compare;
 pub mod corpus;
+pub mod pipeline;
 pub mod validation;
 
 mod error;

@@ -11,7 +11,8 @@
 //! ```
 //! The rest is what this leaves out: paths are drawn, so not balanced; the bad one's losses scatter more; *σ* is estimated.
 
-use iota_protocol::clasp::{Record, attribute, tail, threshold};
+use iota_protocol::clasp::{Record, attribute, threshold};
+use iota_protocol::quantiles::normal_tail;
 
 use super::{Curve, Method, Point, Sweep};
 use crate::measure::statistics::{Estimate, real, rounded};
@@ -65,7 +66,7 @@ fn power(samples: f64, share: f64) -> f64 {
     let shift = share * MEAN * libm::sqrt(samples * (miners - 1.0)) / (DEVIATION * miners);
     #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "a whole number from 1 on")]
     let least = threshold(FALSE_POSITIVES, &[MINERS; STAGES], samples as usize);
-    rounded(tail(least - shift))
+    rounded(normal_tail(least - shift))
 }
 
 /// How often a bad miner is named, and an honest one is, over the samples looked at.

@@ -1,7 +1,5 @@
 //! A miner's epoch gone through again from its receipts, by a worker that has nothing but what the miner has published.
 
-mod swarm;
-
 use std::sync::Arc;
 
 use bytes::Bytes;
@@ -9,12 +7,14 @@ use iota_model::{Device, OptimizerState};
 use iota_protocol::difference::{Difference, Measured};
 use iota_protocol::miner::{Job, JobDone, Tensor};
 use iota_protocol::receipts::Receipt;
-use iota_protocol::receipts::order::{Step, replay};
-use iota_protocol::spec::TrainingMode;
-use iota_protocol::{Epoch, Hash, StageIndex, moments};
+use iota_protocol::receipts::order::Step;
+use iota_protocol::spec::{Bottleneck, TrainingMode};
+use iota_protocol::{Epoch, Hash, RunSpec, StageIndex, moments};
+use iota_worker::corpus::builtin_corpus;
+use iota_worker::pipeline::{Commitment, Pipeline};
 use iota_worker::{Blobs, Worker};
-use swarm::{Commitment, STAGES, Swarm};
 
+const STAGES: u16 = 3;
 const MODES: [TrainingMode; 2] = [TrainingMode::Local, TrainingMode::Synchronous];
 
 /// How far contributions may be apart that differ in nothing but the order of their sums. Measured over both modes, three
@@ -23,77 +23,59 @@ const ROUNDING_PPM: u32 = 10;
 /// How far what is not honest is at least. Measured: to leave one sample of twelve out, the least of it, makes a tenth.
 const DISHONEST_PPM: u32 = 50_000;
 
-/// Two epochs of a swarm, in which samples overtake each other.
-fn trained(mode: TrainingMode, seed: u64) -> (Swarm, [Vec<Commitment>; 2]) {
-    let mut swarm = Swarm::new(mode, seed);
-    let first = swarm.epoch(Epoch(0));
-    swarm.merge(&first);
-    let second = swarm.epoch(Epoch(1));
-    (swarm, [first, second])
+/// A model that trains in no time, and has several partitions in every stage; epochs with several samples in each inner step,
+/// more than the head may have under way.
+fn spec(mode: TrainingMode) -> RunSpec {
+    let mut spec: RunSpec = toml::from_str(iota_fixtures::BUILTIN_SPEC).expect("a spec");
+    (spec.model.width, spec.model.hidden, spec.model.context) = (32, 64, 16);
+    spec.model.bottleneck = Bottleneck::Width(8);
+    spec.data.builtin_bytes.0 = 64 << 10;
+    (spec.training.mode, spec.training.inner_steps) = (mode, 3);
+    (spec.training.samples_per_epoch, spec.pipeline.window) = (12, 5);
+    (spec.pipeline.stages, spec.merge.partitions_min) = (STAGES, 4);
+    spec
 }
 
-/// A worker that holds what the miner's epoch started from.
-fn validator(swarm: &mut Swarm, of: &Commitment) -> Worker {
-    let corpus = Some(Arc::clone(&swarm.corpus));
-    let mut worker = Worker::new(Arc::clone(&swarm.spec), Device::Cpu, corpus);
-    let mut perform = |job: Job| {
-        let done = worker.perform(&job, &mut swarm.blobs);
-        assert!(matches!(done, JobDone::Weights { .. }), "{done:?}");
-    };
-    perform(Job::Initialise { stage: of.stage });
-    if let Some(start) = &of.start {
-        perform(Job::Load {
-            stage: start.stage,
-            version: start.version,
-            weights: start.weights,
-            parts: start.parts.clone(),
-            moments: of.moments,
-        });
-    }
-    worker
+/// Two epochs of a pipeline, in which samples overtake each other.
+fn trained(mode: TrainingMode, seed: u64) -> (Pipeline, [Vec<Commitment>; 2]) {
+    let spec = Arc::new(spec(mode));
+    let corpus = Arc::new(builtin_corpus(&spec).expect("a long enough text"));
+    let mut pipeline = Pipeline::new(spec, corpus, Device::Cpu, seed).expect("a processor");
+    let first = pipeline.epoch(Epoch(0)).expect("it trains");
+    pipeline.merge(&first).expect("it merges");
+    let second = pipeline.epoch(Epoch(1)).expect("it trains");
+    (pipeline, [first, second])
 }
 
 /// What comes of these receipts, and what each step gave.
-fn replayed(swarm: &mut Swarm, of: &Commitment) -> (Commitment, Vec<(Step, JobDone)>) {
-    let mut worker = validator(swarm, of);
-    let steps = replay(&swarm.spec, of.stage, &of.receipts).expect("the miner wrote them");
-    let mut perform = |job: Job| worker.perform(&job, &mut swarm.blobs);
-    let done = steps.into_iter().map(|step| {
-        let job = step.job(of.epoch, &of.receipts).expect("a step of these receipts");
-        (step, perform(job))
-    });
-    let done = done.collect();
-    let samples = u32::try_from(of.receipts.len()).expect("few");
-    match perform(Job::Contribute { stage: of.stage, epoch: of.epoch, samples }) {
-        JobDone::Contributed { partitions, moments, moments_after, .. } => {
-            (Commitment { partitions, moments, moments_after, ..of.clone() }, done)
-        }
-        other => panic!("{other:?}"),
-    }
+fn replayed(pipeline: &mut Pipeline, of: &Commitment) -> (Commitment, Vec<(Step, JobDone)>) {
+    let replayed = pipeline.replay(of, Device::Cpu).expect("the miner wrote them");
+    (replayed.commitment, replayed.steps)
 }
 
-fn compared(swarm: &mut Swarm, kind: Tensor, ours: &[Hash], theirs: &[Hash]) -> JobDone {
+fn compared(pipeline: &mut Pipeline, kind: Tensor, ours: &[Hash], theirs: &[Hash]) -> JobDone {
     assert_eq!(ours.len(), theirs.len());
     let pairs = ours.iter().copied().zip(theirs.iter().copied()).collect();
-    let mut worker = Worker::new(Arc::clone(&swarm.spec), Device::Cpu, None);
-    worker.perform(&Job::Compare { pairs, kind }, &mut swarm.blobs)
+    let mut worker = Worker::new(Arc::clone(pipeline.spec()), Device::Cpu, None);
+    worker.perform(&Job::Compare { pairs, kind }, &mut pipeline.blobs)
 }
 
 /// How far their contribution is from ours.
-fn measured(swarm: &mut Swarm, ours: &Commitment, theirs: &[Hash]) -> Measured {
+fn measured(pipeline: &mut Pipeline, ours: &Commitment, theirs: &[Hash]) -> Measured {
     let kind = Tensor::Contribution { stage: ours.stage };
-    match compared(swarm, kind, &ours.partitions, theirs) {
+    match compared(pipeline, kind, &ours.partitions, theirs) {
         JobDone::Compared(Difference::Measured(measured)) => measured,
         other => panic!("{other:?}"),
     }
 }
 
 /// The partitions with every number changed.
-fn changed(swarm: &mut Swarm, partitions: &[Hash], change: impl Fn(f32) -> f32) -> Vec<Hash> {
+fn changed(pipeline: &mut Pipeline, partitions: &[Hash], change: impl Fn(f32) -> f32) -> Vec<Hash> {
     let mut changed = |hash: &Hash| {
-        let values: Vec<f32> = bytemuck::pod_collect_to_vec(&swarm.blobs.blob(*hash).expect("a partition"));
+        let values: Vec<f32> =
+            bytemuck::pod_collect_to_vec(&pipeline.blobs.blob(*hash).expect("a partition"));
         let values: Vec<f32> = values.into_iter().map(&change).collect();
-        swarm.blobs.insert(Bytes::copy_from_slice(bytemuck::cast_slice(&values)))
+        pipeline.blobs.insert(Bytes::copy_from_slice(bytemuck::cast_slice(&values)))
     };
     partitions.iter().map(&mut changed).collect()
 }
@@ -112,9 +94,9 @@ fn in_order_of(receipts: &[Receipt], key: impl Fn(&Receipt) -> u64) -> Vec<Recei
 #[test]
 fn a_replay_gives_the_miners_contribution_and_every_tensor_on_the_way_bit_for_bit() {
     for (mode, seed) in [(TrainingMode::Local, 5), (TrainingMode::Local, 6), (TrainingMode::Synchronous, 5)] {
-        let (mut swarm, epochs) = trained(mode, seed);
+        let (mut pipeline, epochs) = trained(mode, seed);
         for commitment in epochs.iter().flatten() {
-            let (again, done) = replayed(&mut swarm, commitment);
+            let (again, done) = replayed(&mut pipeline, commitment);
             assert_eq!(again, *commitment);
             for (step, done) in done {
                 match (step, done) {
@@ -140,7 +122,7 @@ fn a_replay_gives_the_miners_contribution_and_every_tensor_on_the_way_bit_for_bi
 }
 
 #[test]
-fn the_swarm_of_these_tests_has_passes_that_overtake_each_other_and_span_inner_steps() {
+fn the_pipeline_of_these_tests_has_passes_that_overtake_each_other_and_span_inner_steps() {
     let (_, epochs) = trained(TrainingMode::Local, 5);
     for commitment in epochs.iter().flatten() {
         let receipts = &commitment.receipts;
@@ -152,12 +134,12 @@ fn the_swarm_of_these_tests_has_passes_that_overtake_each_other_and_span_inner_s
 
 #[test]
 fn moments_of_an_epoch_end_where_those_of_the_next_begin_and_first_ones_are_fresh() {
-    let (swarm, [first, second]) = trained(TrainingMode::Local, 5);
+    let (pipeline, [first, second]) = trained(TrainingMode::Local, 5);
     for (first, second) in first.iter().zip(&second) {
         assert_eq!(first.moments, Some(moments::fresh()));
         assert_eq!(first.moments_after, second.moments);
         assert_ne!(second.moments, second.moments_after);
-        let bytes = swarm.blobs.blob(second.moments.unwrap()).expect("they are published");
+        let bytes = pipeline.blobs.blob(second.moments.unwrap()).expect("they are published");
         let parameters = (bytes.len() - 8) / 8;
         assert_eq!(bytes.len(), moments::bytes_max(parameters));
         assert_eq!(OptimizerState::from_bytes(&bytes, parameters).map(|state| state.step), Ok(3));
@@ -170,26 +152,26 @@ fn moments_of_an_epoch_end_where_those_of_the_next_begin_and_first_ones_are_fres
 
 #[test]
 fn other_moments_give_another_contribution() {
-    let (mut swarm, [_, second]) = trained(TrainingMode::Local, 5);
+    let (mut pipeline, [_, second]) = trained(TrainingMode::Local, 5);
     for commitment in &second {
         let claimed = Commitment { moments: Some(moments::fresh()), ..commitment.clone() };
-        let (again, _) = replayed(&mut swarm, &claimed);
-        let difference = measured(&mut swarm, &again, &commitment.partitions);
+        let (again, _) = replayed(&mut pipeline, &claimed);
+        let difference = measured(&mut pipeline, &again, &commitment.partitions);
         assert!(difference.relative_error_ppm > DISHONEST_PPM, "{difference:?}");
     }
 }
 
 #[test]
 fn moments_that_are_not_here_or_are_none_cannot_be_taken() {
-    let (mut swarm, [first, second]) = trained(TrainingMode::Local, 5);
+    let (mut pipeline, [first, second]) = trained(TrainingMode::Local, 5);
     let state = second[0].start.clone().expect("a later epoch");
-    let mut worker = validator(&mut swarm, &first[0]);
-    let short = swarm.blobs.insert(Bytes::from_static(&[1, 0, 0, 0, 0, 0, 0, 0]));
+    let mut worker = pipeline.validator(&first[0], Device::Cpu).expect("all is here");
+    let short = pipeline.blobs.insert(Bytes::from_static(&[1, 0, 0, 0, 0, 0, 0, 0]));
     for (hash, reason) in [(Hash::of(b"gone"), "is not here"), (short, "optimizer state has 8 bytes")] {
         let (stage, version, weights, parts) =
             (state.stage, state.version, state.weights, state.parts.clone());
         let load = Job::Load { stage, version, weights, parts, moments: Some(hash) };
-        match worker.perform(&load, &mut swarm.blobs) {
+        match worker.perform(&load, &mut pipeline.blobs) {
             JobDone::Failed(text) => assert!(text.contains(reason), "{text}"),
             other => panic!("{other:?}"),
         }
@@ -201,13 +183,13 @@ fn another_order_of_sums_is_a_small_difference() {
     let mut largest = 0;
     for mode in MODES {
         for seed in 1..4 {
-            let (mut swarm, epochs) = trained(mode, seed);
+            let (mut pipeline, epochs) = trained(mode, seed);
             for commitment in epochs.iter().flatten() {
                 let receipts = in_order_of(&commitment.receipts, |receipt| u64::MAX - receipt.sample.0);
                 assert_ne!(receipts, commitment.receipts);
-                let (again, _) = replayed(&mut swarm, &Commitment { receipts, ..commitment.clone() });
+                let (again, _) = replayed(&mut pipeline, &Commitment { receipts, ..commitment.clone() });
                 assert_ne!(again.partitions, commitment.partitions, "order matters to the last bits");
-                let difference = measured(&mut swarm, &again, &commitment.partitions);
+                let difference = measured(&mut pipeline, &again, &commitment.partitions);
                 largest = largest.max(difference.relative_error_ppm);
             }
         }
@@ -218,15 +200,15 @@ fn another_order_of_sums_is_a_small_difference() {
 #[test]
 fn what_is_no_honest_contribution_is_far_from_ours() {
     for mode in MODES {
-        let (mut swarm, [first, second]) = trained(mode, 5);
+        let (mut pipeline, [first, second]) = trained(mode, 5);
         for (stale, commitment) in first.iter().zip(&second) {
             let theirs = &commitment.partitions;
-            let (ours, _) = replayed(&mut swarm, commitment);
-            let scaled = changed(&mut swarm, theirs, |value| value * 1.5);
-            let flipped = changed(&mut swarm, theirs, |value| -value);
-            let unmoved = changed(&mut swarm, theirs, |_| 0.0);
-            let skipped = without_a_sample(&mut swarm, commitment);
-            let mut measure = |theirs: &[Hash]| measured(&mut swarm, &ours, theirs);
+            let (ours, _) = replayed(&mut pipeline, commitment);
+            let scaled = changed(&mut pipeline, theirs, |value| value * 1.5);
+            let flipped = changed(&mut pipeline, theirs, |value| -value);
+            let unmoved = changed(&mut pipeline, theirs, |_| 0.0);
+            let skipped = without_a_sample(&mut pipeline, commitment);
+            let mut measure = |theirs: &[Hash]| measured(&mut pipeline, &ours, theirs);
             let Measured { relative_error_ppm, cosine_ppm, norm_ratio_ppm, .. } = measure(&scaled);
             assert!(relative_error_ppm.abs_diff(500_000) <= 1, "a product rounds: {relative_error_ppm}");
             assert_eq!((cosine_ppm, norm_ratio_ppm), (1_000_000, 666_667));
@@ -241,16 +223,16 @@ fn what_is_no_honest_contribution_is_far_from_ours() {
 }
 
 /// The contribution of a miner that left a sample out, and says that it did not.
-fn without_a_sample(swarm: &mut Swarm, commitment: &Commitment) -> Vec<Hash> {
+fn without_a_sample(pipeline: &mut Pipeline, commitment: &Commitment) -> Vec<Hash> {
     let mut receipts = commitment.receipts.clone();
     receipts.remove(receipts.len() / 2);
     let receipts = in_order_of(&receipts, |receipt| u64::from(receipt.turn));
-    replayed(swarm, &Commitment { receipts, ..commitment.clone() }).0.partitions
+    replayed(pipeline, &Commitment { receipts, ..commitment.clone() }).0.partitions
 }
 
 #[test]
 fn what_is_no_tensor_of_theirs_is_a_result_and_of_ours_a_failed_job() {
-    let (mut swarm, [first, _]) = trained(TrainingMode::Local, 5);
+    let (mut pipeline, [first, _]) = trained(TrainingMode::Local, 5);
     let commitment = &first[0];
     let kind = Tensor::Contribution { stage: StageIndex(0) };
     let ours = &commitment.partitions;
@@ -259,35 +241,38 @@ fn what_is_no_tensor_of_theirs_is_a_result_and_of_ours_a_failed_job() {
         theirs[index] = hash;
         theirs
     };
-    let nan = changed(&mut swarm, ours, |_| f32::NAN)[2];
-    let short = swarm.blobs.insert(Bytes::from_static(&[0; 4]));
+    let nan = changed(&mut pipeline, ours, |_| f32::NAN)[2];
+    let short = pipeline.blobs.insert(Bytes::from_static(&[0; 4]));
     for theirs in [with(2, nan), with(2, short)] {
         let incomparable = JobDone::Compared(Difference::Incomparable { pair: 2 });
-        assert_eq!(compared(&mut swarm, kind, ours, &theirs), incomparable);
-        let JobDone::Failed(_) = compared(&mut swarm, kind, &theirs, ours) else { panic!("ours is none") };
+        assert_eq!(compared(&mut pipeline, kind, ours, &theirs), incomparable);
+        let JobDone::Failed(_) = compared(&mut pipeline, kind, &theirs, ours) else { panic!("ours is none") };
     }
-    let JobDone::Failed(text) = compared(&mut swarm, kind, &[], &[]) else { panic!("no partitions") };
+    let JobDone::Failed(text) = compared(&mut pipeline, kind, &[], &[]) else { panic!("no partitions") };
     assert_eq!(text, "compare tensors: contribution has 0 partitions, expected 4");
-    swarm.blobs.remove(ours[0]);
-    let JobDone::Failed(text) = compared(&mut swarm, kind, ours, ours) else { panic!("a blob is gone") };
+    assert!(pipeline.blobs.remove(ours[0]), "it was here");
+    let JobDone::Failed(text) = compared(&mut pipeline, kind, ours, ours) else { panic!("a blob is gone") };
     assert_eq!(text, format!("compare tensors: blob {} is not here", ours[0]));
 }
 
 #[test]
 fn of_activations_the_worst_pair_is_named() {
-    let (mut swarm, [first, _]) = trained(TrainingMode::Local, 5);
+    let (mut pipeline, [first, _]) = trained(TrainingMode::Local, 5);
     let ours: Vec<Hash> = first[0].receipts.iter().filter_map(|receipt| receipt.output).collect();
-    assert_eq!(compared(&mut swarm, Tensor::Activation, &ours, &ours), JobDone::Compared(Difference::NONE));
+    assert_eq!(
+        compared(&mut pipeline, Tensor::Activation, &ours, &ours),
+        JobDone::Compared(Difference::NONE)
+    );
     let mut theirs = ours.clone();
-    theirs[3] = changed(&mut swarm, &ours[3..4], |value| value * 1.25)[0];
-    theirs[5] = changed(&mut swarm, &ours[5..6], |value| value * 0.5)[0];
+    theirs[3] = changed(&mut pipeline, &ours[3..4], |value| value * 1.25)[0];
+    theirs[5] = changed(&mut pipeline, &ours[5..6], |value| value * 0.5)[0];
     let expected =
         Measured { relative_error_ppm: 500_000, cosine_ppm: 1_000_000, norm_ratio_ppm: 500_000, worst: 5 };
     assert_eq!(
-        compared(&mut swarm, Tensor::Activation, &ours, &theirs),
+        compared(&mut pipeline, Tensor::Activation, &ours, &theirs),
         JobDone::Compared(Difference::Measured(expected))
     );
     theirs[1] = first[0].partitions[0];
     let incomparable = JobDone::Compared(Difference::Incomparable { pair: 1 });
-    assert_eq!(compared(&mut swarm, Tensor::Activation, &ours, &theirs), incomparable);
+    assert_eq!(compared(&mut pipeline, Tensor::Activation, &ours, &theirs), incomparable);
 }
