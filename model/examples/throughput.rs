@@ -1,9 +1,11 @@
 //! Measures training speed.
 //!
-//! `cargo run --release -p iota-model --example throughput -- [cpu|cuda:N|wgpu:N] [steps]`
+//! `cargo run --release -p iota-model --example throughput -- [cpu|cuda:N|wgpu:N] [steps] [small|large]`
 //!
 //! Prints tokens per second of forward and backward passes of a whole model and of its stages one after the
 //! other, and the time of an optimizer step. Set `RAYON_NUM_THREADS` to choose the processor's threads.
+//! `throughput.py` beside it does the same in PyTorch. `small` is the model of the built-in run, `large` one that
+//! fills a GPU.
 
 use std::{error::Error, time::Instant};
 
@@ -19,7 +21,18 @@ fn main() -> Result<(), Box<dyn Error>> {
     let mut arguments = std::env::args().skip(1);
     let device: Device = arguments.next().unwrap_or_else(|| "cpu".to_owned()).parse()?;
     let steps: u32 = arguments.next().unwrap_or_else(|| "20".to_owned()).parse()?;
-    let model = ModelConfig {
+    let size = arguments.next().unwrap_or_else(|| "small".to_owned());
+    let model = match size.as_str() {
+        "small" => small(),
+        "large" => large(),
+        other => return Err(format!("size is {other:?}, expected small or large").into()),
+    };
+    whole(&model, &device, steps)?;
+    stages(&model, &device, steps)
+}
+
+fn small() -> ModelConfig {
+    ModelConfig {
         vocab_size: 256,
         context: 128,
         width: 128,
@@ -33,9 +46,20 @@ fn main() -> Result<(), Box<dyn Error>> {
         seed: 1,
         bottleneck: Some(32),
         stages: 3,
-    };
-    whole(&model, &device, steps)?;
-    stages(&model, &device, steps)
+    }
+}
+
+fn large() -> ModelConfig {
+    ModelConfig {
+        context: 1024,
+        width: 1024,
+        layers: 12,
+        heads: 16,
+        kv_heads: 8,
+        hidden: 2736,
+        bottleneck: Some(256),
+        ..small()
+    }
 }
 
 fn engine(
@@ -55,8 +79,12 @@ fn engine(
 
 /// Returns a sample whose ids follow a simple rule.
 fn sample(model: &ModelConfig, index: u32) -> TokenBatch {
-    let inputs = (0..1024_u32).map(|position| (position * position + 7 * index) % 256).collect();
-    let targets = (1..=1024_u32).map(|position| (position * position + 7 * index) % 256).collect();
+    let id = |position: usize| {
+        let rest = u32::try_from(position % 256).unwrap_or_default();
+        (rest * rest + 7 * index) % 256
+    };
+    let tokens = SEQUENCES * model.context;
+    let (inputs, targets) = ((0..tokens).map(id).collect(), (1..=tokens).map(id).collect());
     TokenBatch { inputs, targets, sequences: SEQUENCES, context: model.context }
 }
 
