@@ -81,7 +81,7 @@ class Model(nn.Module):
         self.norm, self.output = nn.RMSNorm(size["width"], 1e-5), linear(size["width"], VOCABULARY)
         self.each = size["layers"] // STAGES
         half = size["width"] // size["heads"] // 2
-        angles = torch.outer(torch.arange(size["context"]), 10_000.0 ** (-torch.arange(half) / half))
+        angles = torch.outer(torch.arange(size["context"], dtype=torch.float32), 10_000.0 ** (-torch.arange(half) / half))
         self.register_buffer("cosine", angles.cos())
         self.register_buffer("sine", angles.sin())
 

@@ -62,6 +62,7 @@ impl Draw {
         self.upgrade(&mut setup, &mut faults, healed_at);
         self.snapshots(&mut setup);
         self.blackout(&mut faults, healed_at);
+        self.validators(&mut setup, &mut faults, healed_at);
         faults.sort_by_key(|(at, _)| *at);
         let (seed, nodes, without) = (self.seed, self.nodes, BTreeSet::new());
         Case { seed, nodes, mirrored: false, without, setup, faults, healed_at }
@@ -218,6 +219,45 @@ impl Draw {
             faults.push((at, Fault::Crash(host)));
             if at + away < until {
                 faults.push((at + away, Fault::Restart(host)));
+            }
+        }
+    }
+
+    /// In most runs there are validators beside the other hosts, which stop and go away as they do. Drawn apart too.
+    fn validators(&self, setup: &mut Setup, faults: &mut Vec<Scheduled>, until: Duration) {
+        let mut random = Random::new(self.seed, "fuzz validators");
+        let count = [0, 1, 2, 4][random.below(4)];
+        setup.spec.validation.replay_share = [0.05, 0.5, 1.0][random.below(3)];
+        setup.spec.validation.repeat_share = [0.0, 0.2, 1.0][random.below(3)];
+        setup.spec.validation.quorum = [1, 2][random.below(2)];
+        for host in self.nodes..self.nodes + count {
+            let link = setup.hosts[random.below(self.nodes)].link;
+            let from_start = random.chance(0.5);
+            let versions = setup.hosts[0].versions;
+            setup.hosts.push(HostSetup {
+                link,
+                from_start,
+                miner: false,
+                validator: true,
+                versions,
+                ..HostSetup::default()
+            });
+            let mut time = || random.duration(Duration::from_millis(200), until);
+            if !from_start {
+                faults.push((time(), Fault::Join(host)));
+            }
+            let (at, back, leaves) = (time(), time(), time());
+            if versions == Versions::FIRST {
+                faults.push((time().max(UPGRADE_FROM), Fault::upgrade(host)));
+            }
+            match random.below(4) {
+                0 => faults.push((at, Fault::Freeze(host, back.min(until - at)))),
+                1 => {
+                    faults.extend([(at.min(back), Fault::Crash(host)), (at.max(back), Fault::Restart(host))])
+                }
+                2 => faults
+                    .push((leaves, Fault::Leave(host, LEAVES_WITHIN[random.below(LEAVES_WITHIN.len())]))),
+                _ => {}
             }
         }
     }
