@@ -9,6 +9,7 @@
 //! is that of the next difference: mean plus *t* times deviation times √(1 + 1/n) of the logarithms, with Student's *t* of n − 1
 //! degrees of freedom at the false-positive rate asked for.
 
+use std::collections::BTreeSet;
 use std::fmt;
 use std::ops::Range;
 use std::sync::Arc;
@@ -363,10 +364,17 @@ fn reversed(receipts: &[Receipt]) -> Vec<Receipt> {
     in_turn(receipts.to_vec(), |receipt| u32::MAX - receipt.turn)
 }
 
-/// Those of a miner that did only these.
+/// Those of a miner that did only these, and took no inner step without a gradient.
 fn kept(receipts: &[Receipt], keep: &dyn Fn(usize) -> bool) -> Vec<Receipt> {
     let kept = receipts.iter().enumerate().filter(|(index, _)| keep(*index));
-    in_turn(kept.map(|(_, receipt)| receipt.clone()).collect(), |receipt| receipt.turn)
+    let mut kept: Vec<Receipt> = kept.map(|(_, receipt)| receipt.clone()).collect();
+    let taken: BTreeSet<u32> = kept.iter().map(|receipt| receipt.gradient_step).collect();
+    let before = |step: u32| u32::try_from(taken.range(..step).count()).unwrap_or(u32::MAX);
+    for receipt in &mut kept {
+        (receipt.inner_step, receipt.gradient_step) =
+            (before(receipt.inner_step), before(receipt.gradient_step));
+    }
+    in_turn(kept, |receipt| receipt.turn)
 }
 
 /// The receipts with turns from 0 on, in the order of `key` within each inner step.
@@ -416,6 +424,35 @@ mod tests {
         let expected = libm::exp(3.719 * 0.5 - 12.0);
         let far = bound(&errors, 1e-4).expect("many");
         assert!((far / expected - 1.0).abs() < 0.02, "{far} is not {expected}");
+    }
+
+    #[test]
+    fn who_leaves_samples_out_takes_no_step_without_a_gradient() {
+        // Two samples in each of three steps; the second waits over one of them.
+        let receipt = |sample: u64, inner_step, gradient_step, turn| Receipt {
+            sample: iota_protocol::SampleId(sample),
+            upstream: None,
+            downstream: None,
+            input: None,
+            output: None,
+            output_gradient: None,
+            input_gradient: None,
+            loss_micro: None,
+            inner_step,
+            gradient_step,
+            turn,
+        };
+        let all = [
+            receipt(0, 0, 0, 0),
+            receipt(1, 0, 1, 3),
+            receipt(2, 0, 0, 1),
+            receipt(3, 1, 1, 2),
+            receipt(4, 2, 2, 4),
+            receipt(5, 2, 2, 5),
+        ];
+        assert_eq!(kept(&all, &|_| true), all);
+        let without = [receipt(0, 0, 0, 0), receipt(2, 0, 0, 1), receipt(4, 1, 1, 2), receipt(5, 1, 1, 3)];
+        assert_eq!(kept(&all, &|index| index != 1 && index != 3), without);
     }
 
     #[test]
