@@ -301,14 +301,18 @@ pub enum ReducerName {
 section! {
     /// Checks of what miners committed to.
     ValidationSpec {
-        /// Share of all contributions whose epoch is replayed by a validator. Default 0.05.
-        replay_share: f64 = 0.05,
+        /// Share of all contributions whose epoch is replayed by a validator. Default 0.04.
+        replay_share: f64 = 0.04,
         /// Share of those that a second validator replays even if the first found nothing. Default 0.2.
         repeat_share: f64 = 0.2,
         /// Validators that have to find the same before a miner loses its place. Default 2.
         quorum: u16 = 2,
-        /// Largest Euclidean norm of the difference between a tensor and its replay, relative to the replay's. Default 0.02.
-        relative_error_max: f64 = 0.02,
+        /// Largest Euclidean norm of the difference between a contribution and its replay, relative to the replay's. Default 0.005.
+        contribution_error_max: f64 = 0.005,
+        /// The same for an activation or gradient between stages. Default 0.05.
+        tensor_error_max: f64 = 0.05,
+        /// Largest difference between a sample's loss and its replay's, relative to that. Default 0.001.
+        loss_error_max: f64 = 0.001,
     }
 }
 

@@ -130,11 +130,12 @@ impl Validator {
                 challenge.awaited().any(|awaited| awaited == self.me)
                     && !self.given.contains_key(&challenge.subject)
             });
-            // What another found a fault in comes first, then what will be gone first.
+            // What another found a fault in comes first, then the newest: whoever cannot keep up would else begin everything
+            // shortly before it is gone, and finish nothing.
             let first = asked.min_by_key(|challenge| {
                 let faults =
                     challenge.found.iter().filter(|(_, finding)| matches!(finding, Finding::Differs(_)));
-                (Reverse(faults.count()), challenge.subject.epoch, challenge.subject)
+                (Reverse(faults.count()), Reverse(challenge.subject.epoch), challenge.subject)
             });
             self.check = first.map(|challenge| Check::new(&self.spec, challenge.subject, challenge.base));
         }

@@ -1,15 +1,16 @@
 //! How far a validator's replay is from honest work of another device, and how far from work that is not honest.
 //!
-//! On one device a replay gives the same bits. Another adds in another order, or multiplies with fewer digits, so that a
-//! threshold is needed: `validation.relative_error_max`. It has to be above what honest work shows, or miners lose their place
-//! for their hardware, and below what cheating shows. Both are measured here, on a run's own model, by going through the epochs
-//! of a [`Pipeline`] once more on the other device.
+//! On one device a replay gives the same bits. Another adds in another order, or multiplies with fewer digits, so that
+//! thresholds are needed: `validation.contribution_error_max` and its like. They have to be above what honest work shows, or
+//! miners lose their place for their hardware, and below what cheating shows. Both are measured here, on a run's own model, by
+//! going through the epochs of a [`Pipeline`] once more on the other device.
 //!
-//! Honest differences of one quantity spread over orders of magnitude; their logarithms are taken to be normal. The [`bound`]
-//! is that of the next difference: mean plus *t* times deviation times √(1 + 1/n) of the logarithms, with Student's *t* of n − 1
-//! degrees of freedom at the false-positive rate asked for.
+//! Honest differences spread over orders of magnitude: stages differ, forward from backward passes, and the first epoch from
+//! later ones. So they are grouped by these, the logarithms of each group are taken to be normal, with one deviation for all. The
+//! [`bound`] is that of the next difference: the highest mean of a group plus *t* times deviation times √(1 + 1/n), with Student's *t*
+//! at the false-positive rate asked for.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::ops::Range;
 use std::sync::Arc;
@@ -24,7 +25,7 @@ use iota_protocol::miner::{JobDone, Tensor};
 use iota_protocol::quantiles::student;
 use iota_protocol::receipts::Receipt;
 use iota_protocol::receipts::order::Step;
-use iota_protocol::{Epoch, Hash, RunSpec};
+use iota_protocol::{Epoch, Hash, RunSpec, StageIndex};
 use serde::Serialize;
 
 use crate::blobs::Blobs as _;
@@ -130,7 +131,7 @@ pub struct Spread {
     pub cosine: f64,
     /// The smallest ratio of norms.
     pub norm_ratio: f64,
-    /// What the next relative error exceeds at the false-positive rate, if there are enough to say.
+    /// What the next relative error exceeds at the false-positive rate, if there are enough to say; at least the largest seen.
     pub bound: Option<f64>,
 }
 
@@ -139,10 +140,21 @@ pub struct Spread {
 pub struct Calibration {
     /// Of everything that occurred, in the order of [`What::ALL`].
     pub spreads: Vec<Spread>,
-    /// The largest bound of what is honest, and at least the largest of it seen; none if a bound could not be told.
-    pub honest: Option<f64>,
-    /// The least of what is dishonest; none if nothing was.
-    pub dishonest: Option<f64>,
+}
+
+impl Calibration {
+    /// The bound of something honest.
+    #[must_use]
+    pub fn bound(&self, what: What) -> Option<f64> {
+        self.spreads.iter().find(|spread| spread.what == what)?.bound
+    }
+
+    /// The least relative error of what is dishonest.
+    #[must_use]
+    pub fn dishonest(&self) -> Option<f64> {
+        let dishonest = self.spreads.iter().filter(|spread| spread.what.is_dishonest());
+        dishonest.map(|spread| spread.least).reduce(f64::min)
+    }
 }
 
 /// How much is measured.
@@ -191,8 +203,11 @@ type Change = dyn Fn(&mut Vec<f32>);
 /// Comparisons so far.
 struct Seen {
     validator: Device,
-    of: Vec<(What, Comparison)>,
+    of: Vec<(What, Group, Comparison)>,
 }
+
+/// What honest differences are grouped by: stage, epoch, and whether it is of the way back.
+type Group = (StageIndex, Epoch, bool);
 
 impl Seen {
     fn compare(
@@ -253,18 +268,19 @@ impl Seen {
     ) -> Result<(), PipelineError> {
         let (Step::Forward(index) | Step::Loss(index) | Step::Backward(index)) = step else { return Ok(()) };
         let Some(receipt) = theirs.receipts.get(index) else { return Ok(()) };
+        let group = (theirs.stage, theirs.epoch, !matches!(step, Step::Forward(_)));
         let (ours, theirs) = match done {
             JobDone::Forwarded { output, .. } => (Some(*output), receipt.output),
             JobDone::Finished { input_gradient, loss_micro, .. } => {
                 if let (Some(ours), Some(theirs)) = (loss_micro, receipt.loss_micro) {
-                    self.of.push((What::Loss, of_losses(*ours, theirs)));
+                    self.of.push((What::Loss, group, of_losses(*ours, theirs)));
                 }
                 (*input_gradient, receipt.input_gradient)
             }
             _ => return Ok(()),
         };
         let Some(pair) = ours.zip(theirs) else { return Ok(()) };
-        self.push(pipeline, What::Activation, Tensor::Activation, &[pair])
+        self.push(pipeline, What::Activation, group, Tensor::Activation, &[pair])
     }
 
     fn contribution(
@@ -275,77 +291,83 @@ impl Seen {
         theirs: &[Hash],
     ) -> Result<(), PipelineError> {
         let pairs: Vec<_> = ours.partitions.iter().copied().zip(theirs.iter().copied()).collect();
-        self.push(pipeline, what, Tensor::Contribution { stage: ours.stage }, &pairs)
+        let group = (ours.stage, ours.epoch, false);
+        self.push(pipeline, what, group, Tensor::Contribution { stage: ours.stage }, &pairs)
     }
 
     fn push(
         &mut self,
         pipeline: &Pipeline,
         what: What,
+        group: Group,
         kind: Tensor,
         pairs: &[(Hash, Hash)],
     ) -> Result<(), PipelineError> {
         let sums = sums_of_blobs(pipeline.spec(), kind, pairs, &pipeline.blobs)
             .map_err(|error| PipelineError::Failed(error.to_string()))?;
-        self.of.push((what, sums.comparison()));
+        self.of.push((what, group, sums.comparison()));
         Ok(())
     }
 
     fn calibration(&self, false_positives: f64) -> Calibration {
         let spread = |what| {
-            let of: Vec<Comparison> =
-                self.of.iter().filter(|(of, _)| *of == what).map(|(_, of)| *of).collect();
+            let of: Vec<(Group, Comparison)> =
+                self.of.iter().filter(|(of, ..)| *of == what).map(|(_, group, of)| (*group, *of)).collect();
             Spread::of(what, &of, false_positives)
         };
-        let spreads: Vec<Spread> = What::ALL.into_iter().filter_map(spread).collect();
-        let honest = spreads.iter().filter(|spread| spread.what.is_honest());
-        let honest = honest.map(|spread| spread.bound.map(|bound| bound.max(spread.most)));
-        let honest = honest.reduce(|a, b| a.zip(b).map(|(a, b)| a.max(b))).flatten();
-        let dishonest = spreads.iter().filter(|spread| spread.what.is_dishonest()).map(|spread| spread.least);
-        let dishonest = dishonest.reduce(f64::min);
-        Calibration { spreads, honest, dishonest }
+        Calibration { spreads: What::ALL.into_iter().filter_map(spread).collect() }
     }
 }
 
 impl Spread {
-    fn of(what: What, of: &[Comparison], false_positives: f64) -> Option<Self> {
-        let mut errors: Vec<f64> = of.iter().map(|of| of.relative_error).collect();
+    fn of(what: What, of: &[(Group, Comparison)], false_positives: f64) -> Option<Self> {
+        let mut errors: Vec<f64> = of.iter().map(|(_, of)| of.relative_error).collect();
         errors.sort_by(f64::total_cmp);
         let (least, most) = (*errors.first()?, *errors.last()?);
-        let equal = errors.iter().filter(|error| **error == 0.0).count();
-        let smallest =
-            |of: &dyn Fn(&Comparison) -> f64, all: &[Comparison]| all.iter().map(of).reduce(f64::min);
+        let mut groups: BTreeMap<Group, Vec<f64>> = BTreeMap::new();
+        for (group, comparison) in of {
+            groups.entry(*group).or_default().push(comparison.relative_error);
+        }
+        let smallest = |number: fn(&Comparison) -> f64| of.iter().map(|(_, of)| number(of)).reduce(f64::min);
         Some(Self {
             what,
             count: errors.len(),
-            equal,
+            equal: errors.iter().filter(|error| **error == 0.0).count(),
             least,
             median: errors[errors.len() / 2],
             most,
-            cosine: smallest(&|of| of.cosine, of)?,
-            norm_ratio: smallest(&|of| of.norm_ratio, of)?,
-            bound: bound(&errors, false_positives),
+            cosine: smallest(|of| of.cosine)?,
+            norm_ratio: smallest(|of| of.norm_ratio)?,
+            bound: bound(groups.into_values(), false_positives).map(|bound| bound.max(most)),
         })
     }
 }
 
-/// What the next of such relative errors exceeds with probability `false_positives`; nothing if fewer than three differ from 0
-/// while others do. Errors that are all 0 are bounded by 0.
+/// What the next of such relative errors, grouped, exceeds with probability `false_positives`.
+/// Errors that are 0 say nothing of the others' spread; if all are, the bound is 0. None if no group has two others.
 #[must_use]
-pub fn bound(errors: &[f64], false_positives: f64) -> Option<f64> {
-    let logarithms: Vec<f64> =
-        errors.iter().filter(|error| **error > 0.0).map(|error| libm::log(*error)).collect();
-    if logarithms.is_empty() && !errors.is_empty() {
-        return Some(0.0);
+pub fn bound(groups: impl Iterator<Item = Vec<f64>>, false_positives: f64) -> Option<f64> {
+    let (mut count, mut freedom, mut squares) = (0, 0.0, 0.0);
+    let mut highest: Option<(f64, f64)> = None;
+    for errors in groups {
+        count += errors.len();
+        let logarithms: Vec<f64> =
+            errors.iter().filter(|error| **error > 0.0).map(|error| libm::log(*error)).collect();
+        if logarithms.is_empty() {
+            continue;
+        }
+        let of_group = real(logarithms.len());
+        let mean = logarithms.iter().sum::<f64>() / of_group;
+        squares += logarithms.iter().map(|log| (log - mean) * (log - mean)).sum::<f64>();
+        freedom += of_group - 1.0;
+        highest = highest.filter(|(other, _)| *other >= mean).or(Some((mean, of_group)));
     }
-    if logarithms.len() < 3 {
+    let Some((mean, of_group)) = highest else { return (count > 0).then_some(0.0) };
+    if freedom < 1.0 {
         return None;
     }
-    let count = real(logarithms.len());
-    let mean = logarithms.iter().sum::<f64>() / count;
-    let variance = logarithms.iter().map(|log| (log - mean) * (log - mean)).sum::<f64>() / (count - 1.0);
-    let deviation = libm::sqrt(variance * (1.0 + 1.0 / count));
-    Some(libm::exp(mean + student(false_positives, count - 1.0) * deviation))
+    let deviation = libm::sqrt(squares / freedom * (1.0 + 1.0 / of_group));
+    Some(libm::exp(mean + student(false_positives, freedom) * deviation))
 }
 
 #[expect(clippy::cast_precision_loss, reason = "counts are far below 2^53")]
@@ -417,12 +439,12 @@ mod tests {
         };
         let errors: Vec<f64> = (0..1000).map(|index| libm::exp(0.5 * normal(index) - 12.0)).collect();
         for rate in [0.05, 0.01] {
-            let bound = bound(&errors, rate).expect("many");
+            let bound = bound(std::iter::once(errors.clone()), rate).expect("many");
             let above = real(errors.iter().filter(|error| **error > bound).count()) / 1000.0;
             assert!((above - rate).abs() <= 0.002, "{above} instead of {rate}");
         }
         let expected = libm::exp(3.719 * 0.5 - 12.0);
-        let far = bound(&errors, 1e-4).expect("many");
+        let far = bound(std::iter::once(errors), 1e-4).expect("many");
         assert!((far / expected - 1.0).abs() < 0.02, "{far} is not {expected}");
     }
 
@@ -457,9 +479,19 @@ mod tests {
 
     #[test]
     fn few_or_no_differences_have_no_bound_or_none_above_zero() {
-        assert_eq!(bound(&[], 1e-4), None);
-        assert_eq!(bound(&[0.0; 5], 1e-4), Some(0.0));
-        assert_eq!(bound(&[0.0, 1e-7, 2e-7], 1e-4), None);
-        assert!(bound(&[1e-7, 2e-7, 3e-7], 1e-4).is_some_and(|bound| bound > 3e-7));
+        let of = |groups: &[&[f64]]| bound(groups.iter().map(|group| group.to_vec()), 1e-4);
+        assert_eq!(of(&[]), None);
+        assert_eq!(of(&[&[0.0; 5]]), Some(0.0));
+        assert_eq!(of(&[&[0.0, 1e-7], &[2e-7]]), None);
+        assert!(of(&[&[1e-7, 2e-7, 3e-7]]).is_some_and(|bound| bound > 3e-7));
+    }
+
+    #[test]
+    fn groups_that_lie_apart_do_not_widen_each_other() {
+        let apart = [vec![1e-4, 1.1e-4, 1.2e-4, 1.1e-4], vec![1e-2, 1.1e-2, 1.2e-2, 1.1e-2]];
+        let grouped = bound(apart.clone().into_iter(), 1e-4).expect("enough");
+        let together = bound(std::iter::once(apart.concat()), 1e-4).expect("enough");
+        assert!((1.2e-2..3e-2).contains(&grouped), "{grouped}");
+        assert!(together > 1.0, "{together}");
     }
 }

@@ -8,8 +8,8 @@ use std::sync::Arc;
 use clap::{ArgMatches, Args};
 use iota_model::Device;
 use iota_protocol::Identity;
-use iota_protocol::spec::Candidate;
-use iota_worker::calibration::{Calibration, Plan, calibrate};
+use iota_protocol::spec::{Candidate, ValidationSpec};
+use iota_worker::calibration::{Calibration, Plan, What, calibrate};
 use serde_json::json;
 
 use super::spec::SpecOptions;
@@ -66,23 +66,22 @@ pub(super) fn run(options: &CalibrateOptions, matches: &ArgMatches) -> Result<()
     };
     let found =
         calibrate(&spec, &corpus, &plan).map_err(|error| CliError::Device { reason: error.to_string() })?;
-    let threshold = spec.validation.relative_error_max;
     let text = if options.json {
         let (miner, validator) = (plan.miner.to_string(), plan.validator.to_string());
         json!({
             "device": miner, "against": validator, "false_positives": plan.false_positives,
-            "relative_error_max": threshold, "calibration": found,
+            "validation": spec.validation, "spreads": found.spreads,
         })
         .to_string()
     } else {
-        table(&plan, &found, threshold)
+        format!("{}\n{}", table(&plan, &found), verdicts(&found, &spec.validation))
     };
     // A closed stdout is the reader's choice.
     drop(writeln!(std::io::stdout().lock(), "{text}"));
     Ok(())
 }
 
-fn table(plan: &Plan, found: &Calibration, threshold: f64) -> String {
+fn table(plan: &Plan, found: &Calibration) -> String {
     let mut text = format!("relative error of work on {}, replayed on {}\n\n", plan.miner, plan.validator);
     let (rate, head) = (plan.false_positives, ["count", "equal", "least", "median", "most"]);
     let [count, equal, least, median, most] = head;
@@ -109,18 +108,27 @@ fn table(plan: &Plan, found: &Calibration, threshold: f64) -> String {
             of.norm_ratio
         );
     }
-    let verdict = match (found.honest, found.dishonest) {
-        (Some(honest), Some(dishonest)) if honest < threshold && threshold < dishonest => format!(
-            "honest work stays below {honest:.1e}, the least of the rest is {dishonest:.1e}: validation.relative_error_max = {threshold} is between"
-        ),
-        (Some(honest), Some(dishonest)) if honest < dishonest => format!(
-            "validation.relative_error_max = {threshold} is not between {honest:.1e}, below which honest work stays, and {dishonest:.1e}, the least of the rest"
-        ),
-        (Some(honest), Some(dishonest)) => format!(
-            "no threshold tells them apart: honest work stays below {honest:.1e}, the least of the rest is {dishonest:.1e}"
-        ),
-        _ => "too little was measured for a threshold: expected at least 3 differences, raise --trainings or --epochs".to_owned(),
-    };
-    let _ = write!(text, "\n{verdict}");
     text
+}
+
+/// What the spec's thresholds are worth.
+fn verdicts(found: &Calibration, spec: &ValidationSpec) -> String {
+    let thresholds = [
+        (What::Contribution, "contribution_error_max", spec.contribution_error_max, found.dishonest()),
+        (What::Activation, "tensor_error_max", spec.tensor_error_max, None),
+        (What::Loss, "loss_error_max", spec.loss_error_max, None),
+    ];
+    let verdict = |(what, key, threshold, dishonest): (What, &str, f64, Option<f64>)| {
+        let Some(honest) = found.bound(what) else {
+            return format!("{key}: too little was measured, raise --trainings or --epochs");
+        };
+        let caught = dishonest.map_or_else(String::new, |least| format!(", others from {least:.1e} on"));
+        let verdict = match (honest < threshold, dishonest.is_none_or(|least| threshold < least)) {
+            (true, true) => "tells them apart",
+            (false, _) => "is too low: honest work would fail",
+            (true, false) => "is too high: some of the others would pass",
+        };
+        format!("{key} = {threshold} {verdict} (honest up to {honest:.1e}{caught})")
+    };
+    thresholds.map(verdict).join("\n")
 }

@@ -12,7 +12,7 @@ fn checked_run(mode: TrainingMode, epochs: u32, arguments: &[&str]) -> (Run, tem
     let mut spec = tiny(mode, 2, 3, epochs);
     spec.validation.replay_share = 0.5;
     // Long beside a check: what is checked stays fetchable for two epochs more.
-    spec.training.samples_per_epoch = 60;
+    spec.training.samples_per_epoch = 120;
     spec.mirror.url = format!("file://{}", mirror.path().display());
     let run = Swarm::start(&spec, &[&["--validators", "2"], arguments].concat()).finish();
     run.agreed_weights();

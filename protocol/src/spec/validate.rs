@@ -201,12 +201,14 @@ impl RunSpec {
             format!("1 to {}", limits::VALIDATORS_MAX),
             v.quorum,
         )?;
-        require(
-            v.relative_error_max > 0.0 && v.relative_error_max < 1.0,
-            "validation.relative_error_max",
-            "a number between 0 and 1",
-            v.relative_error_max,
-        )
+        for (key, value) in [
+            ("validation.contribution_error_max", v.contribution_error_max),
+            ("validation.tensor_error_max", v.tensor_error_max),
+            ("validation.loss_error_max", v.loss_error_max),
+        ] {
+            require(value > 0.0 && value < 1.0, key, "a number between 0 and 1", value)?;
+        }
+        Ok(())
     }
 
     fn validate_scores(&self) -> Result<(), SpecError> {

@@ -155,9 +155,14 @@ impl Replay {
             }
             (Phase::Comparing(compared), JobDone::Compared(outcome)) => {
                 self.phase = Phase::Comparing(compared + 1);
-                let close = is_close(outcome, self.spec.validation.relative_error_max);
-                if let Some(differing) = self.differing.get(compared).filter(|_| !close) {
-                    self.found = Some(Finding::Differs(differing.fault));
+                let differing = self.differing.get(compared);
+                let validation = &self.spec.validation;
+                if let Some(Differing { fault, kind, .. }) = differing {
+                    let most = match kind {
+                        Tensor::Activation => validation.tensor_error_max,
+                        Tensor::Contribution { .. } => validation.contribution_error_max,
+                    };
+                    self.found = (!is_close(outcome, most)).then_some(Finding::Differs(*fault));
                 }
             }
             _ => {}
@@ -173,7 +178,7 @@ impl Replay {
         let (ours, theirs) = match done {
             JobDone::Forwarded { output, .. } => (Some(*output), receipt.output),
             JobDone::Finished { input_gradient, loss_micro, .. } => {
-                if !is_same_loss(*loss_micro, receipt.loss_micro, self.spec.validation.relative_error_max) {
+                if !is_same_loss(*loss_micro, receipt.loss_micro, self.spec.validation.loss_error_max) {
                     self.found = Some(Finding::Differs(Fault::Loss(receipt.sample)));
                 }
                 (*input_gradient, receipt.input_gradient)

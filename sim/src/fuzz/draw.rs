@@ -2,6 +2,7 @@
 //! wrong at once hides what one fault alone would show.
 
 use std::collections::BTreeSet;
+use std::sync::Arc;
 use std::time::Duration;
 
 use iota_protocol::RunSpec;
@@ -227,9 +228,10 @@ impl Draw {
     fn validators(&self, setup: &mut Setup, faults: &mut Vec<Scheduled>, until: Duration) {
         let mut random = Random::new(self.seed, "fuzz validators");
         let count = [0, 1, 2, 4][random.below(4)];
-        setup.spec.validation.replay_share = [0.05, 0.5, 1.0][random.below(3)];
-        setup.spec.validation.repeat_share = [0.0, 0.2, 1.0][random.below(3)];
-        setup.spec.validation.quorum = [1, 2][random.below(2)];
+        let validation = &mut Arc::make_mut(&mut setup.spec).validation;
+        validation.replay_share = [0.05, 0.5, 1.0][random.below(3)];
+        validation.repeat_share = [0.0, 0.2, 1.0][random.below(3)];
+        validation.quorum = [1, 2][random.below(2)];
         for host in self.nodes..self.nodes + count {
             let link = setup.hosts[random.below(self.nodes)].link;
             let from_start = random.chance(0.5);
