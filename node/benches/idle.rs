@@ -13,12 +13,10 @@ use std::path::Path;
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
-use support::{BINARY, argument, events};
+use support::{BINARY, argument, cpu_seconds, events};
 
 const SECONDS: u64 = 20;
 const START_WITHIN: Duration = Duration::from_secs(30);
-/// Ticks per second of `/proc/<pid>/stat`; fixed by the kernel's interface on every architecture Rust runs on.
-const CLOCK_TICKS: f64 = 100.0;
 
 #[expect(clippy::print_stdout, reason = "the numbers are what a benchmark is for")]
 fn main() {
@@ -33,9 +31,10 @@ fn main() {
     wait_for(folder.path(), "b", "weights_ready");
 
     let seconds = argument(SECONDS);
-    let (before, begin) = (cpu_seconds(&second), Instant::now());
+    let (before, begin) = (cpu_seconds(second.id()).expect("the node runs"), Instant::now());
     std::thread::sleep(Duration::from_secs(seconds));
-    let share = (cpu_seconds(&second) - before) / begin.elapsed().as_secs_f64() * 100.0;
+    let share =
+        (cpu_seconds(second.id()).expect("the node runs") - before) / begin.elapsed().as_secs_f64() * 100.0;
     let memory = resident_mib(&second);
     for child in [&mut first, &mut second] {
         child.kill().expect("kill the child");
@@ -83,16 +82,6 @@ fn wait_for(folder: &Path, name: &str, kind: &str) -> serde_json::Value {
         assert!(begin.elapsed() < START_WITHIN, "node {name}: no `{kind}` within {START_WITHIN:?}");
         std::thread::sleep(Duration::from_millis(100));
     }
-}
-
-/// Processor time a process has used, user and system.
-fn cpu_seconds(child: &Child) -> f64 {
-    let stat = std::fs::read_to_string(format!("/proc/{}/stat", child.id())).expect("the node runs");
-    // The second field is the command in parentheses; utime and stime are fields 14 and 15.
-    let rest = stat.rsplit_once(')').expect("a stat line").1;
-    let ticks: f64 =
-        rest.split_whitespace().skip(11).take(2).map(|field| field.parse::<f64>().expect("ticks")).sum();
-    ticks / CLOCK_TICKS
 }
 
 fn resident_mib(child: &Child) -> f64 {

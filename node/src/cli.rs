@@ -13,6 +13,7 @@ mod init;
 mod join;
 mod keys;
 mod log;
+mod plan;
 mod resume;
 mod scores;
 mod spec;
@@ -65,6 +66,8 @@ enum Verb {
     Generate(generate::GenerateOptions),
     /// Measure the loss of a checkpoint on a text
     Eval(eval::EvalOptions),
+    /// Print what a spec's checks of miners cost, and how soon they find one that cheats
+    Plan(plan::PlanOptions),
     /// Measure how far apart honest work on two devices is, and what threshold follows
     Calibrate(calibrate::CalibrateOptions),
     /// Look at the configuration
@@ -111,6 +114,7 @@ fn run(args: &[OsString]) -> Result<(), CliError> {
         Verb::Audit(options) => scores::audit(&options),
         Verb::Generate(options) => generate::run(&options),
         Verb::Eval(options) => eval::run(&options),
+        Verb::Plan(options) => plan::run(&options, matches),
         Verb::Calibrate(options) => calibrate::run(&options, matches),
         Verb::Config(options) => config::run(&options, matches, cli.config.as_deref()),
         Verb::Control(options) => control::run(&options),

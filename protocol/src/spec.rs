@@ -307,10 +307,10 @@ section! {
         repeat_share: f64 = 0.2,
         /// Validators that have to find the same before a miner loses its place. Default 2.
         quorum: u16 = 2,
-        /// Largest Euclidean norm of the difference between a contribution and its replay, relative to the replay's. Default 0.005.
-        contribution_error_max: f64 = 0.005,
-        /// The same for an activation or gradient between stages. Default 0.05.
-        tensor_error_max: f64 = 0.05,
+        /// Largest Euclidean norm of the difference between a contribution and its replay, relative to the replay's. Default 0.03.
+        contribution_error_max: f64 = 0.03,
+        /// The same for an activation or gradient between stages. Default 0.1.
+        tensor_error_max: f64 = 0.1,
         /// Largest difference between a sample's loss and its replay's, relative to that. Default 0.001.
         loss_error_max: f64 = 0.001,
     }

@@ -291,6 +291,21 @@ impl Challenge {
     }
 }
 
+/// Replays of a contribution, on average: what checks cost for each of a miner's epochs, in such epochs. Suspects and findings,
+/// which are repeated, come on top.
+#[must_use]
+pub fn cost(spec: &ValidationSpec) -> f64 {
+    spec.replay_share * (1.0 + spec.repeat_share)
+}
+
+/// Probability that a miner that cheats in each of its epochs with probability `cheats` is found within `epochs` of them, if
+/// validators keep up and a quorum of them is honest. How much of an epoch is cheated does not matter as long as it makes more than
+/// [`ValidationSpec::contribution_error_max`].
+#[must_use]
+pub fn power(spec: &ValidationSpec, cheats: f64, epochs: u32) -> f64 {
+    1.0 - libm::pow(1.0 - spec.replay_share * cheats, f64::from(epochs))
+}
+
 /// Whether a number falls in the first `share` of all.
 #[expect(
     clippy::cast_possible_truncation,
@@ -333,6 +348,26 @@ mod tests {
             }
         }
         (challenge, None)
+    }
+
+    #[test]
+    fn cheats_are_drawn_as_often_as_power_says_and_replays_are_as_many_as_cost_says() {
+        let spec = ValidationSpec { replay_share: 0.2, repeat_share: 0.5, ..ValidationSpec::default() };
+        let (miners, epochs) = (2000, 10);
+        let (mut caught, mut replays) = (0, 0);
+        for miner in 0..miners {
+            let checks = (0..epochs).map(|epoch| drawn(0.2, 0.5, miner * epochs + epoch, 4)).enumerate();
+            let drawn: Vec<_> = checks.filter_map(|(epoch, check)| Some((epoch, check?.asked))).collect();
+            let cheats =
+                |epoch: usize| Hash::of(&[miner.to_le_bytes(), epoch.to_le_bytes()].concat()).0[0] < 128;
+            caught += u32::from(drawn.iter().any(|(epoch, _)| cheats(*epoch)));
+            replays += drawn.iter().map(|(_, asked)| asked).sum::<usize>();
+        }
+        let of = |count: u32, all: u64| f64::from(count) / f64::from(u32::try_from(all).expect("few"));
+        // Three deviations of each.
+        assert!((of(caught, miners) - power(&spec, 0.5, 10)).abs() < 0.032, "{caught}");
+        let replays = u32::try_from(replays).expect("few");
+        assert!((of(replays, miners * epochs) - cost(&spec)).abs() < 0.014, "{replays}");
     }
 
     #[test]

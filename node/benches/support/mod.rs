@@ -8,6 +8,9 @@ use serde_json::Value;
 /// The binary under test, built by cargo for this benchmark.
 pub(crate) const BINARY: &str = env!("CARGO_BIN_EXE_iota-node");
 
+/// Ticks per second of `/proc/<pid>/stat`; fixed by the kernel's interface on every architecture Rust runs on.
+const CLOCK_TICKS: f64 = 100.0;
+
 /// Runs `iota-node up` in `folder` with these arguments and returns its `summary.json`.
 pub(crate) fn up(folder: &Path, arguments: &[&str]) -> Value {
     let output = Command::new(BINARY)
@@ -41,6 +44,16 @@ pub(crate) fn events(data_dir: &Path, kind: &str) -> Vec<Value> {
 pub(crate) fn median(values: &mut [f64]) -> f64 {
     values.sort_by(f64::total_cmp);
     values.get(values.len() / 2).copied().unwrap_or(f64::NAN)
+}
+
+/// Processor time a process has used, user and system; nothing if it is gone. Linux only.
+pub(crate) fn cpu_seconds(process: u32) -> Option<f64> {
+    let stat = std::fs::read_to_string(format!("/proc/{process}/stat")).ok()?;
+    // The second field is the command in parentheses; utime and stime are fields 14 and 15.
+    let rest = stat.rsplit_once(')')?.1;
+    let ticks: f64 =
+        rest.split_whitespace().skip(11).take(2).map(|field| field.parse::<f64>().expect("ticks")).sum();
+    Some(ticks / CLOCK_TICKS)
 }
 
 /// A field that is a number.

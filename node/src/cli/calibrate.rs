@@ -7,12 +7,11 @@ use std::sync::Arc;
 
 use clap::{ArgMatches, Args};
 use iota_model::Device;
-use iota_protocol::Identity;
-use iota_protocol::spec::{Candidate, ValidationSpec};
+use iota_protocol::spec::ValidationSpec;
 use iota_worker::calibration::{Calibration, Plan, What, calibrate};
 use serde_json::json;
 
-use super::spec::SpecOptions;
+use super::spec::{SpecOptions, led};
 use crate::corpus::open_corpus;
 use crate::error::CliError;
 
@@ -49,12 +48,7 @@ fn rate(text: &str) -> Result<f64, String> {
 }
 
 pub(super) fn run(options: &CalibrateOptions, matches: &ArgMatches) -> Result<(), CliError> {
-    let mut resolved = options.spec.resolve(matches)?;
-    if resolved.spec.orchestrator.candidates.is_empty() {
-        // A spec needs somebody who leads; here nobody does.
-        let peer = Identity::from_secret([0; 32]).peer();
-        resolved.spec.orchestrator.candidates = vec![Candidate { peer, priority: 0 }];
-    }
+    let resolved = led(options.spec.resolve(matches)?);
     let spec = Arc::new(resolved.validated()?.clone());
     let corpus = open_corpus(&spec, options.data.as_deref())?;
     let plan = Plan {

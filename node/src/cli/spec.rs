@@ -4,6 +4,8 @@ use std::path::PathBuf;
 
 use clap::parser::ValueSource;
 use clap::{ArgMatches, Args, ValueEnum};
+use iota_protocol::Identity;
+use iota_protocol::spec::Candidate;
 use toml::Value;
 
 use crate::config::{Origin, Override, ResolvedSpec, resolve_spec};
@@ -83,6 +85,15 @@ impl SpecOptions {
         overrides.push(Override { key: "model.layers".to_owned(), value, origin: origin(matches, "stages") });
         resolve_spec(None, &overrides)
     }
+}
+
+/// The spec with somebody who leads, which every spec needs, also where nobody will.
+pub(super) fn led(mut resolved: ResolvedSpec) -> ResolvedSpec {
+    let candidates = &mut resolved.spec.orchestrator.candidates;
+    if candidates.is_empty() {
+        candidates.push(Candidate { peer: Identity::from_secret([0; 32]).peer(), priority: 0 });
+    }
+    resolved
 }
 
 /// Where the value of the flag `id` comes from, given that it has one.

@@ -14,11 +14,21 @@ use crate::wire::message::{Decision, WeightsRecord};
 
 /// Evictions for which a stage waits for somebody who has what it lacks.
 const LOST_EVICTIONS: u32 = 2;
+/// The same while all who merged the parts of it are heard: they may serve it, however slowly, or have lost it.
+const SLOW_EVICTIONS: u32 = 20;
 
 /// Stages none of whose miners can get the weights they need, with the merge that they lack, and since when.
 #[derive(Debug, Default)]
 pub(super) struct Losses {
-    lacking: BTreeMap<StageIndex, (Epoch, Instant)>,
+    lacking: BTreeMap<StageIndex, (Loss, Instant)>,
+}
+
+/// A merge that a stage's miners lack.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Loss {
+    epoch: Epoch,
+    /// Whether each part of it was merged by somebody who has a place in the stage still and is heard.
+    served: bool,
 }
 
 impl Losses {
@@ -26,10 +36,10 @@ impl Losses {
     pub(super) fn observe(&mut self, now: Instant, state: &RunState, book: &Book) {
         for (index, stage) in state.spec().stages().zip(state.stages()) {
             match lost(now, state, book, index, stage) {
-                Some(epoch) => {
-                    let known = self.lacking.entry(index).or_insert((epoch, now));
-                    if known.0 != epoch {
-                        *known = (epoch, now);
+                Some(loss) => {
+                    let known = self.lacking.entry(index).or_insert((loss, now));
+                    if known.0 != loss {
+                        *known = (loss, now);
                     }
                 }
                 None => drop(self.lacking.remove(&index)),
@@ -44,16 +54,18 @@ impl Losses {
 
     /// What is to be passed over.
     pub(super) fn decisions(&self, now: Instant, state: &RunState) -> Vec<Decision> {
-        let patience = state.spec().timing.eviction.duration() * LOST_EVICTIONS;
-        let lost = self.lacking.iter().filter(|(_, (_, since))| now.since(*since) >= patience);
-        lost.map(|(stage, (epoch, _))| Decision::Undo { stage: *stage, epoch: *epoch }).collect()
+        let lost = self.lacking.iter().filter(|(_, (loss, since))| {
+            let evictions = if loss.served { SLOW_EVICTIONS } else { LOST_EVICTIONS };
+            now.since(*since) >= state.spec().timing.eviction.duration() * evictions
+        });
+        lost.map(|(stage, (loss, _))| Decision::Undo { stage: *stage, epoch: loss.epoch }).collect()
     }
 }
 
-/// The merge without which no miner of a waiting stage gets the newest weights, if nobody at all is heard of who has them, nor
-/// of those who merged some part of it: one that is heard serves it still, however slowly. Where they lack different ones it
-/// is the newest: whoever lacks an older one gets the state from the others.
-fn lost(now: Instant, state: &RunState, book: &Book, index: StageIndex, stage: &Stage) -> Option<Epoch> {
+/// The merge without which no miner of a waiting stage gets the newest weights, if nobody at all is heard of who has them. Who
+/// merged a part of it serves that while it has its place; with the place it lets go of it. Where miners lack different ones
+/// it is the newest: whoever lacks an older one gets the state from the others.
+fn lost(now: Instant, state: &RunState, book: &Book, index: StageIndex, stage: &Stage) -> Option<Loss> {
     let newest = |held: WeightsRecord| held.stage == index && held.version == stage.version;
     let eviction = state.spec().timing.eviction.duration();
     let is_gone = |peer: &PeerId| !book.hears(now, *peer, eviction);
@@ -69,7 +81,9 @@ fn lost(now: Instant, state: &RunState, book: &Book, index: StageIndex, stage: &
     let epoch = lacks.collect::<Option<Vec<Epoch>>>()?.into_iter().max()?;
     let plan = stage.closed_epoch(epoch).map(|closed| &closed.plan);
     // Of a merge so old that its owners are not remembered only the mirror could have a copy.
-    plan.is_none_or(|plan| plan.owners.iter().any(|owners| owners.iter().all(is_gone))).then_some(epoch)
+    let serves = |owner: &PeerId| !is_gone(owner) && state.replicas(index).any(|replica| replica == *owner);
+    let served = plan.is_some_and(|plan| plan.owners.iter().all(|owners| owners.iter().any(serves)));
+    Some(Loss { epoch, served })
 }
 
 #[cfg(test)]
@@ -82,7 +96,7 @@ mod tests {
     use crate::run_state::{Closed, Plan, Training};
     use crate::samples::Deal;
     use crate::spec::{Candidate, OrchestratorSpec, RunSpec};
-    use crate::wire::message::{LackRecord, PeerRecord};
+    use crate::wire::message::{EvictReason, LackRecord, PeerRecord};
 
     const STAGE: StageIndex = StageIndex(0);
     const MINERS: [PeerId; 2] = [PeerId([1; 32]), PeerId([2; 32])];
@@ -90,13 +104,13 @@ mod tests {
     const OWNER: PeerId = PeerId([3; 32]);
     const BASE: Hash = Hash([7; 32]);
 
-    /// Two miners of a stage that has merged epoch 3.
+    /// Two miners of a stage that has merged epoch 3 with a third one.
     fn merged() -> RunState {
         let candidates = vec![Candidate { peer: PeerId([255; 32]), priority: 0 }];
         let mut spec = RunSpec { orchestrator: OrchestratorSpec { candidates }, ..RunSpec::default() };
         spec.pipeline.stages = 1;
         let mut state = RunState::new(Arc::new(spec), &[10]);
-        for peer in MINERS {
+        for peer in [MINERS[0], MINERS[1], OWNER] {
             apply(&mut state, Decision::Admit { peer, stage: STAGE });
         }
         let deal = Deal::new(Hash::default(), STAGE, Epoch(3), 36..48, &[(MINERS[0], 1)]);
@@ -124,38 +138,59 @@ mod tests {
         book
     }
 
+    /// The book of [`heard`], in which the third miner lacks the merge too; it is heard or not.
+    fn with_owner(mut book: Book, is_heard: bool) -> Book {
+        let lacks = Some(LackRecord { stage: STAGE, epoch: Epoch(3) });
+        let record = PeerRecord { lacks, ..record() };
+        book.insert(Instant::from_nanos(1), OWNER, Arc::new(record)).expect("a valid record");
+        if is_heard {
+            return book;
+        }
+        let later = Instant::from_nanos(1) + RunSpec::default().timing.eviction.duration() * 2;
+        for miner in MINERS {
+            let record = book.record(miner).expect("a record").clone();
+            let record = PeerRecord { sequence: record.sequence + 1, ..record };
+            book.insert(later, miner, Arc::new(record)).expect("a valid record");
+        }
+        book
+    }
+
     #[test]
     fn a_merge_that_everybody_lacks_is_passed_over_after_a_while() {
-        let mut state = merged();
-        let book = heard([3, 3], [Some(3), Some(3)]);
-        let mut losses = Losses::default();
-        let start = Instant::from_nanos(1);
-        losses.observe(start, &state, &book);
-        assert_eq!(losses.decisions(start, &state), []);
-        let later = start + state.spec().timing.eviction.duration() * LOST_EVICTIONS;
-        losses.observe(later, &state, &book);
-        let undo = Decision::Undo { stage: STAGE, epoch: Epoch(3) };
-        assert_eq!(losses.decisions(later, &state), std::slice::from_ref(&undo));
-        assert_eq!(apply(&mut state, undo.clone()).len(), 1);
-        let stage = &state.stages()[0];
-        assert_eq!((stage.version, stage.merge_of(Epoch(3))), (Epoch(4), Some((BASE, [].as_slice()))));
-        assert_eq!(apply(&mut state, undo), [], "once");
+        for (is_heard, evictions) in [(false, LOST_EVICTIONS), (true, SLOW_EVICTIONS)] {
+            let mut state = merged();
+            let book = with_owner(heard([3, 3], [Some(3), Some(3)]), is_heard);
+            let mut losses = Losses::default();
+            let eviction = state.spec().timing.eviction.duration();
+            let start = Instant::from_nanos(1) + eviction * if is_heard { 0 } else { 2 };
+            losses.observe(start, &state, &book);
+            let later = start + eviction * evictions;
+            assert_eq!(losses.decisions(start + eviction * (evictions - 1), &state), []);
+            let undo = Decision::Undo { stage: STAGE, epoch: Epoch(3) };
+            assert_eq!(losses.decisions(later, &state), std::slice::from_ref(&undo));
+            assert_eq!(apply(&mut state, undo.clone()).len(), 1);
+            let stage = &state.stages()[0];
+            assert_eq!((stage.version, stage.merge_of(Epoch(3))), (Epoch(4), Some((BASE, [].as_slice()))));
+            assert_eq!(apply(&mut state, undo), [], "once");
+        }
     }
 
     #[test]
     fn nothing_is_passed_over_while_somebody_has_it_or_is_still_looking() {
-        let state = merged();
-        let lost = |book: &Book| lost(Instant::from_nanos(1), &state, book, STAGE, &state.stages()[0]);
-        assert_eq!(lost(&heard([3, 3], [Some(3), Some(3)])), Some(Epoch(3)));
-        assert_eq!(lost(&heard([4, 3], [Some(3), Some(3)])), None, "one has the newest weights");
-        assert_eq!(lost(&heard([3, 3], [Some(3), None])), None, "one is still looking");
-        assert_eq!(
-            lost(&heard([3, 2], [Some(3), Some(2)])),
-            Some(Epoch(3)),
-            "what the other lacks comes along"
-        );
-        let mut slow = heard([3, 3], [Some(3), Some(3)]);
-        slow.insert(Instant::from_nanos(1), OWNER, Arc::new(record())).expect("a valid record");
-        assert_eq!(lost(&slow), None, "its owner is there");
+        let mut state = merged();
+        let of = |state: &RunState, book: &Book| {
+            lost(Instant::from_nanos(1), state, book, STAGE, &state.stages()[0])
+        };
+        let loss = |served| Some(Loss { epoch: Epoch(3), served });
+        let all = with_owner(heard([3, 3], [Some(3), Some(3)]), true);
+        assert_eq!(of(&state, &all), loss(true), "its owner is there");
+        let newest = with_owner(heard([4, 3], [Some(3), Some(3)]), true);
+        assert_eq!(of(&state, &newest), None, "one has the newest weights");
+        let looking = with_owner(heard([3, 3], [Some(3), None]), true);
+        assert_eq!(of(&state, &looking), None, "one is still looking");
+        let older = with_owner(heard([3, 2], [Some(3), Some(2)]), true);
+        assert_eq!(of(&state, &older), loss(true), "what the other lacks comes along");
+        apply(&mut state, Decision::Evict { peer: OWNER, reason: EvictReason::Left });
+        assert_eq!(of(&state, &all), loss(false), "its owner is there, but has no place any more");
     }
 }
