@@ -7,6 +7,7 @@
 //!
 //! Run it with `cargo bench -p iota-node --bench merge [-- <merges>]`.
 
+#[expect(dead_code, reason = "shared by several benchmarks")]
 mod support;
 
 use std::io::{Read, Write};
