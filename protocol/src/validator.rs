@@ -163,7 +163,10 @@ impl Validator {
 
     /// Lets go of what a check has fetched and computed, now and when the rest of it has come.
     fn end(&mut self, cx: &mut Context<'_>, check: &Check) {
-        self.abandoned = self.busy.then_some(check.subject);
+        if self.busy {
+            // The engine may still be at an earlier one; then this had none of it yet.
+            self.abandoned.get_or_insert(check.subject);
+        }
         self.late.extend(check.fetching().map(|id| (id, check.subject)));
         self.release(cx, &check.subject);
     }

@@ -212,8 +212,8 @@ impl Observer for Undone {
 fn a_run_goes_on_though_all_miners_of_a_stage_are_gone_for_good() {
     let (undone, mut spared) = (Rc::new(Cell::new(0)), 0);
     // From the middle of one epoch to that of another; a merge is lost only to those who die right after it.
-    for tenths in 30..60 {
-        let at = SECOND * tenths / 10;
+    for twentieths in 60..120 {
+        let at = SECOND * twentieths / 20;
         let mut spec = (*setup(Compute::Cost).spec).clone();
         (spec.mirror.url, spec.mirror.checkpoint_epochs) = ("file:///mirror".to_owned(), 1);
         spec.timing.eviction = Millis::from_secs(5);

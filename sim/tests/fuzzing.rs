@@ -68,8 +68,7 @@ fn no_seed_breaks_a_rule_while_hosts_take_the_last_weights_of_a_stage_along() {
 /// - 1125 of 40 nodes: a miner that left before its merge was decided on came back without what it had merged, and was waited
 ///   for as long as it was heard;
 /// - 1487 of 40 nodes: what was being read when its stage was given up was let go of one step too late;
-/// - 898 of 40 nodes: no fault of the swarm, but of the checker, which saw what a validator's engine was still writing for a
-///   check that had expired;
+/// - 898 of 40 nodes: a validator that could not get one blob of a check kept for ever what else of it came later;
 /// - 636 and 1895: no fault of the swarm, but of the checker, which did not see that samples lost in one stage are lost in
 ///   the one two above; 267 of 40 nodes: the same, for a host that comes back and applies a merge before it hears that it
 ///   was undone.

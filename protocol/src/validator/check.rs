@@ -106,7 +106,8 @@ impl Fetches {
     /// Whether all are here, or one cannot be had.
     fn ended_as(&self) -> Option<bool> {
         if self.failed {
-            return Some(false);
+            // What is under way still is waited for: it comes under a tag that is let go of at the end.
+            return self.in_flight.is_empty().then_some(false);
         }
         (self.waiting.is_empty() && self.in_flight.is_empty()).then_some(true)
     }

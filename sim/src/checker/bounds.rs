@@ -50,17 +50,6 @@ pub fn stored_bytes_max(spec: &RunSpec, costs: &Costs, hosts: usize) -> u64 {
     EPOCHS_HELD * (activations + merges) + 4 * vector
 }
 
-/// The epoch under whose tag a job writes what it computes.
-const fn writes(job: &Job) -> Option<Epoch> {
-    match job {
-        Job::Forward { epoch, .. }
-        | Job::Loss { epoch, .. }
-        | Job::Backward { epoch, .. }
-        | Job::Contribute { epoch, .. } => Some(*epoch),
-        _ => None,
-    }
-}
-
 /// A tag that nobody asks for any more, or not yet.
 fn outlived<'a>(tags: impl Iterator<Item = &'a str>, peer: &VirtualPeer) -> Option<String> {
     let version = |stage: StageIndex| peer.state().stage(stage).map_or(Epoch(0), |stage| stage.version);
@@ -100,20 +89,14 @@ fn outlived<'a>(tags: impl Iterator<Item = &'a str>, peer: &VirtualPeer) -> Opti
 
 impl Observer for Bounds {
     fn observe(&mut self, seen: &Observation<'_>) -> Result<(), Violation> {
-        // When a job is done, whatever its host wanted before has been done. What it wrote itself is let go of next, if it took
-        // so long that nobody wants that any more.
+        // When a job is done, whatever its host wanted before has been done. A snapshot that took long is let go of next.
         let (Some(peer), Seen::Done(job, _)) = (seen.peer.filter(|_| seen.honest), seen.seen) else {
             return Ok(());
         };
         if matches!(job, Job::Snapshot { .. }) {
             return Ok(());
         }
-        let written = writes(job).map(|epoch| epoch.0);
-        let tags = seen.store.tags().filter(|tag| match Kept::parse(tag) {
-            Some(Kept::Epoch(_, epoch)) => Some(epoch.0) != written,
-            _ => true,
-        });
-        if let Some(what) = outlived(tags, peer) {
+        if let Some(what) = outlived(seen.store.tags(), peer) {
             return Err(broken(NAME, seen, what));
         }
         if seen.store.most() > self.stored {
