@@ -7,6 +7,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::id::{Hash, PeerId, SampleId};
 use crate::limits::RECEIPTS_BYTES_MAX;
+use crate::miner::JobDone;
 use crate::wire::{DecodeError, decode, encode};
 
 /// One sample's passage through one miner. Every hash names a blob that stays fetchable until the epoch is settled.
@@ -36,6 +37,37 @@ pub struct Receipt {
     pub gradient_step: u32,
     /// How many gradients the miner had added in this epoch before this one: the place in the sum.
     pub turn: u32,
+}
+
+impl Receipt {
+    /// The receipt of a sample of which nothing has come or gone yet.
+    #[must_use]
+    pub const fn new(sample: SampleId) -> Self {
+        Self {
+            sample,
+            upstream: None,
+            downstream: None,
+            input: None,
+            output: None,
+            output_gradient: None,
+            input_gradient: None,
+            loss_micro: None,
+            inner_step: 0,
+            gradient_step: 0,
+            turn: 0,
+        }
+    }
+
+    /// The activation or gradient that a job computed, and the one that stands here in its place; nothing if one of them has
+    /// none.
+    #[must_use]
+    pub fn beside(&self, done: &JobDone) -> Option<(Hash, Hash)> {
+        match done {
+            JobDone::Forwarded { output, .. } => Some(*output).zip(self.output),
+            JobDone::Finished { input_gradient, .. } => input_gradient.zip(self.input_gradient),
+            _ => None,
+        }
+    }
 }
 
 /// The receipts of one miner and epoch, in sample order, as one blob.
@@ -79,17 +111,10 @@ mod tests {
 
     fn receipt(sample: u64) -> Receipt {
         Receipt {
-            sample: SampleId(sample),
-            upstream: None,
             downstream: Some(PeerId([2; 32])),
-            input: None,
             output: Some(Hash::of(b"o")),
             output_gradient: Some(Hash::of(b"g")),
-            input_gradient: None,
-            loss_micro: None,
-            inner_step: 0,
-            gradient_step: 0,
-            turn: 0,
+            ..Receipt::new(SampleId(sample))
         }
     }
 

@@ -31,7 +31,7 @@ use serde::Serialize;
 use crate::blobs::Blobs as _;
 use crate::bridge;
 use crate::compare::sums_of_blobs;
-use crate::pipeline::{Commitment, Pipeline, PipelineError};
+use crate::pipeline::{Commitment, Pipeline, PipelineError, reordered};
 
 /// What is compared.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
@@ -222,7 +222,8 @@ impl Seen {
             self.step(pipeline, theirs, *step, done)?;
         }
         self.contribution(pipeline, What::Contribution, ours, &theirs.partitions)?;
-        let reversed = Commitment { receipts: reversed(&theirs.receipts), ..theirs.clone() };
+        let backwards = reordered(theirs.receipts.clone(), |receipt| u64::from(u32::MAX - receipt.turn));
+        let reversed = Commitment { receipts: backwards, ..theirs.clone() };
         let reversed = pipeline.replay(&reversed, self.validator)?.commitment;
         self.contribution(pipeline, What::OtherOrder, ours, &reversed.partitions)?;
 
@@ -266,20 +267,16 @@ impl Seen {
         step: Step,
         done: &JobDone,
     ) -> Result<(), PipelineError> {
-        let (Step::Forward(index) | Step::Loss(index) | Step::Backward(index)) = step else { return Ok(()) };
-        let Some(receipt) = theirs.receipts.get(index) else { return Ok(()) };
-        let group = (theirs.stage, theirs.epoch, !matches!(step, Step::Forward(_)));
-        let (ours, theirs) = match done {
-            JobDone::Forwarded { output, .. } => (Some(*output), receipt.output),
-            JobDone::Finished { input_gradient, loss_micro, .. } => {
-                if let (Some(ours), Some(theirs)) = (loss_micro, receipt.loss_micro) {
-                    self.of.push((What::Loss, group, of_losses(*ours, theirs)));
-                }
-                (*input_gradient, receipt.input_gradient)
-            }
-            _ => return Ok(()),
+        let Some(receipt) = step.receipt().and_then(|index| theirs.receipts.get(index)) else {
+            return Ok(());
         };
-        let Some(pair) = ours.zip(theirs) else { return Ok(()) };
+        let group = (theirs.stage, theirs.epoch, !matches!(step, Step::Forward(_)));
+        if let JobDone::Finished { loss_micro, .. } = done
+            && let Some((ours, theirs)) = loss_micro.zip(receipt.loss_micro)
+        {
+            self.of.push((What::Loss, group, of_losses(ours, theirs)));
+        }
+        let Some(pair) = receipt.beside(done) else { return Ok(()) };
         self.push(pipeline, What::Activation, group, Tensor::Activation, &[pair])
     }
 
@@ -381,11 +378,6 @@ fn of_losses(ours: i64, theirs: i64) -> Comparison {
     Sums::of(&[ours as f64], &[theirs as f64]).comparison()
 }
 
-/// The receipts, as those of a miner that did the same backwards, as far as inner steps let it.
-fn reversed(receipts: &[Receipt]) -> Vec<Receipt> {
-    in_turn(receipts.to_vec(), |receipt| u32::MAX - receipt.turn)
-}
-
 /// Those of a miner that did only these, and took no inner step without a gradient.
 fn kept(receipts: &[Receipt], keep: &dyn Fn(usize) -> bool) -> Vec<Receipt> {
     let kept = receipts.iter().enumerate().filter(|(index, _)| keep(*index));
@@ -396,17 +388,7 @@ fn kept(receipts: &[Receipt], keep: &dyn Fn(usize) -> bool) -> Vec<Receipt> {
         (receipt.inner_step, receipt.gradient_step) =
             (before(receipt.inner_step), before(receipt.gradient_step));
     }
-    in_turn(kept, |receipt| receipt.turn)
-}
-
-/// The receipts with turns from 0 on, in the order of `key` within each inner step.
-fn in_turn(mut receipts: Vec<Receipt>, key: impl Fn(&Receipt) -> u32) -> Vec<Receipt> {
-    let mut turns: Vec<usize> = (0..receipts.len()).collect();
-    turns.sort_by_key(|index| (receipts[*index].gradient_step, key(&receipts[*index])));
-    for (turn, index) in (0..).zip(turns) {
-        receipts[index].turn = turn;
-    }
-    receipts
+    reordered(kept, |receipt| u64::from(receipt.turn))
 }
 
 /// The partitions of a contribution of which all numbers went through `change`.
@@ -427,6 +409,8 @@ fn changed(pipeline: &mut Pipeline, of: &Commitment, change: &Change) -> Result<
 
 #[cfg(test)]
 mod tests {
+    use iota_protocol::SampleId;
+
     use super::*;
 
     #[test]
@@ -451,18 +435,11 @@ mod tests {
     #[test]
     fn who_leaves_samples_out_takes_no_step_without_a_gradient() {
         // Two samples in each of three steps; the second waits over one of them.
-        let receipt = |sample: u64, inner_step, gradient_step, turn| Receipt {
-            sample: iota_protocol::SampleId(sample),
-            upstream: None,
-            downstream: None,
-            input: None,
-            output: None,
-            output_gradient: None,
-            input_gradient: None,
-            loss_micro: None,
+        let receipt = |sample, inner_step, gradient_step, turn| Receipt {
             inner_step,
             gradient_step,
             turn,
+            ..Receipt::new(SampleId(sample))
         };
         let all = [
             receipt(0, 0, 0, 0),

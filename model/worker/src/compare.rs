@@ -52,7 +52,8 @@ pub(crate) fn compare_blobs(
     pairs: &[(Hash, Hash)],
     blobs: &dyn Blobs,
 ) -> Result<Difference, WorkError> {
-    difference(kind, vectors(spec, kind, pairs, blobs)?)
+    let vectors = vectors(spec, kind, pairs, blobs)?;
+    difference(kind, vectors.map(|pair| pair.map(|(ours, theirs)| (ours, theirs.ok()))))
 }
 
 /// The sums of all pairs together.
@@ -63,15 +64,15 @@ pub(crate) fn sums_of_blobs(
     blobs: &dyn Blobs,
 ) -> Result<Sums, WorkError> {
     let mut whole = Sums::default();
-    for (pair, vectors) in pairs.iter().zip(vectors(spec, kind, pairs, blobs)?) {
-        let (ours, theirs) = vectors?;
-        whole += Sums::of(&ours, &theirs.ok_or(WorkError::Missing(pair.1))?);
+    for pair in vectors(spec, kind, pairs, blobs)? {
+        let (ours, theirs) = pair?;
+        whole += Sums::of(&ours, &theirs?);
     }
     Ok(whole)
 }
 
-/// Ours as numbers; theirs, unless it is no tensor of this kind.
-type Vectors = (Vec<f32>, Option<Vec<f32>>);
+/// Ours as numbers; theirs, or why it is no tensor of this kind.
+type Vectors = (Vec<f32>, Result<Vec<f32>, WorkError>);
 
 /// The numbers of pairs of blobs.
 fn vectors<'a>(
@@ -97,7 +98,7 @@ fn vectors<'a>(
             }
         };
         let ours = numbers(whole_blob(blobs, *ours)?)?;
-        Ok((ours, numbers(whole_blob(blobs, *theirs)?).ok()))
+        Ok((ours, numbers(whole_blob(blobs, *theirs)?)))
     }))
 }
 

@@ -102,6 +102,17 @@ pub struct Replayed {
     pub steps: Vec<(Step, JobDone)>,
 }
 
+/// The receipts of a miner that added the gradients of each inner step in the order of `key`.
+#[must_use]
+pub fn reordered(mut receipts: Vec<Receipt>, key: impl Fn(&Receipt) -> u64) -> Vec<Receipt> {
+    let mut turns: Vec<usize> = (0..receipts.len()).collect();
+    turns.sort_by_key(|index| (receipts[*index].gradient_step, key(&receipts[*index])));
+    for (turn, index) in (0..).zip(turns) {
+        receipts[index].turn = turn;
+    }
+    receipts
+}
+
 struct Miner {
     worker: Worker,
     start: Option<StateOffer>,
@@ -305,19 +316,8 @@ impl Pipeline {
     fn receipt(&mut self, stage: StageIndex, sample: SampleId) -> &mut Receipt {
         let miner = self.miner(stage);
         let steps = miner.steps;
-        miner.receipts.entry(sample).or_insert_with(|| Receipt {
-            sample,
-            upstream: None,
-            downstream: None,
-            input: None,
-            output: None,
-            output_gradient: None,
-            input_gradient: None,
-            loss_micro: None,
-            inner_step: steps,
-            gradient_step: 0,
-            turn: 0,
-        })
+        let entry = miner.receipts.entry(sample);
+        entry.or_insert_with(|| Receipt { inner_step: steps, ..Receipt::new(sample) })
     }
 
     fn received(&mut self, stage: StageIndex, sample: SampleId, input: Option<Hash>) {

@@ -161,6 +161,15 @@ impl Position {
 }
 
 impl Step {
+    /// The receipt of the sample that it computes, by index; an inner step computes none.
+    #[must_use]
+    pub const fn receipt(self) -> Option<usize> {
+        match self {
+            Self::Forward(index) | Self::Loss(index) | Self::Backward(index) => Some(index),
+            Self::InnerStep(_) => None,
+        }
+    }
+
     /// The step as a job of an engine in `epoch`; nothing if these are not the receipts that it was made from.
     #[must_use]
     pub fn job(self, epoch: Epoch, receipts: &[Receipt]) -> Option<Job> {

@@ -170,22 +170,14 @@ impl Replay {
     }
 
     fn compare_step(&mut self, taken: usize, done: &JobDone) {
-        let index = match self.steps.get(taken) {
-            Some(Step::Forward(index) | Step::Loss(index) | Step::Backward(index)) => *index,
-            Some(Step::InnerStep(_)) | None => return,
-        };
-        let Some(receipt) = self.receipts.get(index) else { return };
-        let (ours, theirs) = match done {
-            JobDone::Forwarded { output, .. } => (Some(*output), receipt.output),
-            JobDone::Finished { input_gradient, loss_micro, .. } => {
-                if !is_same_loss(*loss_micro, receipt.loss_micro, self.spec.validation.loss_error_max) {
-                    self.found = Some(Finding::Differs(Fault::Loss(receipt.sample)));
-                }
-                (*input_gradient, receipt.input_gradient)
-            }
-            _ => return,
-        };
-        if let (Some(ours), Some(theirs)) = (ours, theirs)
+        let index = self.steps.get(taken).and_then(|step| step.receipt());
+        let Some(receipt) = index.and_then(|index| self.receipts.get(index)) else { return };
+        if let JobDone::Finished { loss_micro, .. } = done
+            && !is_same_loss(*loss_micro, receipt.loss_micro, self.spec.validation.loss_error_max)
+        {
+            self.found = Some(Finding::Differs(Fault::Loss(receipt.sample)));
+        }
+        if let Some((ours, theirs)) = receipt.beside(done)
             && ours != theirs
             && self.differing.len() < COMPARED_MAX
         {

@@ -38,17 +38,11 @@ impl ReceiptForger {
 fn invented(number: u64) -> Receipt {
     let hash = Some(Hash::of_parts(&[b"invented", &number.to_le_bytes()]));
     Receipt {
-        sample: SampleId(number),
-        upstream: None,
-        downstream: None,
         input: hash,
         output: hash,
         output_gradient: hash,
         input_gradient: hash,
-        loss_micro: None,
-        inner_step: 0,
-        gradient_step: 0,
-        turn: 0,
+        ..Receipt::new(SampleId(number))
     }
 }
 

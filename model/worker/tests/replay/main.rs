@@ -6,12 +6,11 @@ use bytes::Bytes;
 use iota_model::{Device, OptimizerState};
 use iota_protocol::difference::{Difference, Measured};
 use iota_protocol::miner::{Job, JobDone, Tensor};
-use iota_protocol::receipts::Receipt;
 use iota_protocol::receipts::order::Step;
 use iota_protocol::spec::{Bottleneck, TrainingMode};
 use iota_protocol::{Epoch, Hash, RunSpec, StageIndex, moments};
 use iota_worker::corpus::builtin_corpus;
-use iota_worker::pipeline::{Commitment, Pipeline};
+use iota_worker::pipeline::{Commitment, Pipeline, reordered};
 use iota_worker::{Blobs, Worker};
 
 const STAGES: u16 = 3;
@@ -78,17 +77,6 @@ fn changed(pipeline: &mut Pipeline, partitions: &[Hash], change: impl Fn(f32) ->
         pipeline.blobs.insert(Bytes::copy_from_slice(bytemuck::cast_slice(&values)))
     };
     partitions.iter().map(&mut changed).collect()
-}
-
-/// The receipts, as those of a miner that did the same in the order of `key`, as far as inner steps let it.
-fn in_order_of(receipts: &[Receipt], key: impl Fn(&Receipt) -> u64) -> Vec<Receipt> {
-    let mut turns: Vec<usize> = (0..receipts.len()).collect();
-    turns.sort_by_key(|index| (receipts[*index].gradient_step, key(&receipts[*index])));
-    let mut reordered = receipts.to_vec();
-    for (turn, index) in (0..).zip(turns) {
-        reordered[index].turn = turn;
-    }
-    reordered
 }
 
 #[test]
@@ -185,7 +173,7 @@ fn another_order_of_sums_is_a_small_difference() {
         for seed in 1..4 {
             let (mut pipeline, epochs) = trained(mode, seed);
             for commitment in epochs.iter().flatten() {
-                let receipts = in_order_of(&commitment.receipts, |receipt| u64::MAX - receipt.sample.0);
+                let receipts = reordered(commitment.receipts.clone(), |receipt| u64::MAX - receipt.sample.0);
                 assert_ne!(receipts, commitment.receipts);
                 let (again, _) = replayed(&mut pipeline, &Commitment { receipts, ..commitment.clone() });
                 assert_ne!(again.partitions, commitment.partitions, "order matters to the last bits");
@@ -226,7 +214,7 @@ fn what_is_no_honest_contribution_is_far_from_ours() {
 fn without_a_sample(pipeline: &mut Pipeline, commitment: &Commitment) -> Vec<Hash> {
     let mut receipts = commitment.receipts.clone();
     receipts.remove(receipts.len() / 2);
-    let receipts = in_order_of(&receipts, |receipt| u64::from(receipt.turn));
+    let receipts = reordered(receipts, |receipt| u64::from(receipt.turn));
     replayed(pipeline, &Commitment { receipts, ..commitment.clone() }).0.partitions
 }
 
