@@ -20,6 +20,7 @@ mod spec;
 mod up;
 
 use std::ffi::OsString;
+use std::io::Write;
 use std::panic::catch_unwind;
 use std::path::PathBuf;
 
@@ -94,6 +95,11 @@ pub fn main() -> std::process::ExitCode {
         }
     };
     std::process::ExitCode::from(code as u8)
+}
+
+/// Prints a line, or several. A closed stdout is the reader's choice.
+fn say(text: &str) {
+    drop(writeln!(std::io::stdout().lock(), "{text}"));
 }
 
 /// Parses and runs; clap itself answers `--help`, `--version` and syntax errors.

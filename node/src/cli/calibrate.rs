@@ -1,7 +1,6 @@
 //! `iota-node calibrate`: how far apart honest work on two devices is, and which threshold follows.
 
 use std::fmt::Write as _;
-use std::io::Write as _;
 use std::path::PathBuf;
 use std::sync::Arc;
 
@@ -11,6 +10,7 @@ use iota_protocol::spec::ValidationSpec;
 use iota_worker::calibration::{Calibration, Plan, What, calibrate};
 use serde_json::json;
 
+use super::say;
 use super::spec::{SpecOptions, led};
 use crate::corpus::open_corpus;
 use crate::error::CliError;
@@ -70,21 +70,18 @@ pub(super) fn run(options: &CalibrateOptions, matches: &ArgMatches) -> Result<()
     } else {
         format!("{}\n{}", table(&plan, &found), verdicts(&found, &spec.validation))
     };
-    // A closed stdout is the reader's choice.
-    drop(writeln!(std::io::stdout().lock(), "{text}"));
+    say(&text);
     Ok(())
 }
 
 fn table(plan: &Plan, found: &Calibration) -> String {
     let mut text = format!("relative error of work on {}, replayed on {}\n\n", plan.miner, plan.validator);
-    let (rate, head) = (plan.false_positives, ["count", "equal", "least", "median", "most"]);
-    let [count, equal, least, median, most] = head;
-    let bound = format!("{rate:e}");
+    let bound = format!("{:e}", plan.false_positives);
     // Writing to a String does not fail.
     let _ = writeln!(
         text,
-        "{:<24} {count:>6} {equal:>6} {least:>9} {median:>9} {most:>9} {bound:>9} {:>9} {:>6}",
-        "", "cosine", "norms"
+        "{:<24} {:>6} {:>6} {:>9} {:>9} {:>9} {bound:>9} {:>9} {:>6}",
+        "", "count", "equal", "least", "median", "most", "cosine", "norms"
     );
     for of in &found.spreads {
         let bound = of.bound.filter(|_| of.what.is_honest()).map(|bound| format!("{bound:.1e}"));

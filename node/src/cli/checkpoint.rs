@@ -1,6 +1,5 @@
 //! `iota-node checkpoint`: what is in a mirror.
 
-use std::io::Write;
 use std::path::PathBuf;
 
 use clap::{Args, Subcommand};
@@ -8,6 +7,7 @@ use iota_protocol::RunSpec;
 use prometheus_client::registry::Registry;
 use serde_json::{Value, json};
 
+use super::say;
 use crate::checkpoints::{Found, Which, all, find, open, pull, resumed, verify};
 use crate::error::CliError;
 use crate::mirror::{Mirror, MirrorMetrics};
@@ -137,9 +137,4 @@ pub(super) fn block_on<T>(work: impl Future<Output = T>) -> Result<T, CliError> 
         .build()
         .map_err(|error| CliError::Bug(format!("start the async runtime: {error}")))?;
     Ok(runtime.block_on(work))
-}
-
-/// A closed stdout is the reader's choice.
-fn say(line: &str) {
-    drop(writeln!(std::io::stdout().lock(), "{line}"));
 }

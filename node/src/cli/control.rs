@@ -1,7 +1,6 @@
 //! `iota-node control`: the run of a spec in one process; `up` compares the swarm with it.
 
 use std::fs;
-use std::io::Write;
 use std::path::PathBuf;
 
 use clap::Args;
@@ -10,6 +9,7 @@ use iota_protocol::RunSpec;
 use tokio_util::sync::CancellationToken;
 
 use super::join::exit_with_parent;
+use super::say;
 use crate::control::{ControlEvent, train};
 use crate::error::CliError;
 
@@ -39,9 +39,7 @@ pub(super) fn run(options: &ControlOptions) -> Result<(), CliError> {
     let spec = RunSpec::from_toml(&text)
         .map_err(|source| CliError::Spec { path: options.spec.display().to_string(), source })?;
     let print = |event: &ControlEvent| {
-        let line = serde_json::to_string(event).unwrap_or_default();
-        // A closed stdout is the reader's choice.
-        drop(writeln!(std::io::stdout().lock(), "{line}"));
+        say(&serde_json::to_string(event).unwrap_or_default());
     };
     let report = train(&spec, options.data.as_deref(), options.device, |epoch, loss| {
         print(&ControlEvent::Epoch { epoch, loss });

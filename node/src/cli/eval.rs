@@ -1,12 +1,12 @@
 //! `iota-node eval`: the loss of a checkpoint on a text.
 
-use std::io::Write;
 use std::path::PathBuf;
 
 use clap::Args;
 use iota_model::Device;
 use serde::Serialize;
 
+use super::say;
 use crate::error::CliError;
 use crate::evaluation::{Loss, Whole};
 
@@ -42,7 +42,6 @@ pub(super) fn run(options: &EvalOptions) -> Result<(), CliError> {
     } else {
         format!("{:.4} nats per token, {:.4} bits per byte, {tokens} tokens", loss.nats, loss.bits_per_byte)
     };
-    // A closed stdout is the reader's choice.
-    drop(writeln!(std::io::stdout().lock(), "{text}"));
+    say(&text);
     Ok(())
 }

@@ -1,12 +1,12 @@
 //! `iota-node generate`: text from a checkpoint.
 
-use std::io::Write;
 use std::path::PathBuf;
 
 use clap::Args;
 use iota_model::Device;
 use iota_model::generate::GenerateOptions as Sampling;
 
+use super::say;
 use crate::error::CliError;
 use crate::evaluation::Whole;
 
@@ -39,7 +39,6 @@ pub(super) fn run(options: &GenerateOptions) -> Result<(), CliError> {
     let mut model = Whole::open(&options.checkpoint, options.device)?;
     let GenerateOptions { tokens, temperature, top_k, seed, .. } = *options;
     let text = model.continue_text(&options.prompt, &Sampling { tokens, temperature, top_k, seed })?;
-    // A closed stdout is the reader's choice.
-    drop(writeln!(std::io::stdout().lock(), "{}{text}", options.prompt));
+    say(&format!("{}{text}", options.prompt));
     Ok(())
 }

@@ -1,13 +1,13 @@
 //! `iota-node plan`: what a spec's settings will cost and give, before anybody joins.
 
 use std::fmt::Write as _;
-use std::io::Write as _;
 
 use clap::{ArgMatches, Args};
 use iota_protocol::RunSpec;
 use iota_protocol::validation::{cost, power};
 use serde_json::json;
 
+use super::say;
 use super::spec::{SpecOptions, led};
 use crate::error::CliError;
 
@@ -31,23 +31,39 @@ const EPOCHS: [u32; 7] = [1, 3, 10, 30, 100, 300, 1000];
 pub(super) fn run(options: &PlanOptions, matches: &ArgMatches) -> Result<(), CliError> {
     let resolved = led(options.spec.resolve(matches)?);
     let spec = resolved.validated()?;
-    let text = if options.json { numbers(spec) } else { table(spec) };
-    // A closed stdout is the reader's choice.
-    drop(writeln!(std::io::stdout().lock(), "{text}"));
+    let hosts = Hosts::of(spec);
+    say(&if options.json { numbers(spec, hosts) } else { table(spec, hosts) });
     Ok(())
 }
 
-/// Miners at the start, and validators as fast as they that keep up with them; fewer than a quorum convict nobody.
-fn hosts(spec: &RunSpec) -> (u32, u32) {
-    let miners = u32::from(spec.pipeline.stages) * u32::from(spec.pipeline.start_replicas);
-    let per_miner = cost(&spec.validation);
-    let enough = (1..=miners).find(|validators| f64::from(*validators) >= f64::from(miners) * per_miner);
-    (miners, enough.unwrap_or(miners).max(u32::from(spec.validation.quorum)))
+/// Who computes what.
+#[derive(Clone, Copy)]
+struct Hosts {
+    /// Miners at the start.
+    miners: u32,
+    /// Validators as fast as they that keep up with them; fewer than a quorum convict nobody.
+    validators: u32,
+    /// Replays of each contribution.
+    replays: f64,
 }
 
-fn numbers(spec: &RunSpec) -> String {
-    let per_miner = cost(&spec.validation);
-    let (miners, validators) = hosts(spec);
+impl Hosts {
+    fn of(spec: &RunSpec) -> Self {
+        let miners = u32::from(spec.pipeline.stages) * u32::from(spec.pipeline.start_replicas);
+        let replays = cost(&spec.validation);
+        // No contribution is replayed more than twice.
+        let enough = (1..miners * 2).find(|count| f64::from(*count) >= f64::from(miners) * replays);
+        let validators = enough.unwrap_or(miners * 2).max(u32::from(spec.validation.quorum));
+        Self { miners, validators, replays }
+    }
+
+    /// What replays are of all that miners and validators compute.
+    fn share(self) -> f64 {
+        self.replays / (1.0 + self.replays)
+    }
+}
+
+fn numbers(spec: &RunSpec, hosts: Hosts) -> String {
     let found = SHARES.iter().flat_map(|cheats| {
         EPOCHS.iter().map(move |epochs| {
             json!({ "cheats": cheats, "epochs": epochs, "found": power(&spec.validation, *cheats, *epochs) })
@@ -55,16 +71,15 @@ fn numbers(spec: &RunSpec) -> String {
     });
     let found: Vec<_> = found.collect();
     json!({
-        "replays_per_contribution": per_miner, "share_of_compute": per_miner / (1.0 + per_miner),
-        "miners": miners, "validators": validators, "power": found,
+        "replays_per_contribution": hosts.replays, "share_of_compute": hosts.share(),
+        "miners": hosts.miners, "validators": hosts.validators, "power": found,
     })
     .to_string()
 }
 
-fn table(spec: &RunSpec) -> String {
+fn table(spec: &RunSpec, hosts: Hosts) -> String {
     let validation = &spec.validation;
-    let per_miner = cost(validation);
-    let (miners, validators) = hosts(spec);
+    let Hosts { miners, validators, .. } = hosts;
     let mut text = format!(
         "replay_share {}, repeat_share {}, quorum {}\n\
          cost: {:.1} % of the swarm's compute, {validators} validators for {miners} miners as fast as they\n\n\
@@ -72,7 +87,7 @@ fn table(spec: &RunSpec) -> String {
         validation.replay_share,
         validation.repeat_share,
         validation.quorum,
-        100.0 * per_miner / (1.0 + per_miner),
+        100.0 * hosts.share(),
         "it cheats in"
     );
     // Writing to a String does not fail.

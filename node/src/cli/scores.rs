@@ -1,6 +1,5 @@
 //! `iota-node scores` and `iota-node audit`: what miners' work is worth, by anybody's own reading of the log in a mirror.
 
-use std::io::Write;
 use std::path::PathBuf;
 use std::sync::Arc;
 
@@ -13,6 +12,7 @@ use serde_json::{Value, json};
 
 use super::checkpoint::{FromOptions, block_on, failed};
 use super::keys::read_key;
+use super::say;
 use crate::checkpoints::Which;
 use crate::error::CliError;
 use crate::history::{self, Fold};
@@ -266,9 +266,4 @@ fn row_json(row: &Row, state: &RunState) -> Value {
         "failures": failures,
         "why": why(row, state),
     })
-}
-
-fn say(text: &str) {
-    // A closed stdout is the reader's choice.
-    let _ = writeln!(std::io::stdout(), "{text}");
 }
