@@ -1,16 +1,13 @@
 //! Reductions of several peers' vectors to one.
 //!
 //! The caller passes the parts in PeerId order; every owner of a partition computes in that order and gets
-//! the same bits. Sums are `f32`, one addition after the other: adding in another order would round
-//! differently.
-
-use serde::{Deserialize, Serialize};
+//! the same bits. Sums of the weighted mean are `f32`, one addition after the other: adding in another order would
+//! round differently. The others compute in `f64` and round once.
 
 use crate::{flat::round_to_f32, frame::first_non_finite};
 
 /// Picks how parts are reduced.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "kebab-case")]
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub enum Reducer {
     /// `Σ wᵢ xᵢ / Σ wᵢ`: each weight is first divided by the sum of all in `f64` and rounded to `f32`, then
     /// the products are added in order in `f32`.
@@ -24,6 +21,18 @@ pub enum Reducer {
     /// dissent shrinks the result. Parts that are 0 side with nobody. Logarithms are taken in `f64` in pure
     /// Rust and the result is rounded to `f32` once.
     GeometricMean,
+    /// Of each element the smallest and the largest parts are left out, the weighted mean is of the rest (Yin, Chen,
+    /// Ramchandran & Bartlett 2018, "Byzantine-Robust Distributed Learning", definition 2).
+    TrimmedMean {
+        /// Share of the parts that is left out at either end, rounded down; of *n* parts one or two are left in any case.
+        trim: f64,
+    },
+    /// Of each element the median of all parts, of an even number the mean of the middle two (the same paper,
+    /// definition 1). Every part counts the same, whatever its weight: who claims more work has no more say.
+    Median,
+    /// The weighted mean of parts whose Euclidean norm is scaled down to the median of all norms where it is above that.
+    /// One part moves the result by no more than an ordinary one does, in whatever direction.
+    ClippedMean,
 }
 
 /// Says why nothing was reduced.
@@ -78,7 +87,7 @@ pub fn reduce(parts: &[(f64, &[f32])], reducer: Reducer) -> Result<Vec<f32>, Red
     let total = check(parts)?;
     let reduced = match reducer {
         Reducer::WeightedMean => weighted_mean(parts, total),
-        Reducer::GeometricMean => geometric_mean(parts, total),
+        robust => combine(parts, robust).into_iter().map(round_to_f32).collect(),
     };
     match first_non_finite(&reduced) {
         None => Ok(reduced),
@@ -117,25 +126,82 @@ fn weighted_mean(parts: &[(f64, &[f32])], total: f64) -> Vec<f32> {
     sum
 }
 
-fn geometric_mean(parts: &[(f64, &[f32])], total: f64) -> Vec<f32> {
-    (0..parts[0].1.len()).map(|index| geometric_element(parts, total, index)).collect()
+/// Combines weighted parts of one length, at least one, in the given order and in `f64`: what [`reduce`] rounds.
+///
+/// # Panics
+/// If there are no parts, or a part is shorter than the first.
+#[must_use]
+pub fn combine<T: Copy + Into<f64>>(parts: &[(f64, &[T])], reducer: Reducer) -> Vec<f64> {
+    let factors = match reducer {
+        Reducer::ClippedMean => clip_factors(parts),
+        _ => vec![1.0; parts.len()],
+    };
+    let mut column = Vec::with_capacity(parts.len());
+    let mut element = |index: usize| {
+        column.clear();
+        let scaled = parts.iter().zip(&factors);
+        column.extend(scaled.map(|((weight, values), factor)| (*weight, values[index].into() * factor)));
+        match reducer {
+            Reducer::WeightedMean | Reducer::ClippedMean => mean(&column),
+            Reducer::GeometricMean => geometric(&column),
+            Reducer::TrimmedMean { trim } => trimmed(&mut column, trim),
+            Reducer::Median => median(column.iter().map(|(_, value)| *value).collect()),
+        }
+    };
+    (0..parts[0].1.len()).map(&mut element).collect()
 }
 
-fn geometric_element(parts: &[(f64, &[f32])], total: f64, index: usize) -> f32 {
+/// `Σ wᵢ xᵢ / Σ wᵢ` of (weight, value) pairs.
+fn mean(column: &[(f64, f64)]) -> f64 {
+    let total: f64 = column.iter().map(|(weight, _)| weight).sum();
+    column.iter().map(|(weight, value)| weight / total * value).sum()
+}
+
+fn geometric(column: &[(f64, f64)]) -> f64 {
     let (mut positive, mut negative) = (Side::default(), Side::default());
-    for (weight, values) in parts {
-        let value = f64::from(values[index]);
+    let mut total = 0.0;
+    for &(weight, value) in column {
+        total += weight;
         if value > 0.0 {
-            positive.add(*weight, value);
+            positive.add(weight, value);
         } else if value < 0.0 {
-            negative.add(*weight, -value);
+            negative.add(weight, -value);
         }
     }
     if positive.weight == negative.weight {
         return 0.0;
     }
     let (sign, side) = if positive.weight > negative.weight { (1.0, positive) } else { (-1.0, negative) };
-    round_to_f32(sign * libm::exp(side.log_sum / side.weight) * (side.weight / total))
+    sign * libm::exp(side.log_sum / side.weight) * (side.weight / total)
+}
+
+/// The mean without the smallest and the largest values; of equal values the first is smaller.
+#[expect(
+    clippy::cast_precision_loss,
+    clippy::cast_possible_truncation,
+    clippy::cast_sign_loss,
+    reason = "a share of a small count"
+)]
+fn trimmed(column: &mut [(f64, f64)], trim: f64) -> f64 {
+    column.sort_by(|a, b| a.1.total_cmp(&b.1));
+    let dropped = ((column.len() as f64 * trim) as usize).min((column.len() - 1) / 2);
+    mean(&column[dropped..column.len() - dropped])
+}
+
+/// The middle of some numbers, at least one; of an even number the mean of the middle two.
+fn median(mut values: Vec<f64>) -> f64 {
+    values.sort_unstable_by(f64::total_cmp);
+    let middle = values.len() / 2;
+    if values.len() % 2 == 1 { values[middle] } else { f64::midpoint(values[middle - 1], values[middle]) }
+}
+
+/// What each part is multiplied with, so that no norm is above the median.
+fn clip_factors<T: Copy + Into<f64>>(parts: &[(f64, &[T])]) -> Vec<f64> {
+    let square = |value: f64| value * value;
+    let norm = |values: &[T]| values.iter().map(|value| square((*value).into())).sum::<f64>().sqrt();
+    let norms: Vec<f64> = parts.iter().map(|(_, values)| norm(values)).collect();
+    let bound = median(norms.clone());
+    norms.into_iter().map(|norm| if norm > bound { bound / norm } else { 1.0 }).collect()
 }
 
 /// The parts of one sign.
@@ -194,6 +260,54 @@ mod tests {
         near(geometric(&[(3.0, -2.0), (1.0, 8.0)]), -1.5);
         assert_eq!(geometric(&[(1.0, 2.0), (1.0, -2.0)]), 0.0);
         assert_eq!(geometric(&[(1.0, 0.0), (1.0, -0.0)]), 0.0);
+    }
+
+    /// Three honest parts near (1, −2), and one that says something else.
+    fn beside_a_liar(reducer: Reducer, lie: [f32; 2]) -> Vec<f32> {
+        let honest = [[1.0, -2.0], [1.1, -1.9], [0.9, -2.1]];
+        let mut parts: Vec<(f64, &[f32])> = honest.iter().map(|part| (2.0, &part[..])).collect();
+        parts.push((6.0, &lie));
+        reduce(&parts, reducer).unwrap()
+    }
+
+    #[test]
+    fn a_part_of_absurd_size_or_sign_moves_a_robust_result_no_further_than_honest_parts_are_apart() {
+        for lie in [[3e38, 3e38], [-3e38, 3e38], [-1.0, 2.0], [0.0, 0.0]] {
+            for reducer in [Reducer::Median, Reducer::TrimmedMean { trim: 0.25 }] {
+                let [x, y] = beside_a_liar(reducer, lie)[..] else { panic!("two elements") };
+                assert!((0.9..=1.1).contains(&x) && (-2.1..=-1.9).contains(&y), "{reducer:?} {lie:?}: {x} {y}");
+            }
+        }
+    }
+
+    #[test]
+    fn a_clipped_mean_is_at_most_the_median_norm_long() {
+        let long = beside_a_liar(Reducer::ClippedMean, [3e38, 0.0]);
+        let norm = long[0].hypot(long[1]);
+        // Norms are √5, √4.82, √5.22 and the lie's: the median is the mean of √5 and √5.22.
+        assert!(norm <= f32::midpoint(5.0_f32.sqrt(), 5.22_f32.sqrt()), "{norm}");
+        assert!(long[0] > 1.1, "half of the weight still points where the liar does: {long:?}");
+        let equal = reduce(&[(1.0, &[3.0, 4.0]), (3.0, &[5.0, 0.0])], Reducer::ClippedMean).unwrap();
+        assert_eq!(equal, [4.5, 1.0], "of equal norms none is clipped");
+    }
+
+    #[test]
+    fn a_trimmed_mean_leaves_a_share_of_the_parts_out_at_either_end() {
+        let values = [[7.0], [1.0], [2.0], [100.0], [-50.0]];
+        let parts: Vec<(f64, &[f32])> = values.iter().map(|part| (1.0, &part[..])).collect();
+        let trimmed = |trim| reduce(&parts, Reducer::TrimmedMean { trim }).unwrap()[0];
+        assert_eq!([trimmed(0.0), trimmed(0.19)], [12.0, 12.0], "fewer than one part");
+        assert_eq!(trimmed(0.2), 10.0 / 3.0);
+        assert_eq!([trimmed(0.4), trimmed(0.49)], [2.0, 2.0], "the median is left");
+        let two = reduce(&parts[..2], Reducer::TrimmedMean { trim: 0.49 }).unwrap();
+        assert_eq!(two, [4.0], "of two parts none is left out");
+    }
+
+    #[test]
+    fn a_median_counts_parts_and_not_their_weights() {
+        let reduced = |parts: &[(f64, &[f32])]| reduce(parts, Reducer::Median).unwrap();
+        assert_eq!(reduced(&[(1.0, &[1.0]), (1.0, &[2.0]), (1e6, &[9.0])]), [2.0]);
+        assert_eq!(reduced(&[(1.0, &[1.0]), (1e6, &[2.0])]), [1.5]);
     }
 
     #[test]

@@ -118,8 +118,14 @@ pub const SCORE_RECORD_BYTES: usize = 80;
 pub const SCORE_WEIGHT_BYTES: usize = 38;
 
 /// Ticks between two election rounds of the candidates; a leader is missed after one silent round.
-pub const ELECTION_TICKS: u64 = 10;
-/// Time of one consensus tick. Ten of them bound detection of a dead leader to about a second.
+pub const ELECTION_TICKS: u32 = 10;
+/// How many times [`CONSENSUS_TICK`] a tick may be, where candidates are far from each other.
+pub const TICK_STRETCH_MAX: u32 = 8;
+/// Silence that costs a place is so many times an ordinary interval between two records of the peer.
+pub const SILENCE_SLACK: u32 = 2;
+/// How many times what the spec gives that silence may be.
+pub const SILENCE_STRETCH_MAX: u32 = 4;
+/// Least time of one consensus tick. Ten of them bound detection of a dead leader to about a second.
 pub const CONSENSUS_TICK: Duration = Duration::from_millis(100);
 /// Pause before votes that have not led to a certificate are sent again, and between two requests for
 /// missing entries of the log. What gossip lost is found missing by the log length in peers' records.

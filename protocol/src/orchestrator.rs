@@ -18,7 +18,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
 
-use balance::{Balance, Relief};
+use balance::{Balance, Parting};
 use checkpoints::Checkpoints;
 use departures::Departures;
 use losses::Losses;
@@ -182,9 +182,10 @@ impl Orchestrator {
             match &stage.phase {
                 Phase::Waiting if stage.version.0 >= state.spec().training.epochs => {}
                 Phase::Waiting => {
-                    wanted.extend(match self.balance.relief(now, state, book, index, begun) {
-                        Some(Relief::Give(decision)) => Some(decision),
-                        Some(Relief::Wait) => None,
+                    let relief = self.balance.relief(now, state, book, index, begun);
+                    wanted.extend(match relief.or_else(|| departures::kick(state, book, index)) {
+                        Some(Parting::Decide(decision)) => Some(decision),
+                        Some(Parting::Wait) => None,
                         None => self.open(now, state, book, index, stage),
                     });
                 }
@@ -200,9 +201,7 @@ impl Orchestrator {
             let waited = |stage| waits.waited(now, stage) >= patience;
             wanted.extend(self.balance.rescue(now, state, book, waited));
         }
-        let awaited =
-            self.checkpoints.is_awaited(now, state, book) || self.verdicts.delay_the_end(now, state);
-        if checkpoints::is_trained(state) && !awaited {
+        if self.is_over(now, state, book) {
             wanted.push(Decision::Finish);
         }
         let mut room = room;
@@ -218,6 +217,13 @@ impl Orchestrator {
         });
         self.proposed.retain(|_, at| now.since(*at) < PROPOSAL_REPEAT * 4);
         wanted
+    }
+
+    /// Whether nothing is left to be done in the run, and nothing to be waited for.
+    pub fn is_over(&self, now: Instant, state: &RunState, book: &Book) -> bool {
+        let awaited =
+            self.checkpoints.is_awaited(now, state, book) || self.verdicts.delay_the_end(now, state);
+        checkpoints::is_trained(state) && !awaited
     }
 
     /// Notes when each stage began what it is doing, and forgets what is over.

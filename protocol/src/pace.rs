@@ -18,8 +18,8 @@ use std::time::Duration;
 
 use crate::id::PeerId;
 use crate::limits::{
-    BOOK_PEERS_MAX, DEADLINE_SLACK, DEADLINE_STRETCH_MAX, TRANSFER_DEADLINE, TRANSFER_DEADLINE_MAX,
-    TRANSFER_DEADLINE_MIN,
+    BOOK_PEERS_MAX, CONSENSUS_TICK, DEADLINE_SLACK, DEADLINE_STRETCH_MAX, ELECTION_TICKS, SILENCE_SLACK,
+    SILENCE_STRETCH_MAX, TICK_STRETCH_MAX, TRANSFER_DEADLINE, TRANSFER_DEADLINE_MAX, TRANSFER_DEADLINE_MIN,
 };
 use crate::spec::RunSpec;
 
@@ -28,33 +28,56 @@ const SMALL_BYTES: u64 = 64 * 1024;
 /// Doublings in a row, at most; more than from the least to the most there may be are none.
 const DOUBLINGS_MAX: u32 = 5;
 
-/// Round trips in microseconds, after RFC 6298.
+/// Times of one kind in microseconds, after RFC 6298: round trips, or gaps between two messages.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-struct RoundTrip {
-    smoothed: u64,
+pub(crate) struct Smoothed {
+    mean: u64,
     variation: u64,
 }
 
-impl RoundTrip {
+impl Smoothed {
     const fn first(micros: u64) -> Self {
-        Self { smoothed: micros, variation: micros / 2 }
+        Self { mean: micros, variation: micros / 2 }
     }
 
     /// The gains are 1/8 and 1/4.
     const fn after(self, micros: u64) -> Self {
-        let off = self.smoothed.abs_diff(micros);
-        Self { smoothed: (7 * self.smoothed + micros) / 8, variation: (3 * self.variation + off) / 4 }
+        let off = self.mean.abs_diff(micros);
+        Self { mean: (7 * self.mean + micros) / 8, variation: (3 * self.variation + off) / 4 }
     }
 
     const fn longest(self) -> u64 {
-        self.smoothed.saturating_add(4 * self.variation)
+        self.mean.saturating_add(4 * self.variation)
     }
+
+    /// What is known once one more was measured.
+    pub(crate) fn with(known: Option<Self>, took: Duration) -> Self {
+        let micros = micros(took);
+        known.map_or(Self::first(micros), |known| known.after(micros))
+    }
+
+    /// How long one may take that is nothing out of the ordinary.
+    pub(crate) const fn ordinary(self) -> Duration {
+        Duration::from_micros(self.longest())
+    }
+}
+
+/// How long a member may be silent whose records come at such intervals, if the spec gives it `least`.
+pub(crate) fn patience(least: Duration, gaps: Option<Smoothed>) -> Duration {
+    let expected = gaps.map_or(Duration::ZERO, Smoothed::ordinary) * SILENCE_SLACK;
+    expected.clamp(least, least.saturating_mul(SILENCE_STRETCH_MAX))
+}
+
+/// Time of one tick of a candidate that needs so long to hear from as many others as a majority takes.
+pub(crate) fn consensus_tick(round_trip: Option<Smoothed>) -> Duration {
+    let round = round_trip.map_or(Duration::ZERO, Smoothed::ordinary) * DEADLINE_SLACK;
+    (round / ELECTION_TICKS).clamp(CONSENSUS_TICK, CONSENSUS_TICK * TICK_STRETCH_MAX)
 }
 
 /// What is known of the transfers of one kind.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 struct Pace {
-    round_trip: Option<RoundTrip>,
+    round_trip: Option<Smoothed>,
     /// Bytes per second.
     rate: Option<u64>,
     /// Deadlines in a row that passed while a transfer was getting on.
@@ -64,19 +87,17 @@ struct Pace {
 impl Pace {
     fn ended(&mut self, bytes: u64, took: Duration) {
         self.expired = 0;
-        let micros = micros(took);
         if bytes <= SMALL_BYTES {
-            let after = self.round_trip.map_or(RoundTrip::first(micros), |known| known.after(micros));
-            self.round_trip = Some(after);
+            self.round_trip = Some(Smoothed::with(self.round_trip, took));
             return;
         }
-        let rate = bytes.saturating_mul(1_000_000) / micros;
+        let rate = bytes.saturating_mul(1_000_000) / micros(took);
         let rate = self.rate.map_or(rate, |known| rate.min(known - known / 4 + rate / 4));
         self.rate = Some(rate.max(1));
     }
 
     fn deadline(&self, bytes: u64) -> Duration {
-        let round_trip = self.round_trip.map(RoundTrip::longest);
+        let round_trip = self.round_trip.map(Smoothed::longest);
         let expected = match (round_trip, self.rate) {
             (known, Some(rate)) if known.is_some() || bytes > SMALL_BYTES => {
                 Some(known.unwrap_or(0).saturating_add(bytes.saturating_mul(1_000_000) / rate))
@@ -158,9 +179,9 @@ pub struct Deadline {
     pub most: Duration,
 }
 
-/// All deadlines that follow from what is measured. Those of epochs and merges are what the spec gives, or longer.
+/// All deadlines that follow from what is measured. Those of epochs, merges and silence are what the spec gives, or longer.
 #[must_use]
-pub fn deadlines(spec: &RunSpec) -> [Deadline; 4] {
+pub fn deadlines(spec: &RunSpec) -> [Deadline; 6] {
     let transfer = |name, doc| Deadline {
         name,
         doc,
@@ -168,8 +189,8 @@ pub fn deadlines(spec: &RunSpec) -> [Deadline; 4] {
         first: TRANSFER_DEADLINE,
         most: TRANSFER_DEADLINE_MAX,
     };
-    let stretched = |name, doc, least: Duration| {
-        let most = least.saturating_mul(DEADLINE_STRETCH_MAX);
+    let stretched = |name, doc, least: Duration, times: u32| {
+        let most = least.saturating_mul(times);
         Deadline { name, doc, least, first: least, most }
     };
     [
@@ -182,11 +203,25 @@ pub fn deadlines(spec: &RunSpec) -> [Deadline; 4] {
             "epoch",
             "4 times the samples over the speed of the slowest stage's miners",
             spec.timing.epoch_deadline.duration(),
+            DEADLINE_STRETCH_MAX,
         ),
         stretched(
             "merge",
             "4 times the median of the stage's last 8 merges",
             spec.timing.merge_deadline.duration(),
+            DEADLINE_STRETCH_MAX,
+        ),
+        stretched(
+            "silence",
+            "twice the interval and its variation at which the peer's records come; after that it loses its place",
+            spec.timing.eviction.duration(),
+            SILENCE_STRETCH_MAX,
+        ),
+        stretched(
+            "election",
+            "4 times the round trip to the nearest majority of candidates; after that a leader is missed",
+            CONSENSUS_TICK * ELECTION_TICKS,
+            TICK_STRETCH_MAX,
         ),
     ]
 }
@@ -221,10 +256,10 @@ mod tests {
     fn round_trips_are_smoothed_as_in_rfc_6298() {
         let mut pace = Pace::default();
         pace.ended(1, seconds(2));
-        assert_eq!(pace.round_trip, Some(RoundTrip { smoothed: 2_000_000, variation: 1_000_000 }));
+        assert_eq!(pace.round_trip, Some(Smoothed { mean: 2_000_000, variation: 1_000_000 }));
         pace.ended(1, seconds(4));
         // RTTVAR = 3/4 · 1 + 1/4 · |2 − 4|, SRTT = 7/8 · 2 + 1/8 · 4.
-        assert_eq!(pace.round_trip, Some(RoundTrip { smoothed: 2_250_000, variation: 1_250_000 }));
+        assert_eq!(pace.round_trip, Some(Smoothed { mean: 2_250_000, variation: 1_250_000 }));
         assert_eq!(pace.deadline(1), Duration::from_micros(4 * (2_250_000 + 4 * 1_250_000)));
     }
 
@@ -256,6 +291,34 @@ mod tests {
         paces.fetched(64 * MIB, needed);
         assert!(paces.fetch_deadline(64 * MIB) >= needed, "it need not expire again");
         assert_eq!(paces.fetch_deadline(MIB), TRANSFER_DEADLINE_MIN, "nothing is doubled any more");
+    }
+
+    #[test]
+    fn who_is_heard_at_long_intervals_may_be_silent_for_longer() {
+        let least = seconds(6);
+        let after = |gaps: &[u64]| {
+            let known = gaps.iter().fold(None, |known, gap| Some(Smoothed::with(known, seconds(*gap))));
+            patience(least, known)
+        };
+        assert_eq!([after(&[]), after(&[1]), after(&[1; 20])], [least; 3]);
+        // One gap of 5 s after many of 1 s: the mean is 1.5 s, the variation 1 s.
+        let late = after(&[[1; 40].as_slice(), &[5]].concat());
+        assert!(late > seconds(10) && late < seconds(12), "{late:?}");
+        assert_eq!(after(&[[1; 40].as_slice(), &[5], &[1; 12]].concat()), least, "it is forgotten");
+        assert_eq!(after(&[60]), least * SILENCE_STRETCH_MAX);
+    }
+
+    #[test]
+    fn far_candidates_have_longer_rounds() {
+        let tick = |millis: u64| {
+            let known = (0..40).fold(None, |known, _| {
+                Some(Smoothed::with(known, Duration::from_millis(millis)))
+            });
+            consensus_tick(known)
+        };
+        assert_eq!([consensus_tick(None), tick(10), tick(200)], [CONSENSUS_TICK; 3]);
+        assert!(tick(500) >= CONSENSUS_TICK * 2 && tick(500) < CONSENSUS_TICK * 3, "{:?}", tick(500));
+        assert_eq!(tick(60_000), CONSENSUS_TICK * TICK_STRETCH_MAX);
     }
 
     #[test]

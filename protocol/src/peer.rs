@@ -600,7 +600,7 @@ impl<S: Storage<LogBytes> + Clone> Peer<S> {
         match asked {
             Asked::Consensus(peer) => {
                 if let Some(candidate) = &mut self.candidate {
-                    candidate.handle_delivered(peer, matches!(response, Ok(Some(Response::Done))));
+                    candidate.handle_delivered(now, peer, matches!(response, Ok(Some(Response::Done))));
                 }
             }
             Asked::Log(from) => self.take_log(from, response.as_ref().ok().and_then(Option::as_ref))?,
@@ -713,7 +713,7 @@ impl<S: Storage<LogBytes> + Clone> Peer<S> {
         if now.since(self.now) > pause && self.now > Instant::ZERO {
             self.book.handle_pause(now);
             if let Some(candidate) = &mut self.candidate {
-                candidate.orchestrator_mut().handle_pause(now);
+                candidate.handle_pause(now);
             }
         }
         self.now = self.now.max(now);

@@ -29,7 +29,7 @@ use crate::id::{Epoch, Hash, LogIndex, PartitionIndex, PeerId, StageIndex};
 use crate::limits::{REPLICAS_MAX, WIRE_VERSION_FIRST};
 use crate::merge;
 use crate::samples::{Deal, epoch_samples};
-use crate::scores::{Penalty, Scores, Work};
+use crate::scores::{Penalty, Place, Scores, Work};
 use crate::spec::RunSpec;
 use crate::validation::{DismissReason, Finding, Outcome as CheckOutcome, Subject};
 use crate::wire::message::{Decision, Entry, EvictReason, Submission};
@@ -102,7 +102,7 @@ pub struct RunState {
     lineage: Hash,
     applied: u64,
     wire_version: u16,
-    members: BTreeMap<PeerId, StageIndex>,
+    members: BTreeMap<PeerId, Place>,
     evicted: BTreeMap<PeerId, EvictReason>,
     stages: Vec<Stage>,
     checks: Checks,
@@ -218,27 +218,42 @@ impl RunState {
         self.checkpoint.as_ref()
     }
 
-    /// All miners with their stages.
+    /// All miners with their places.
     #[must_use]
-    pub const fn members(&self) -> &BTreeMap<PeerId, StageIndex> {
+    pub const fn members(&self) -> &BTreeMap<PeerId, Place> {
         &self.members
     }
 
     /// The miners of one stage, in [`PeerId`] order.
     pub fn replicas(&self, stage: StageIndex) -> impl Iterator<Item = PeerId> + '_ {
-        self.members.iter().filter(move |(_, s)| **s == stage).map(|(peer, _)| *peer)
+        self.members.iter().filter(move |(_, place)| place.stage == stage).map(|(peer, _)| *peer)
     }
 
     /// The stage of `peer`.
     #[must_use]
     pub fn stage_of(&self, peer: PeerId) -> Option<StageIndex> {
-        self.members.get(&peer).copied()
+        self.members.get(&peer).map(|place| place.stage)
     }
 
     /// Why `peer` last lost its place, if it is not a member now.
     #[must_use]
     pub fn eviction(&self, peer: PeerId) -> Option<EvictReason> {
         self.evicted.get(&peer).copied()
+    }
+
+    /// Whether `peer` gets no place: for good if something was proved against it, and if it lost one for its score, until its
+    /// work there is out of the window.
+    #[must_use]
+    pub fn is_barred(&self, peer: PeerId) -> bool {
+        self.eviction(peer).is_some_and(|reason| {
+            reason.is_proven() || reason == EvictReason::LowScore && self.scores.remembers(peer)
+        })
+    }
+
+    /// The member of `stage` that loses its place next for its score, if any does.
+    #[must_use]
+    pub fn to_kick(&self, stage: StageIndex) -> Option<PeerId> {
+        self.scores.kick(&self.spec.scores, stage, &self.versions(), &self.members)
     }
 
     /// Applies the entry at `index`, with the chain hash after it. A void entry changes nothing but the count.
@@ -347,7 +362,7 @@ impl RunState {
         if taking_part || !room || self.replicas(from).count() < 2 {
             return None;
         }
-        self.members.insert(peer, stage);
+        self.place(peer, stage);
         let [from, to] = self.stages.get_disjoint_mut([from.as_usize(), stage.as_usize()]).ok()?;
         (from.gave, to.took) = (Some(from.version), Some(to.version));
         Some(vec![StateEvent::Moved(peer, stage)])
@@ -355,17 +370,28 @@ impl RunState {
 
     fn admit(&mut self, peer: PeerId, stage: StageIndex) -> Option<Vec<StateEvent>> {
         let room = stage.as_usize() < self.stages.len() && self.replicas(stage).count() < REPLICAS_MAX;
-        let barred = self.eviction(peer).is_some_and(EvictReason::is_proven);
-        if !room || barred || self.members.contains_key(&peer) {
+        if !room || self.is_barred(peer) || self.members.contains_key(&peer) {
             return None;
         }
-        self.members.insert(peer, stage);
+        self.place(peer, stage);
         self.evicted.remove(&peer);
         Some(vec![StateEvent::Admitted(peer, stage)])
     }
 
+    fn place(&mut self, peer: PeerId, stage: StageIndex) {
+        let since = self.stage(stage).map(|stage| stage.version).unwrap_or_default();
+        self.members.insert(peer, Place { stage, since });
+    }
+
     fn evict(&mut self, peer: PeerId, reason: EvictReason) -> Option<Vec<StateEvent>> {
-        let index = self.members.remove(&peer)?;
+        let index = self.stage_of(peer)?;
+        if reason == EvictReason::LowScore {
+            if self.to_kick(index) != Some(peer) {
+                return None;
+            }
+            self.scores.kicked(index, self.stage(index)?.version);
+        }
+        self.members.remove(&peer);
         self.bar(peer, reason);
         let stage = self.stages.get_mut(index.as_usize())?;
         // A failed replay is of an epoch that is merged, and counted there.
@@ -405,7 +431,7 @@ impl RunState {
         members: &[(PeerId, u32)],
     ) -> Option<Vec<StateEvent>> {
         let ascending = members.windows(2).all(|pair| matches!(pair, [a, b] if a.0 < b.0));
-        let ours = members.iter().all(|(peer, _)| self.members.get(peer) == Some(&index));
+        let ours = members.iter().all(|(peer, _)| self.stage_of(*peer) == Some(index));
         let (lineage, count, epochs) =
             (self.lineage, self.spec.training.samples_per_epoch, self.spec.training.epochs);
         let stage = self.stages.get_mut(index.as_usize())?;

@@ -83,7 +83,7 @@ impl Penalty {
     #[must_use]
     pub const fn of(reason: EvictReason) -> Option<Self> {
         match reason {
-            EvictReason::Silent | EvictReason::Left | EvictReason::Unproven => None,
+            EvictReason::Silent | EvictReason::Left | EvictReason::Unproven | EvictReason::LowScore => None,
             EvictReason::InvalidContribution => Some(Self::InvalidContribution),
             EvictReason::WrongMerge => Some(Self::WrongMerge),
             EvictReason::FailedReplay => Some(Self::FailedReplay),
@@ -168,6 +168,12 @@ impl Scores {
             });
             !epochs.is_empty()
         });
+    }
+
+    /// Whether anything that `peer` did may still count.
+    #[must_use]
+    pub fn remembers(&self, peer: PeerId) -> bool {
+        self.miners.contains_key(&peer)
     }
 
     /// A validator found the work of `peer` right. Nothing if that is not remembered.

@@ -269,8 +269,10 @@ pub enum TrainingMode {
 section! {
     /// The butterfly merge.
     MergeSpec {
-        /// How contributions are combined, element by element. Default `weighted-mean`.
+        /// How contributions are combined: `weighted-mean`, `geometric-mean`, `trimmed-mean`, `median` or `clipped-mean`. Default `weighted-mean`.
         reducer: ReducerName = ReducerName::WeightedMean,
+        /// With `trimmed-mean`, the share of contributions that is left out of each element at either end. Default 0.25.
+        trim: f64 = 0.25,
         /// How contributions are encoded: `f32` or `bf16`. Default `f32`.
         codec: WireDtype = WireDtype::F32,
         /// Largest partition of a stage's vector, in encoded bytes. Default 1MiB.
@@ -296,6 +298,12 @@ pub enum ReducerName {
     WeightedMean,
     /// Sign-aware geometric mean of magnitudes.
     GeometricMean,
+    /// Mean weighted by samples without the smallest and largest of each element.
+    TrimmedMean,
+    /// Median of each element, whatever the samples.
+    Median,
+    /// Mean weighted by samples of contributions no longer than the median of all.
+    ClippedMean,
 }
 
 section! {
@@ -543,6 +551,7 @@ mod tests {
         refused(|s| s.timing.eviction = Millis(2000), "timing.eviction");
         refused(|s| s.training.learning_rate = f64::NAN, "training.learning_rate");
         refused(|s| s.data.source = DataSource::File, "data.hash");
+        refused(|s| s.merge.trim = 0.5, "`merge.trim`: expected 0 or more, below 0.5, got 0.5");
         refused(|s| s.scores.window = 0, "scores.window");
         refused(
             |s| s.scores.window = limits::SCORE_WINDOW_MAX + 1,

@@ -152,6 +152,7 @@ const fn label(reason: EvictReason) -> &'static str {
         EvictReason::WrongMerge => "wrong merge",
         EvictReason::FailedReplay => "failed replay",
         EvictReason::Unproven => "unproven",
+        EvictReason::LowScore => "low score",
     }
 }
 

@@ -5,7 +5,7 @@ mod common;
 use std::time::Duration;
 
 use iota_protocol::log::DecidedLog;
-use iota_protocol::spec::TrainingMode;
+use iota_protocol::spec::{KickPolicy, ReducerName, TrainingMode};
 use iota_protocol::wire::message::EvictReason;
 use iota_sim::adversary::Kind;
 use iota_sim::world::{Ending, Setup, World};
@@ -123,6 +123,64 @@ fn a_forking_leader_of_four_candidates_gets_certificates_for_one_history_only() 
     }
     let alone = logs().filter(|log| log.chain(log.len()) != longest.chain(log.len())).count();
     assert_eq!(alone, 1, "one candidate's consensus decided what nobody certifies");
+}
+
+/// Mean excess loss of the honest miners of one stage of six, after twelve epochs.
+fn excess_loss(reducer: ReducerName, kind: Option<Kind>, seed: u64) -> f64 {
+    let mut spec = spec(1, 6, TrainingMode::Local);
+    spec.training.epochs = 12;
+    spec.merge.reducer = reducer;
+    let setup = Setup::new(spec, seed, CANDIDATES, 6);
+    let setup = match kind {
+        Some(kind) => corrupted(setup, kind, &[5]),
+        None => corrupted(setup, Kind::Lazy, &[]),
+    };
+    let mut world = World::new(setup);
+    assert!(matches!(world.run(Duration::from_secs(900)), Ending::Finished(_)), "{reducer:?} {kind:?}");
+    let losses: Vec<f64> = world
+        .hosts()
+        .iter()
+        .filter(|host| host.is_honest())
+        .map(|host| host.trainer().excess_loss().expect("a toy problem"))
+        .collect();
+    losses.iter().sum::<f64>() / losses.len() as f64
+}
+
+#[test]
+fn robust_reducers_bound_what_one_of_six_can_do() {
+    use ReducerName::{ClippedMean, Median, TrimmedMean, WeightedMean};
+    let harms = |reducer, kind| {
+        let ratios = SEEDS.map(|seed| excess_loss(reducer, Some(kind), seed) / excess_loss(reducer, None, seed));
+        ratios.fold(0.0, f64::max)
+    };
+    for kind in [Kind::Huge, Kind::Scaled] {
+        for reducer in [Median, TrimmedMean, ClippedMean] {
+            eprintln!("{} {reducer:?} {}", kind.name(), harms(reducer, kind));
+        }
+        eprintln!("{} mean {}", kind.name(), harms(WeightedMean, kind));
+    }
+    for kind in [Kind::SignFlip, Kind::FreeRiderNoise, Kind::FreeRiderReplay] {
+        for reducer in [Median, TrimmedMean, ClippedMean, WeightedMean] {
+            eprintln!("{} {reducer:?} {}", kind.name(), harms(reducer, kind));
+        }
+    }
+    for reducer in [Median, TrimmedMean, ClippedMean, WeightedMean] {
+        eprintln!("clean {reducer:?} {}", excess_loss(reducer, None, 1));
+    }
+}
+
+/// Who passes nothing on has no share of what its stage does, and loses its place for that, not as a cheat.
+#[test]
+fn a_miner_that_withholds_is_kicked_and_nobody_else() {
+    for seed in SEEDS {
+        let mut spec = spec(2, 3, TrainingMode::Local);
+        spec.training.epochs = 6;
+        spec.scores.kick = KickPolicy::Threshold;
+        let outcome = run_with(Setup::new(spec, seed, CANDIDATES, 10), Kind::Withholding, &[9]);
+        assert!(outcome.has_finished(), "seed {seed}: {:?}", outcome.ending);
+        assert_eq!(outcome.evicted_adversaries(EvictReason::LowScore), 1, "seed {seed}: {:?}", outcome.evicted);
+        assert_eq!(outcome.evicted.len(), 1, "seed {seed}: {:?}", outcome.evicted);
+    }
 }
 
 #[test]

@@ -3,10 +3,13 @@
 use std::cell::RefCell;
 use std::collections::BTreeSet;
 use std::rc::Rc;
+use std::sync::Arc;
 use std::time::Duration;
 
 use iota_protocol::miner::Notice;
-use iota_protocol::{Instant, RunSpec};
+use iota_protocol::run_state::RunState;
+use iota_protocol::wire::encode;
+use iota_protocol::{Instant, LogIndex, PeerId, RunSpec};
 use iota_sim::checker::{Options, all, liveness};
 use iota_sim::double::Double;
 use iota_sim::faults::Fault;
@@ -47,11 +50,20 @@ impl Observer for Skips {
 
 /// Runs under all checkers to its end; which hosts went on from a snapshot.
 fn finished(setup: Setup, healed: Duration) -> (World, BTreeSet<usize>) {
+    watched(setup, healed, None)
+}
+
+/// [`finished`] before the eyes of somebody else, too.
+fn watched(
+    setup: Setup,
+    healed: Duration,
+    witness: Option<Box<dyn Observer>>,
+) -> (World, BTreeSet<usize>) {
     let bound = liveness::bound(&setup.spec);
     let options = Options::of(&setup).healed(Instant::ZERO + healed, bound);
     let skips = Rc::default();
     let mut world = World::new(setup);
-    all(&options).into_iter().for_each(|checker| world.watch(checker));
+    all(&options).into_iter().chain(witness).for_each(|checker| world.watch(checker));
     world.watch(Box::new(Skips(Rc::clone(&skips))));
     let ending = world.run(healed + bound * 9);
     assert!(matches!(ending, Ending::Finished(_)), "{ending:?}");
@@ -112,4 +124,49 @@ fn the_log_names_states_by_the_same_hash_wherever_it_is_folded() {
     let read = state.read(&bytes(0)).expect("its own bytes");
     assert_eq!((read.to_bytes(), read.applied()), (bytes(0), state.applied()));
     state.read(&bytes(0)[1..]).expect_err("no state");
+}
+
+/// Notes who led.
+struct Leaders(Rc<RefCell<BTreeSet<PeerId>>>);
+
+impl Observer for Leaders {
+    fn observe(&mut self, seen: &Observation<'_>) -> Result<(), Violation> {
+        if let Seen::Notice(Notice::Leader(Some(leader))) = seen.seen {
+            self.0.borrow_mut().insert(*leader);
+        }
+        Ok(())
+    }
+}
+
+#[test]
+fn scores_survive_restarts_changes_of_leader_and_a_return_after_many_epochs() {
+    let mut setup = setup(40);
+    let (away, complete) = (HOSTS - 1, HOSTS - 2);
+    let absence = |host, from, to| [(from * SECOND, Fault::Crash(host)), (to * SECOND, Fault::Restart(host))];
+    let absences = [absence(away, 5, 40), absence(0, 10, 14), absence(1, 20, 24), absence(2, 30, 34)];
+    setup.schedule = absences.into_iter().flatten().collect();
+    setup.schedule.sort_by_key(|(at, _)| *at);
+    setup.hosts[complete].snapshots_every = u64::MAX;
+    let (spec, parameters) = (Arc::clone(&setup.spec), setup.costs.parameters);
+    let leaders = Rc::default();
+    let (world, skips) = watched(setup, 41 * SECOND, Some(Box::new(Leaders(Rc::clone(&leaders)))));
+    assert_eq!(skips, [away].into(), "it was away for longer than a log is kept");
+    assert_eq!(leaders.borrow().len(), CANDIDATES, "all of them led");
+    let peer = |host: usize| world.hosts()[host].peer().expect("it runs");
+    // Anybody who has the log computes the same, from its first entry on.
+    let log = peer(complete).log();
+    assert_eq!(log.first(), 0, "one host keeps all of it");
+    let mut state = RunState::new(spec, &[parameters; 2]);
+    for index in 0..log.len() {
+        let (entry, chain) = log.entry(index).expect("it is kept");
+        state.apply(LogIndex(index as u64), chain, entry.as_ref());
+    }
+    let scores = |state: &RunState| encode(state.scores());
+    for host in 0..HOSTS {
+        assert_eq!(scores(peer(host).state()), scores(&state), "host {host}");
+    }
+    let table = state.scores().table(&state.spec().scores, &state.versions());
+    assert_eq!(table.len(), HOSTS);
+    let row = |host: usize| table.iter().find(|row| row.peer == peer(host).id()).expect("it is scored");
+    assert!(row(away).samples > 0 && row(away).samples < row(complete).samples, "{table:?}");
 }

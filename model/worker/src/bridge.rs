@@ -2,9 +2,10 @@
 
 use iota_model::codec::Codec;
 use iota_model::outer::{OuterConfig, stage_clip};
+use iota_model::reduce::Reducer;
 use iota_model::schedule::Schedule;
 use iota_model::{AdamWConfig, DType, EngineConfig, ModelConfig, StageSelect};
-use iota_protocol::spec::{Bottleneck, TrainingMode, WireDtype};
+use iota_protocol::spec::{Bottleneck, MergeSpec, ReducerName, TrainingMode, WireDtype};
 use iota_protocol::{Epoch, RunSpec};
 
 /// The network of the run.
@@ -103,6 +104,18 @@ pub fn codec(dtype: WireDtype) -> Codec {
     match dtype {
         WireDtype::F32 => Codec::F32,
         WireDtype::Bf16 => Codec::Bf16,
+    }
+}
+
+/// How contributions become one.
+#[must_use]
+pub fn reducer(merge: &MergeSpec) -> Reducer {
+    match merge.reducer {
+        ReducerName::WeightedMean => Reducer::WeightedMean,
+        ReducerName::GeometricMean => Reducer::GeometricMean,
+        ReducerName::TrimmedMean => Reducer::TrimmedMean { trim: merge.trim },
+        ReducerName::Median => Reducer::Median,
+        ReducerName::ClippedMean => Reducer::ClippedMean,
     }
 }
 

@@ -6,13 +6,12 @@ use bytes::Bytes;
 use iota_model::checkpoint::Checkpoint;
 use iota_model::codec::Codec;
 use iota_model::data::Corpus;
-use iota_model::reduce::{Reducer, reduce};
+use iota_model::reduce::reduce;
 use iota_model::{Device, Frame, OptimizerState, StageInput, TokenBatch};
 use iota_protocol::limits::PARTITION_BYTES_MAX;
 use iota_protocol::merge::partition_range;
 use iota_protocol::miner::outbox::{state_tag, tag};
 use iota_protocol::miner::{Job, JobDone};
-use iota_protocol::spec::ReducerName;
 use iota_protocol::wire::message::StateOffer;
 use iota_protocol::{Epoch, Hash, PartitionIndex, PeerId, RunSpec, SampleId, StageIndex, moments};
 
@@ -292,10 +291,7 @@ impl Worker {
                 }
             }
         }
-        let reducer = match self.spec.merge.reducer {
-            ReducerName::WeightedMean => Reducer::WeightedMean,
-            ReducerName::GeometricMean => Reducer::GeometricMean,
-        };
+        let reducer = bridge::reducer(&self.spec.merge);
         let views: Vec<(f64, &[f32])> =
             parts.iter().map(|(weight, values)| (*weight, values.as_slice())).collect();
         let merged = Bytes::from(codec.encode(&reduce(&views, reducer)?)?);

@@ -11,6 +11,7 @@
 //! certified log, as any peer does, and takes its place behind those.
 
 use std::collections::BTreeMap;
+use std::time::Duration;
 
 use omnipaxos::messages::Message;
 use omnipaxos::messages::sequence_paxos::{Compaction, PaxosMessage, PaxosMsg};
@@ -21,7 +22,7 @@ use serde_bytes::ByteBuf;
 
 use super::storage::LogBytes;
 use crate::id::PeerId;
-use crate::limits::{CONSENSUS_TICK, ELECTION_TICKS, RPC_BYTES_MAX};
+use crate::limits::{ELECTION_TICKS, RPC_BYTES_MAX};
 use crate::spec::RunSpec;
 use crate::time::Instant;
 use crate::wire::{DecodeError, RejectReason};
@@ -133,7 +134,7 @@ impl<S: Storage<LogBytes> + Clone> Consensus<S> {
             },
             server_config: ServerConfig {
                 pid: node_id(me),
-                election_tick_timeout: ELECTION_TICKS,
+                election_tick_timeout: u64::from(ELECTION_TICKS),
                 resend_message_tick_timeout: RESEND_TICKS,
                 buffer_size: BUFFER_MESSAGES,
                 leader_priority: spec
@@ -178,12 +179,12 @@ impl<S: Storage<LogBytes> + Clone> Consensus<S> {
         self.next_tick
     }
 
-    /// Lets time pass: elections, resends.
-    pub fn handle_timeout(&mut self, now: Instant) {
+    /// Lets time pass: elections, resends. The next tick is `tick` later.
+    pub fn handle_timeout(&mut self, now: Instant, tick: Duration) {
         if now < self.next_tick {
             return;
         }
-        self.next_tick = now + CONSENSUS_TICK;
+        self.next_tick = now + tick;
         if let Kind::Cluster(paxos) = &mut self.kind {
             paxos.tick();
         }
@@ -347,6 +348,7 @@ impl<S: Storage<LogBytes> + Clone> Consensus<S> {
 mod tests {
     use super::*;
     use crate::Identity;
+    use crate::limits::CONSENSUS_TICK;
     use crate::log::MemoryStorage;
     use crate::spec::{Candidate, OrchestratorSpec};
 
@@ -383,7 +385,7 @@ mod tests {
                 if self.dead[i] {
                     continue;
                 }
-                self.members[i].handle_timeout(self.now);
+                self.members[i].handle_timeout(self.now, CONSENSUS_TICK);
                 for (to, messages) in self.members[i].poll_messages() {
                     let j = self.peers.iter().position(|peer| *peer == to).expect("known");
                     for message in messages.iter().filter(|_| !self.dead[j]) {
@@ -458,10 +460,10 @@ mod tests {
             cluster.members[0].handle_message(peers[1], b"garbage"),
             Err(RejectReason::Decode(DecodeError::Malformed))
         );
-        cluster.members[1].handle_timeout(CONSENSUS_TICK_AT);
+        cluster.members[1].handle_timeout(CONSENSUS_TICK_AT, CONSENSUS_TICK);
         for _ in 0..20 {
             let next = cluster.members[1].deadline();
-            cluster.members[1].handle_timeout(next);
+            cluster.members[1].handle_timeout(next, CONSENSUS_TICK);
         }
         let messages = cluster.members[1].poll_messages();
         let to_first = &messages[&peers[0]][0];

@@ -43,11 +43,11 @@ pub(super) struct Balance {
     moving: BTreeMap<PeerId, (StageIndex, Instant)>,
 }
 
-/// What a stage that waits does for a slower one.
+/// How a stage that waits parts with a miner before it opens an epoch.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) enum Relief {
-    /// It gives this miner.
-    Give(Decision),
+pub(super) enum Parting {
+    /// By this decision.
+    Decide(Decision),
     /// It will give one, once the others have settled the epoch that it was in.
     Wait,
 }
@@ -82,10 +82,11 @@ impl Balance {
         let mut sizes: BTreeMap<StageIndex, usize> = state.spec().stages().map(|stage| (stage, 0)).collect();
         let pending = || self.admitting.values().map(|(stage, _)| stage);
         let mut taken = sizes.clone();
-        for stage in state.members().values().chain(pending()) {
+        for stage in state.members().values().map(|place| &place.stage).chain(pending()) {
             taken.entry(*stage).and_modify(|taken| *taken += 1);
         }
-        let staying = state.members().iter().filter(|(peer, _)| !book.leaves(**peer)).map(|(_, stage)| stage);
+        let members = state.members().iter();
+        let staying = members.filter(|(peer, _)| !book.leaves(**peer)).map(|(_, place)| &place.stage);
         for stage in staying.chain(pending()) {
             sizes.entry(*stage).and_modify(|size| *size += 1);
         }
@@ -121,17 +122,17 @@ impl Balance {
         book: &Book,
         donor: StageIndex,
         begun: bool,
-    ) -> Option<Relief> {
+    ) -> Option<Parting> {
         self.moving
             .retain(|peer, (to, at)| state.stage_of(*peer) != Some(*to) && now.since(*at) < PROPOSAL_REPEAT);
         let (peer, stage) =
             if begun { self.fastest_together(state, book, donor) } else { surplus(state, donor) }?;
         let version = |stage| state.stage(stage).map_or(Epoch(0), |stage| stage.version);
         if state.stages().iter().any(|other| other.version < version(donor)) {
-            return Some(Relief::Wait);
+            return Some(Parting::Wait);
         }
         self.moving.insert(peer, (stage, now));
-        Some(Relief::Give(Decision::Move { peer, stage }))
+        Some(Parting::Decide(Decision::Move { peer, stage }))
     }
 
     /// A miner for a stage that has lost all of its own, if somebody can give one and nobody has asked for a place for
@@ -264,9 +265,9 @@ fn crews(
 ) -> BTreeMap<StageIndex, Crew> {
     let mut members: BTreeMap<StageIndex, Vec<PeerId>> =
         state.spec().stages().map(|stage| (stage, Vec::new())).collect();
-    for (peer, stage) in state.members().iter().filter(|(peer, _)| !book.leaves(**peer)) {
-        let stage = moving.get(peer).map_or(stage, |(to, _)| to);
-        members.entry(*stage).or_default().push(*peer);
+    for (peer, place) in state.members().iter().filter(|(peer, _)| !book.leaves(**peer)) {
+        let stage = moving.get(peer).map_or(place.stage, |(to, _)| *to);
+        members.entry(stage).or_default().push(*peer);
     }
     let average = |values: &[f64]| values.iter().sum::<f64>() / values.len().max(1) as f64;
     let speeds = |stage: StageIndex, peers: &[PeerId]| {
@@ -332,17 +333,17 @@ mod tests {
     /// Who has said that it holds the weights its stage starts from.
     fn heard(state: &RunState, peers: impl Fn(PeerId) -> bool) -> Book {
         let mut book = Book::default();
-        for (peer, stage) in state.members().iter().filter(|(peer, _)| peers(**peer)) {
-            let weights = WeightsRecord { stage: *stage, version: Epoch(0), hash: Hash::default() };
+        for (peer, place) in state.members().iter().filter(|(peer, _)| peers(**peer)) {
+            let weights = WeightsRecord { stage: place.stage, version: Epoch(0), hash: Hash::default() };
             let record = PeerRecord { weights: Some(weights), ..record() };
             book.insert(Instant::from_nanos(1), *peer, Arc::new(record)).expect("a valid record");
         }
         book
     }
 
-    fn moved_to(relief: Option<Relief>) -> Option<StageIndex> {
+    fn moved_to(relief: Option<Parting>) -> Option<StageIndex> {
         match relief {
-            Some(Relief::Give(Decision::Move { stage, .. })) => Some(stage),
+            Some(Parting::Decide(Decision::Move { stage, .. })) => Some(stage),
             _ => None,
         }
     }
@@ -405,7 +406,7 @@ mod tests {
         assert_eq!([moved(0), moved(1)], [None, None]);
         let stage = StageIndex(1);
         // Of four the last two lack the weights, and may go.
-        let Some(Relief::Give(Decision::Move { peer, stage: to })) = moved(2) else {
+        let Some(Parting::Decide(Decision::Move { peer, stage: to })) = moved(2) else {
             panic!("one helps more there")
         };
         assert_eq!((peer.0[0] > 2, to), (true, stage));

@@ -1,8 +1,11 @@
-//! Who loses its place: the silent, those who say that they are gone, and those who leave once that costs nothing.
+//! Who loses its place: the silent, those who say that they are gone, those who leave once that costs nothing, and those
+//! whose score is too low.
 
 use std::collections::BTreeMap;
 
-use crate::id::PeerId;
+use super::balance::Parting;
+use super::holders;
+use crate::id::{PeerId, StageIndex};
 use crate::limits::PROPOSAL_REPEAT;
 use crate::peer::book::Book;
 use crate::peer::departure::{Awaits, awaits};
@@ -31,7 +34,7 @@ impl Departures {
         let listened = now.since(listening_since);
         self.leaving.retain(|peer, _| state.stage_of(*peer).is_some() && book.leaves(*peer));
         let mut reason = |peer: PeerId| {
-            if book.silence(now, peer).unwrap_or(listened).min(listened) >= eviction {
+            if book.silence(now, peer).unwrap_or(listened).min(listened) >= book.patience(peer, eviction) {
                 return Some(EvictReason::Silent);
             }
             let record = book.record(peer)?;
@@ -46,6 +49,22 @@ impl Departures {
     }
 }
 
+/// How a stage that waits parts with a member whose score is too low, if it has one: once all stages have settled what
+/// it was dealt, and others hold the weights that the stage goes on from.
+pub(super) fn kick(state: &RunState, book: &Book, index: StageIndex) -> Option<Parting> {
+    let peer = state.to_kick(index)?;
+    if !holders(state, book, index).any(|holder| holder != peer && !book.leaves(holder)) {
+        return None;
+    }
+    let versions = state.versions();
+    let settled = versions.iter().all(|version| Some(version) >= versions.get(index.as_usize()));
+    Some(if settled {
+        Parting::Decide(Decision::Evict { peer, reason: EvictReason::LowScore })
+    } else {
+        Parting::Wait
+    })
+}
+
 #[cfg(test)]
 mod tests {
     use std::sync::Arc;
@@ -53,8 +72,8 @@ mod tests {
     use super::*;
     use crate::id::{Epoch, Hash, StageIndex};
     use crate::orchestrator::tests::{apply, record};
-    use crate::spec::{Candidate, OrchestratorSpec, RunSpec};
-    use crate::wire::message::{PeerRecord, WeightsRecord};
+    use crate::spec::{Candidate, KickPolicy, OrchestratorSpec, RunSpec, ScoresSpec};
+    use crate::wire::message::{PeerRecord, Submission, WeightsRecord};
 
     const START: Instant = Instant::from_nanos(1);
     const LEAVER: PeerId = PeerId([1; 32]);
@@ -129,6 +148,35 @@ mod tests {
         assert_eq!(awaits(&state, &book, LEAVER), Awaits::Successors(TOP), "the other leaves too");
         state.stages_mut().iter_mut().for_each(|stage| stage.version = Epoch(0));
         assert_eq!(awaits(&state, &book, LEAVER), Awaits::Decision, "anybody can build the first weights");
+    }
+
+    #[test]
+    fn a_low_score_costs_the_place_when_all_stages_have_settled_and_others_hold_the_weights() {
+        let mut state = waiting(3);
+        let mut spec = state.spec().clone();
+        spec.scores =
+            ScoresSpec { kick: KickPolicy::Threshold, kick_grace: 1, window: 4, ..ScoresSpec::default() };
+        state = RunState::new(Arc::new(spec), &[10; 2]);
+        for (peer, stage) in [(LEAVER, TOP), (OTHER, TOP), (BELOW, TAIL)] {
+            apply(&mut state, Decision::Admit { peer, stage });
+        }
+        let members = vec![(LEAVER, 1), (OTHER, 1)];
+        let (stage, epoch) = (TOP, Epoch(0));
+        apply(&mut state, Decision::OpenEpoch { stage, epoch, base: Hash::default(), members });
+        let submission =
+            Submission { peer: OTHER, manifest: Hash::default(), samples: 32, loss_micro: None };
+        apply(&mut state, Decision::MergePlan { stage, epoch, attempt: 0, submitters: vec![submission] });
+        let partitions = vec![Hash::default(); state.stages()[0].partitions];
+        apply(&mut state, Decision::MergeOutcome { stage, epoch, attempt: 0, partitions });
+        let mut book = Book::default();
+        say(&mut book, START, LEAVER, 1, false);
+        assert_eq!(kick(&state, &book, TOP), None, "it alone has the weights");
+        say(&mut book, START, OTHER, 1, false);
+        assert_eq!(kick(&state, &book, TOP), Some(Parting::Wait), "the other stage needs what it was dealt");
+        state.stages_mut()[1].version = Epoch(1);
+        let evict = Decision::Evict { peer: LEAVER, reason: EvictReason::LowScore };
+        assert_eq!(kick(&state, &book, TOP), Some(Parting::Decide(evict)));
+        assert_eq!(kick(&state, &book, TAIL), None, "it is alone there");
     }
 
     #[test]

@@ -11,7 +11,6 @@ use crate::limits::{QUEUE_EVICTIONS, QUEUE_TOLD_MAX, REPLICAS_MAX};
 use crate::peer::book::Book;
 use crate::run_state::RunState;
 use crate::time::Instant;
-use crate::wire::message::EvictReason;
 
 /// The queue.
 #[derive(Debug, Default)]
@@ -60,7 +59,6 @@ impl Queue {
 
 /// Whether `peer` asks for a place and may have one.
 fn asks(state: &RunState, book: &Book, peer: PeerId) -> bool {
-    let banned = state.eviction(peer).is_some_and(EvictReason::is_proven);
     let asks = book.record(peer).is_some_and(|record| record.miner && !record.leaving);
-    asks && !banned && state.stage_of(peer).is_none()
+    asks && !state.is_barred(peer) && state.stage_of(peer).is_none()
 }

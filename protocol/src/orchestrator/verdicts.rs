@@ -59,7 +59,7 @@ impl Verdicts {
         let eviction = state.spec().timing.eviction.duration();
         let listened = now.since(listening_since);
         let reason = |peer: PeerId| {
-            if book.silence(now, peer).unwrap_or(listened).min(listened) >= eviction {
+            if book.silence(now, peer).unwrap_or(listened).min(listened) >= book.patience(peer, eviction) {
                 return Some(DismissReason::Silent);
             }
             book.record(peer).filter(|record| !offers(record)).map(|_| DismissReason::Left)

@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use crate::id::{PeerId, StageIndex};
 use crate::limits::{ADDRESS_BYTES_MAX, ADDRESSES_MAX, BOOK_PEERS_MAX, QUEUE_TOLD_MAX};
+use crate::pace::{Smoothed, patience};
 use crate::peer::speed::Speed;
 use crate::time::Instant;
 use crate::wire::RejectReason;
@@ -28,6 +29,8 @@ pub struct News {
 pub struct Book {
     records: BTreeMap<PeerId, (Arc<PeerRecord>, Instant)>,
     speeds: BTreeMap<PeerId, Speed>,
+    /// Intervals between records.
+    gaps: BTreeMap<PeerId, Smoothed>,
 }
 
 impl Book {
@@ -68,7 +71,9 @@ impl Book {
                 Ok(News { addresses: true, standing: true, forgot: true })
             }
             Entry::Occupied(mut occupied) => {
-                let (old, _) = occupied.get();
+                let (old, heard) = occupied.get();
+                let gap = Smoothed::with(self.gaps.get(&peer).copied(), now.since(*heard));
+                self.gaps.insert(peer, gap);
                 let news = News {
                     addresses: old.multiaddrs != record.multiaddrs
                         || old.data_addresses != record.data_addresses,
@@ -117,6 +122,12 @@ impl Book {
         self.records.get(&peer).map(|(_, heard)| now.since(*heard))
     }
 
+    /// For how long `peer` may be silent before it loses its place; at least the `eviction` of the spec.
+    #[must_use]
+    pub fn patience(&self, peer: PeerId, eviction: Duration) -> Duration {
+        patience(eviction, self.gaps.get(&peer).copied())
+    }
+
     /// After this process was not running for a while, nobody was heard. Starts all silences anew, and
     /// gives members never heard of the benefit of the doubt by leaving them out.
     pub fn handle_pause(&mut self, now: Instant) {
@@ -143,6 +154,7 @@ impl Book {
             self.records.extract_if(.., |peer, (_, heard)| !keep(*peer) && now.since(*heard) >= silence);
         let gone: Vec<_> = gone.map(|(peer, (record, _))| (peer, record.sequence)).collect();
         self.speeds.retain(|peer, _| self.records.contains_key(peer));
+        self.gaps.retain(|peer, _| self.records.contains_key(peer));
         gone
     }
 }

@@ -1,6 +1,7 @@
 //! A candidate's part: consensus, certificates, and, while it leads, proposals.
 
 use std::collections::{BTreeMap, VecDeque};
+use std::time::Duration;
 
 use omnipaxos::storage::Storage;
 use serde_bytes::ByteBuf;
@@ -16,6 +17,7 @@ use crate::log::snapshot::Snapshots;
 use crate::log::{Certifier, Consensus, DecidedLog, LogBytes, Vote};
 use crate::miner::Outbox;
 use crate::orchestrator::Orchestrator;
+use crate::pace::{Smoothed, consensus_tick};
 use crate::run_state::RunState;
 use crate::spec::RunSpec;
 use crate::time::Instant;
@@ -38,6 +40,9 @@ struct Lane {
     /// When those are sent again.
     again_due: Instant,
     in_flight: bool,
+    /// When the one under way was sent; nothing if its round trip says nothing.
+    sent_at: Option<Instant>,
+    round_trip: Option<Smoothed>,
     lost: bool,
 }
 
@@ -165,15 +170,35 @@ impl<S: Storage<LogBytes> + Clone> Candidate<S> {
     }
 
     /// A bundle was taken, or lost.
-    pub(super) fn handle_delivered(&mut self, peer: PeerId, taken: bool) {
+    pub(super) fn handle_delivered(&mut self, now: Instant, peer: PeerId, taken: bool) {
         let Some(lane) = self.lanes.get_mut(&peer) else { return };
         lane.in_flight = false;
+        let sent_at = lane.sent_at.take();
         if !taken {
             lane.lost = true;
             lane.votes.append(&mut lane.sent);
-        } else if std::mem::take(&mut lane.lost) {
+            return;
+        }
+        if let Some(sent_at) = sent_at {
+            lane.round_trip = Some(Smoothed::with(lane.round_trip, now.since(sent_at)));
+        }
+        if std::mem::take(&mut lane.lost) {
             self.consensus.handle_reconnected(peer);
         }
+    }
+
+    /// This process was not running for a while: what is under way took longer than its round trip.
+    pub(super) fn handle_pause(&mut self, now: Instant) {
+        self.lanes.values_mut().for_each(|lane| lane.sent_at = None);
+        self.orchestrator_mut().handle_pause(now);
+    }
+
+    /// Time of a tick: follows from the round trip to the last of the others that, nearest first, make up a majority.
+    fn tick(&self) -> Duration {
+        let mut known: Vec<Smoothed> = self.lanes.values().filter_map(|lane| lane.round_trip).collect();
+        known.sort_unstable_by_key(|round_trip| round_trip.ordinary());
+        let others = self.lanes.len().div_ceil(2);
+        consensus_tick(others.checked_sub(1).and_then(|last| known.get(last).copied()))
     }
 
     pub(super) fn handle_connected(&mut self, peer: PeerId) {
@@ -184,7 +209,7 @@ impl<S: Storage<LogBytes> + Clone> Candidate<S> {
 
     /// Moves newly decided entries into the log. Returns whether there were any.
     pub(super) fn poll_decided(&mut self, now: Instant, log: &mut DecidedLog) -> bool {
-        self.consensus.handle_timeout(now);
+        self.consensus.handle_timeout(now, self.tick());
         let decided = self.consensus.poll_decided();
         let any = !decided.is_empty();
         self.news |= any;
@@ -240,7 +265,9 @@ impl<S: Storage<LogBytes> + Clone> Candidate<S> {
         self.news = false;
         self.gathers_until = now + PROPOSAL_GATHER;
         self.look_due = now + CONSENSUS_TICK;
-        if snapshots.is_due(state.applied(), state.snapshot()) && !state.finished() {
+        // The log of a run that is over names the state that it led to, for whoever audits it.
+        let last = state.snapshot() + 1 < state.applied() && self.orchestrator.is_over(now, state, book);
+        if (snapshots.is_due(state.applied(), state.snapshot()) || last) && !state.finished() {
             // It names the state before it, so nothing may come in between.
             let settled = self.consensus.is_settled();
             if settled {
@@ -315,6 +342,7 @@ impl<S: Storage<LogBytes> + Clone> Candidate<S> {
                 lane.again_due = now + HEAD_REPEAT;
             }
             lane.in_flight = true;
+            lane.sent_at = Some(now);
             sent.push((*peer, out.request(*peer, &Request::Consensus(bundle))));
         }
         sent

@@ -1,5 +1,5 @@
 use super::*;
-use crate::spec::{Candidate, OrchestratorSpec};
+use crate::spec::{Candidate, KickPolicy, OrchestratorSpec, ScoresSpec};
 
 const A: PeerId = PeerId([1; 32]);
 const B: PeerId = PeerId([2; 32]);
@@ -149,6 +149,41 @@ fn a_miner_moves_between_epochs_and_never_leaves_a_stage_empty() {
     fold.apply(Decision::Release { stage: S, epoch: Epoch(0), peer: A });
     assert_eq!(fold.apply(relocate(A)), [StateEvent::Moved(A, other)]);
     assert_eq!((fold.0.stage_of(A), fold.0.stage_of(B)), (Some(other), Some(S)));
+}
+
+#[test]
+fn a_low_score_costs_the_place_once_it_is_due_and_bars_until_the_work_is_forgotten() {
+    let mut fold = Fold::new();
+    let mut spec = fold.0.spec().clone();
+    spec.training.epochs = 4;
+    spec.scores =
+        ScoresSpec { kick: KickPolicy::Threshold, kick_grace: 1, window: 2, ..ScoresSpec::default() };
+    fold.0 = RunState::new(Arc::new(spec), &[1000]);
+    let admit = |peer| Decision::Admit { peer, stage: S };
+    let kick = |peer| Decision::Evict { peer, reason: EvictReason::LowScore };
+    // One epoch, of which A does all that it was dealt.
+    let train = |fold: &mut Fold, number: u32, members: &[PeerId]| {
+        let (epoch, members) = (Epoch(number), members.iter().map(|peer| (*peer, 1)).collect());
+        fold.apply(Decision::OpenEpoch { stage: S, epoch, base: Hash::default(), members });
+        let submitters =
+            vec![Submission { peer: A, manifest: Hash::default(), samples: 32, loss_micro: None }];
+        fold.apply(Decision::MergePlan { stage: S, epoch, attempt: 0, submitters });
+        let partitions = vec![Hash::default(); fold.0.stages()[0].partitions];
+        fold.apply(Decision::MergeOutcome { stage: S, epoch, attempt: 0, partitions });
+        assert_eq!(fold.0.stages()[0].version, epoch.next());
+    };
+    fold.apply(admit(A));
+    fold.apply(admit(B));
+    assert_eq!(fold.apply(kick(B)), [], "nothing was done yet");
+    train(&mut fold, 0, &[A, B]);
+    assert_eq!(fold.0.to_kick(S), Some(B));
+    assert_eq!(fold.apply(kick(A)), [], "another one is due");
+    assert_eq!(fold.apply(kick(B)), [StateEvent::Evicted(B, EvictReason::LowScore)]);
+    assert_eq!(fold.apply(kick(B)), [], "twice");
+    train(&mut fold, 1, &[A]);
+    assert_eq!((fold.apply(admit(B)), fold.0.is_barred(B)), (vec![], true));
+    train(&mut fold, 2, &[A]);
+    assert_eq!(fold.apply(admit(B)), [StateEvent::Admitted(B, S)], "epoch 0 is out of the window");
 }
 
 #[test]

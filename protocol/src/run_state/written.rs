@@ -7,9 +7,9 @@ use std::sync::Arc;
 use serde::{Deserialize, Serialize};
 
 use super::{Checkpoint, Checks, RunState, Stage};
-use crate::id::{PeerId, StageIndex};
+use crate::id::PeerId;
 use crate::limits::SNAPSHOT_BYTES_MAX;
-use crate::scores::Scores;
+use crate::scores::{Place, Scores};
 use crate::wire::message::EvictReason;
 use crate::wire::{RejectReason, decode, encode};
 
@@ -19,7 +19,7 @@ use crate::wire::{RejectReason, decode, encode};
 struct Written<'a> {
     applied: u64,
     wire_version: u16,
-    members: Cow<'a, BTreeMap<PeerId, StageIndex>>,
+    members: Cow<'a, BTreeMap<PeerId, Place>>,
     evicted: Cow<'a, BTreeMap<PeerId, EvictReason>>,
     stages: Cow<'a, [Stage]>,
     checks: Cow<'a, Checks>,

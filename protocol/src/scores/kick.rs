@@ -8,7 +8,9 @@
 //! many there are.
 
 use std::cmp::Reverse;
-use std::collections::BTreeSet;
+use std::collections::BTreeMap;
+
+use serde::{Deserialize, Serialize};
 
 use super::table::{in_window, micro};
 use super::{Kicks, Row, Scores};
@@ -16,10 +18,9 @@ use crate::id::{Epoch, PeerId, StageIndex};
 use crate::spec::{KickPolicy, ScoresSpec};
 
 /// The place of a member.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
 pub struct Place {
-    /// The member.
-    pub peer: PeerId,
     /// Its stage.
     pub stage: StageIndex,
     /// The version of that stage when it was admitted or moved there.
@@ -27,19 +28,43 @@ pub struct Place {
 }
 
 impl Scores {
-    /// The next member to lose its place for its score, if any: the first stage's first. `now` has the version of each
-    /// stage, `members` are all members of the run.
+    /// The next member of `stage` to lose its place for its score, if any. `now` has the version of each stage, `members`
+    /// are all members of the run.
     ///
     /// Those who have been in a stage for fewer than `scores.kick_grace` epochs are spared and not counted: they may still be fetching
     /// its weights, so a stage keeps one miner that has been there for longer. Whoever does as much as the best of its stage is spared by
     /// every policy.
     #[must_use]
-    pub fn kick(&self, spec: &ScoresSpec, now: &[Epoch], members: &[Place]) -> Option<PeerId> {
+    pub fn kick(
+        &self,
+        spec: &ScoresSpec,
+        stage: StageIndex,
+        now: &[Epoch],
+        members: &BTreeMap<PeerId, Place>,
+    ) -> Option<PeerId> {
         if spec.kick == KickPolicy::None {
             return None;
         }
-        let stages: BTreeSet<StageIndex> = members.iter().map(|place| place.stage).collect();
-        stages.into_iter().find_map(|stage| self.kick_of(spec, stage, now, members))
+        let version = *now.get(stage.as_usize())?;
+        let settled = members.iter().filter(|(_, place)| {
+            place.stage == stage && version.0.saturating_sub(place.since.0) >= spec.kick_grace
+        });
+        let rated: Vec<(u64, Reverse<(Epoch, PeerId)>)> = settled
+            .map(|(peer, place)| (self.rate(spec, *peer, *place, now), Reverse((place.since, *peer))))
+            .collect();
+        let best = rated.iter().map(|(rate, _)| *rate).max()?;
+        // Of equals the one that came last goes.
+        let &(rate, Reverse((_, worst))) = rated.iter().min()?;
+        let goes = match spec.kick {
+            KickPolicy::None => false,
+            KickPolicy::Bottom => self.kicks_of(stage, version) < spec.kick_count,
+            KickPolicy::Threshold => {
+                let sum: u128 = rated.iter().map(|(rate, _)| u128::from(*rate)).sum();
+                let times = u128::from(rate) * rated.len() as u128 * 1_000_000;
+                times < sum.saturating_mul(u128::from(micro(spec.kick_below)))
+            }
+        };
+        (goes && rate < best).then_some(worst)
     }
 
     /// A member of `stage` lost its place for its score while the stage was at `version`.
@@ -52,45 +77,17 @@ impl Scores {
         self.kicks.get(&stage).filter(|kicks| kicks.version == version).map_or(0, |kicks| kicks.count)
     }
 
-    fn kick_of(
-        &self,
-        spec: &ScoresSpec,
-        stage: StageIndex,
-        now: &[Epoch],
-        members: &[Place],
-    ) -> Option<PeerId> {
-        let version = *now.get(stage.as_usize())?;
-        let settled = members.iter().filter(|place| {
-            place.stage == stage && version.0.saturating_sub(place.since.0) >= spec.kick_grace
-        });
-        let rated: Vec<(u64, Place)> =
-            settled.map(|place| (self.rate(spec, *place, version, now), *place)).collect();
-        let best = rated.iter().map(|(rate, _)| *rate).max()?;
-        // Of equals the one that came last goes.
-        let worst = |(rate, place): &&(u64, Place)| (*rate, Reverse((place.since, place.peer)));
-        let (rate, worst) = *rated.iter().min_by_key(worst)?;
-        let goes = match spec.kick {
-            KickPolicy::None => false,
-            KickPolicy::Bottom => self.kicks_of(stage, version) < spec.kick_count,
-            KickPolicy::Threshold => {
-                let sum: u128 = rated.iter().map(|(rate, _)| u128::from(*rate)).sum();
-                let times = u128::from(rate) * rated.len() as u128 * 1_000_000;
-                times < sum.saturating_mul(u128::from(micro(spec.kick_below)))
-            }
-        };
-        (goes && rate < best).then_some(worst.peer)
-    }
-
     /// Millionths of a sample for each epoch since it came, of those in the window.
-    fn rate(&self, spec: &ScoresSpec, place: Place, version: Epoch, now: &[Epoch]) -> u64 {
-        let Some(epochs) = self.miners.get(&place.peer) else { return 0 };
+    fn rate(&self, spec: &ScoresSpec, peer: PeerId, place: Place, now: &[Epoch]) -> u64 {
+        let Some(epochs) = self.miners.get(&peer) else { return 0 };
+        let version = now.get(place.stage.as_usize()).copied().unwrap_or_default();
         let counting = || epochs.iter().filter(|((stage, epoch), _)| in_window(spec, *stage, *epoch, now));
-        if !Row::of(spec, place.peer, counting()).failures.is_empty() {
+        if !Row::of(spec, peer, counting()).failures.is_empty() {
             return 0;
         }
         let here = counting().filter(|((stage, epoch), _)| *stage == place.stage && *epoch >= place.since);
         let span = version.0.saturating_sub(place.since.0).clamp(1, spec.window.max(1));
-        Row::of(spec, place.peer, here).score_micro / u64::from(span)
+        Row::of(spec, peer, here).score_micro / u64::from(span)
     }
 }
 
@@ -109,8 +106,16 @@ mod tests {
         ScoresSpec { kick, window: 4, kick_grace: 2, ..ScoresSpec::default() }
     }
 
-    const fn place(peer: PeerId, stage: StageIndex, since: u32) -> Place {
-        Place { peer, stage, since: Epoch(since) }
+    type Member = (PeerId, Place);
+
+    const fn place(peer: PeerId, stage: StageIndex, since: u32) -> Member {
+        (peer, Place { stage, since: Epoch(since) })
+    }
+
+    /// Who goes next, of all stages the first.
+    fn kick(scores: &Scores, spec: &ScoresSpec, now: &[Epoch], members: &[Member]) -> Option<PeerId> {
+        let members = members.iter().copied().collect();
+        [S, T].into_iter().find_map(|stage| scores.kick(spec, stage, now, &members))
     }
 
     /// Epochs from the first on, in each of which the miners did so many samples.
@@ -126,26 +131,26 @@ mod tests {
         scores
     }
 
-    const ALL: [Place; 3] = [place(A, S, 0), place(B, S, 0), place(C, S, 0)];
+    const ALL: [Member; 3] = [place(A, S, 0), place(B, S, 0), place(C, S, 0)];
     const NOW: [Epoch; 2] = [Epoch(4), Epoch(4)];
 
     #[test]
     fn by_default_nobody_is_kicked() {
         let scores = scores(4, &[(A, S, 30), (B, S, 1)]);
-        assert_eq!(scores.kick(&ScoresSpec::default(), &NOW, &ALL), None);
+        assert_eq!(kick(&scores, &ScoresSpec::default(), &NOW, &ALL), None);
     }
 
     #[test]
     fn the_worst_of_each_stage_is_kicked_as_often_as_the_spec_says() {
         let mut scores = scores(4, &[(A, S, 20), (B, S, 10), (C, S, 30)]);
         let spec = spec(KickPolicy::Bottom);
-        assert_eq!(scores.kick(&spec, &NOW, &ALL), Some(B));
+        assert_eq!(kick(&scores, &spec, &NOW, &ALL), Some(B));
         scores.kicked(S, Epoch(4));
         let left = [ALL[0], ALL[2]];
-        assert_eq!(scores.kick(&spec, &NOW, &left), None, "one in this epoch");
+        assert_eq!(kick(&scores, &spec, &NOW, &left), None, "one in this epoch");
         let two = ScoresSpec { kick_count: 2, ..spec.clone() };
-        assert_eq!(scores.kick(&two, &NOW, &left), Some(A));
-        assert_eq!(scores.kick(&spec, &[Epoch(5), Epoch(4)], &left), Some(A), "one in the next");
+        assert_eq!(kick(&scores, &two, &NOW, &left), Some(A));
+        assert_eq!(kick(&scores, &spec, &[Epoch(5), Epoch(4)], &left), Some(A), "one in the next");
     }
 
     #[test]
@@ -153,12 +158,12 @@ mod tests {
         let mut scores = scores(4, &[(A, S, 10), (B, T, 5), (C, T, 6)]);
         let members = [place(A, S, 0), place(B, T, 0), place(C, T, 0)];
         assert_eq!(
-            scores.kick(&spec(KickPolicy::Bottom), &NOW, &members),
+            kick(&scores, &spec(KickPolicy::Bottom), &NOW, &members),
             Some(B),
             "A is alone in its stage"
         );
         scores.kicked(S, Epoch(4));
-        assert_eq!(scores.kick(&spec(KickPolicy::Bottom), &NOW, &members), Some(B), "counted for S");
+        assert_eq!(kick(&scores, &spec(KickPolicy::Bottom), &NOW, &members), Some(B), "counted for S");
     }
 
     #[test]
@@ -171,9 +176,9 @@ mod tests {
         let bottom = spec(KickPolicy::Bottom);
         let since = |since| [ALL[0], ALL[1], place(C, S, since)];
         // C has 24 samples over 2 epochs, B 38 over 4.
-        assert_eq!(scores.kick(&bottom, &NOW, &since(2)), Some(B));
-        assert_eq!(scores.kick(&bottom, &NOW, &since(0)), Some(C), "24 over 4");
-        assert_eq!(scores.kick(&bottom, &NOW, &since(3)), Some(B), "in its grace");
+        assert_eq!(kick(&scores, &bottom, &NOW, &since(2)), Some(B));
+        assert_eq!(kick(&scores, &bottom, &NOW, &since(0)), Some(C), "24 over 4");
+        assert_eq!(kick(&scores, &bottom, &NOW, &since(3)), Some(B), "in its grace");
     }
 
     #[test]
@@ -181,9 +186,9 @@ mod tests {
         let scores = scores(4, &[(A, S, 10), (B, S, 1)]);
         let bottom = spec(KickPolicy::Bottom);
         let new = [place(A, S, 3), ALL[1]];
-        assert_eq!(scores.kick(&bottom, &NOW, &new), None, "A may still be fetching them");
-        assert_eq!(scores.kick(&bottom, &NOW, &ALL[1..2]), None);
-        assert_eq!(scores.kick(&bottom, &NOW, &ALL[..2]), Some(B));
+        assert_eq!(kick(&scores, &bottom, &NOW, &new), None, "A may still be fetching them");
+        assert_eq!(kick(&scores, &bottom, &NOW, &ALL[1..2]), None);
+        assert_eq!(kick(&scores, &bottom, &NOW, &ALL[..2]), Some(B));
     }
 
     #[test]
@@ -191,7 +196,7 @@ mod tests {
         let scores = scores(4, &[(A, S, 10), (B, S, 10), (C, S, 10)]);
         for policy in [KickPolicy::Bottom, KickPolicy::Threshold] {
             let strict = ScoresSpec { kick_below: 1.0, ..spec(policy) };
-            assert_eq!(scores.kick(&strict, &NOW, &ALL), None, "{policy:?}");
+            assert_eq!(kick(&scores, &strict, &NOW, &ALL), None, "{policy:?}");
         }
     }
 
@@ -200,32 +205,32 @@ mod tests {
         let scores = scores(4, &[(A, S, 10)]);
         let members = |b, c| [ALL[0], place(B, S, b), place(C, S, c)];
         let bottom = spec(KickPolicy::Bottom);
-        assert_eq!(scores.kick(&bottom, &NOW, &members(1, 0)), Some(B));
-        assert_eq!(scores.kick(&bottom, &NOW, &members(0, 1)), Some(C));
+        assert_eq!(kick(&scores, &bottom, &NOW, &members(1, 0)), Some(B));
+        assert_eq!(kick(&scores, &bottom, &NOW, &members(0, 1)), Some(C));
     }
 
     #[test]
     fn below_the_threshold_all_are_kicked_and_nobody_else() {
         let threshold = spec(KickPolicy::Threshold);
         let low = scores(4, &[(A, S, 32), (B, S, 2), (C, S, 5)]);
-        assert_eq!(low.kick(&threshold, &NOW, &ALL), Some(B), "the mean is 13");
+        assert_eq!(kick(&low, &threshold, &NOW, &ALL), Some(B), "the mean is 13");
         let exact = scores(4, &[(A, S, 32), (B, S, 3), (C, S, 1)]);
         // The mean is 12, a quarter of it 3.
-        assert_eq!(exact.kick(&threshold, &NOW, &ALL), Some(C));
+        assert_eq!(kick(&exact, &threshold, &NOW, &ALL), Some(C));
         let less = scores(4, &[(A, S, 29), (B, S, 3), (C, S, 4)]);
-        assert_eq!(less.kick(&threshold, &NOW, &ALL), None, "a quarter is enough");
+        assert_eq!(kick(&less, &threshold, &NOW, &ALL), None, "a quarter is enough");
         let mut counted = exact.clone();
         counted.kicked(S, Epoch(4));
-        assert_eq!(counted.kick(&threshold, &NOW, &ALL), Some(C), "the count is of the other policy");
+        assert_eq!(kick(&counted, &threshold, &NOW, &ALL), Some(C), "the count is of the other policy");
     }
 
     #[test]
     fn who_was_proved_wrong_anywhere_is_the_worst() {
         let mut scores = scores(4, &[(A, S, 30), (B, S, 10), (C, S, 20)]);
         scores.failed(T, Epoch(3), A, Penalty::FailedReplay);
-        assert_eq!(scores.kick(&spec(KickPolicy::Bottom), &NOW, &ALL), Some(A));
+        assert_eq!(kick(&scores, &spec(KickPolicy::Bottom), &NOW, &ALL), Some(A));
         assert_eq!(
-            scores.kick(&spec(KickPolicy::Bottom), &[Epoch(4), Epoch(8)], &ALL),
+            kick(&scores, &spec(KickPolicy::Bottom), &[Epoch(4), Epoch(8)], &ALL),
             Some(B),
             "out of the window"
         );
@@ -235,11 +240,11 @@ mod tests {
     fn work_for_another_stage_is_none_for_this_one() {
         let mut scores = scores(4, &[(A, S, 10), (B, S, 5), (C, T, 90)]);
         let members = [ALL[0], ALL[1], place(C, S, 2)];
-        assert_eq!(scores.kick(&spec(KickPolicy::Bottom), &NOW, &members), Some(C));
+        assert_eq!(kick(&scores, &spec(KickPolicy::Bottom), &NOW, &members), Some(C));
         scores.merged(&spec(KickPolicy::None), S, Epoch(4), [Work::of(C, 60, 60)]);
         let later = [Epoch(5), Epoch(4)];
         // C has 60 over 3 epochs; of A and B three epochs of four are left.
-        assert_eq!(scores.kick(&spec(KickPolicy::Bottom), &later, &members), Some(B));
+        assert_eq!(kick(&scores, &spec(KickPolicy::Bottom), &later, &members), Some(B));
     }
 
     #[test]
@@ -247,7 +252,7 @@ mod tests {
         let scores = scores(8, &[(A, S, 10), (B, S, 8)]);
         let members = [ALL[0], place(B, S, 5)];
         // 40 over 4 epochs and 24 over 3, not 40 over 8.
-        assert_eq!(scores.kick(&spec(KickPolicy::Bottom), &[Epoch(8), Epoch(8)], &members), Some(B));
+        assert_eq!(kick(&scores, &spec(KickPolicy::Bottom), &[Epoch(8), Epoch(8)], &members), Some(B));
     }
 
     #[test]
@@ -257,6 +262,6 @@ mod tests {
             scores.merged(&spec(KickPolicy::None), S, Epoch(epoch), [Work::of(B, 10, 10)]);
         }
         let members = [place(A, S, 2), ALL[1]];
-        assert_eq!(scores.kick(&spec(KickPolicy::Bottom), &NOW, &members), Some(A));
+        assert_eq!(kick(&scores, &spec(KickPolicy::Bottom), &NOW, &members), Some(A));
     }
 }

@@ -1,6 +1,6 @@
 //! Ranges of the spec's fields, and the relations between them.
 
-use super::{Bottleneck, DataSource, KickPolicy, RunSpec, SpecError};
+use super::{Bottleneck, DataSource, RunSpec, SpecError};
 use crate::limits;
 use crate::time::{ByteCount, Millis};
 
@@ -173,6 +173,7 @@ impl RunSpec {
             m.partitions_min,
         )?;
         require((1..=3).contains(&m.redundancy), "merge.redundancy", "1 to 3", m.redundancy)?;
+        require((0.0..0.5).contains(&m.trim), "merge.trim", "0 or more, below 0.5", m.trim)?;
         require(m.quorum > 0.0 && m.quorum <= 1.0, "merge.quorum", "a share above 0, at most 1", m.quorum)?;
         require(
             m.outer_learning_rate.is_finite() && m.outer_learning_rate > 0.0,
@@ -224,12 +225,6 @@ impl RunSpec {
             "scores.penalty_unprocessed",
             "zero or more",
             s.penalty_unprocessed,
-        )?;
-        require(
-            s.kick == KickPolicy::None,
-            "scores.kick",
-            "none, the one policy that leaders carry out",
-            format!("{:?}", s.kick).to_lowercase(),
         )?;
         require(s.cap > 0.0 && s.cap <= 1.0, "scores.cap", "a share above 0, at most 1", s.cap)?;
         for (field, value) in [("scores.burn", s.burn), ("scores.kick_below", s.kick_below)] {

@@ -638,6 +638,8 @@ pub enum EvictReason {
     FailedReplay,
     /// Nobody could get what replays of its epochs need, several times in a row.
     Unproven,
+    /// It does too little of its stage's work, by the run's `scores.kick`.
+    LowScore,
 }
 
 impl EvictReason {
@@ -646,7 +648,7 @@ impl EvictReason {
     pub const fn is_proven(self) -> bool {
         match self {
             Self::InvalidContribution | Self::WrongMerge | Self::FailedReplay => true,
-            Self::Silent | Self::Left | Self::Unproven => false,
+            Self::Silent | Self::Left | Self::Unproven | Self::LowScore => false,
         }
     }
 }
@@ -660,6 +662,7 @@ impl std::fmt::Display for EvictReason {
             Self::WrongMerge => "wrong merge",
             Self::FailedReplay => "failed replay",
             Self::Unproven => "unproven",
+            Self::LowScore => "low score",
         })
     }
 }

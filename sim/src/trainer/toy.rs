@@ -14,6 +14,7 @@
 use std::collections::BTreeSet;
 use std::sync::Arc;
 
+use iota_model::reduce::combine;
 use iota_protocol::difference::Difference;
 use iota_protocol::merge::partition_range;
 use iota_protocol::miner::outbox::{state_tag, tag};
@@ -21,6 +22,7 @@ use iota_protocol::miner::{Job, JobDone, Tensor};
 use iota_protocol::spec::TrainingMode;
 use iota_protocol::wire::message::StateOffer;
 use iota_protocol::{Epoch, Hash, PeerId, RunSpec, SampleId, StageIndex, moments};
+use iota_worker::bridge;
 use iota_worker::compare::difference;
 
 use super::Trainer;
@@ -172,20 +174,23 @@ pub fn from_bytes(bytes: &[u8]) -> Option<Vec<f64>> {
     (rest.is_empty() && values.iter().all(|value| value.is_finite())).then_some(values)
 }
 
-/// The mean of contributions weighted by samples, in the order given; an owner's part of the merge.
+/// Contributions combined as the run's spec says, in the order given; an owner's part of the merge.
 ///
 /// # Errors
 /// The submitter whose bytes are no partition of `len` numbers.
-pub fn reduce(inputs: &[(PeerId, u32, Hash)], store: &BlobStore, len: usize) -> Result<Vec<f64>, PeerId> {
-    let mut sum = vec![0.0; len];
-    let total: f64 = inputs.iter().map(|(_, weight, _)| f64::from(*weight)).sum();
-    for (peer, weight, hash) in inputs {
-        let values = store.content(hash).and_then(from_bytes).filter(|values| values.len() == len);
-        for (sum, value) in sum.iter_mut().zip(values.ok_or(*peer)?) {
-            *sum += value * (f64::from(*weight) / total);
-        }
-    }
-    Ok(sum)
+pub fn reduce(
+    spec: &RunSpec,
+    inputs: &[(PeerId, u32, Hash)],
+    store: &BlobStore,
+    len: usize,
+) -> Result<Vec<f64>, PeerId> {
+    let part = |&(peer, weight, hash): &(PeerId, u32, Hash)| {
+        let values = store.content(&hash).and_then(from_bytes).filter(|values| values.len() == len);
+        values.map(|values| (f64::from(weight), values)).ok_or(peer)
+    };
+    let parts = inputs.iter().map(part).collect::<Result<Vec<_>, _>>()?;
+    let views: Vec<(f64, &[f64])> = parts.iter().map(|(weight, values)| (*weight, &values[..])).collect();
+    Ok(combine(&views, bridge::reducer(&spec.merge)))
 }
 
 impl Trainer for ToyTrainer {
@@ -303,7 +308,7 @@ impl ToyTrainer {
             Job::Reduce { stage, epoch, partition, inputs } => {
                 let count = self.spec.partitions(self.len);
                 let len = partition_range(partition.0 as usize, count, self.len).len();
-                let merged = match reduce(inputs, store, len) {
+                let merged = match reduce(&self.spec, inputs, store, len) {
                     Ok(merged) => {
                         Ok(keep(store, to_bytes(&merged), Some(self.partition_bytes), &tag(*stage, *epoch))?)
                     }

@@ -55,6 +55,7 @@ fn label(reason: EvictReason) -> &'static str {
         EvictReason::WrongMerge => "wrong merge",
         EvictReason::FailedReplay => "failed replay",
         EvictReason::Unproven => "unproven",
+        EvictReason::LowScore => "low score",
     }
 }
 
