@@ -34,8 +34,9 @@ use crate::peer::book::Book;
 use crate::peer::speed::Speed;
 use crate::run_state::{Phase, Plan, RunState, Stage, Training};
 use crate::samples::sample_set_hash;
+use crate::spec::RunSpec;
 use crate::time::Instant;
-use crate::validation::Verdict;
+use crate::validation::{Verdict, is_drawn};
 use crate::wire::encode;
 use crate::wire::gossip::HashedManifest;
 use crate::wire::message::{Decision, DigestReport, EvictReason, Submission};
@@ -56,7 +57,8 @@ const CUTOFF_DEADLINES: u32 = 2;
 const STALLED_EVICTIONS: u32 = 2;
 /// Evictions for which a stage without miners waits for one that asks for a place, before another stage gives one.
 const RESCUE_EVICTIONS: u32 = 1;
-/// Owners of a disputed partition, if there are so many miners. Seven outvote three liars who agree.
+/// Owners of a partition on which any two differ before somebody is named, if there are so many miners. Seven outvote three
+/// liars who agree.
 const DISPUTE_OWNERS: usize = 7;
 
 /// The leader's mind.
@@ -74,6 +76,8 @@ pub struct Orchestrator {
     losses: Losses,
     verdicts: Verdicts,
     upgrade: Upgrade,
+    /// What this candidate draws by, and nobody else knows.
+    lot: Hash,
     /// Since when this candidate could have heard of anybody: its start, or its return from a pause.
     listening_since: Option<Instant>,
     /// When it came to lead.
@@ -81,6 +85,12 @@ pub struct Orchestrator {
 }
 
 impl Orchestrator {
+    /// The mind of a candidate that draws by `lot`, which nobody else knows.
+    #[must_use]
+    pub fn new(lot: Hash) -> Self {
+        Self { lot, ..Self::default() }
+    }
+
     /// How often two peers' redundant results of a stage were equal.
     #[must_use]
     pub fn agreement(&self, stage: StageIndex) -> Option<&AgreementMatrix> {
@@ -377,6 +387,15 @@ impl Orchestrator {
         })
     }
 
+    /// Whether one more owner computes a partition on which those drawn agree: a share of all, of which nobody knows beforehand
+    /// which they are.
+    fn audits(&self, spec: &RunSpec, plan: &Plan, partition: PartitionIndex) -> bool {
+        let owners = plan.owners.get(partition.0 as usize).map_or(0, Vec::len);
+        let drawn =
+            Hash::of_parts(&[b"iota/v1/audit\0", &self.lot.0, &plan.seed.0, &partition.0.to_le_bytes()]);
+        owners <= usize::from(spec.merge.redundancy) && is_drawn(drawn, spec.merge.audit_share)
+    }
+
     /// Closes the merge once every partition is agreed on; finds other owners where it cannot be.
     fn merging(
         &self,
@@ -424,8 +443,18 @@ impl Orchestrator {
             let patience = deadline * u32::try_from(owners.len().max(1)).unwrap_or(1);
             match tally.judge(partition, owners, |owner| gone(owner) || waited >= patience) {
                 OwnersVerdict::Agreed(hash, losers) => {
-                    agreed.push(hash);
-                    liars.extend(losers);
+                    let more = if losers.is_empty() {
+                        usize::from(self.audits(state.spec(), plan, partition))
+                    } else {
+                        // Who is outvoted by two or three may be honest, and they accomplices.
+                        DISPUTE_OWNERS.saturating_sub(owners.len())
+                    };
+                    let asked = reassign(partition, owners, more);
+                    if asked.is_empty() {
+                        agreed.push(hash);
+                        liars.extend(losers);
+                    }
+                    decisions.extend(asked);
                 }
                 OwnersVerdict::Pending => {}
                 OwnersVerdict::NeedsOwner => decisions.extend(reassign(partition, owners, 1)),

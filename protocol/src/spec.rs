@@ -281,6 +281,8 @@ section! {
         partitions_min: u32 = 8,
         /// Owners of each partition. Default 2.
         redundancy: u16 = 2,
+        /// Share of partitions that one more owner computes though those drawn agree. Default 0.05.
+        audit_share: f64 = 0.05,
         /// Share of an epoch's members whose contributions suffice once its deadline has passed. Default 0.5.
         quorum: f64 = 0.5,
         /// Outer learning rate (Nesterov) in `local` mode. Default 0.7.
@@ -551,6 +553,7 @@ mod tests {
         refused(|s| s.timing.eviction = Millis(2000), "timing.eviction");
         refused(|s| s.training.learning_rate = f64::NAN, "training.learning_rate");
         refused(|s| s.data.source = DataSource::File, "data.hash");
+        refused(|s| s.merge.audit_share = 1.1, "`merge.audit_share`: expected a share from 0 to 1, got 1.1");
         refused(|s| s.merge.trim = 0.5, "`merge.trim`: expected 0 or more, below 0.5, got 0.5");
         refused(|s| s.scores.window = 0, "scores.window");
         refused(

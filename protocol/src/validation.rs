@@ -313,7 +313,7 @@ pub fn power(spec: &ValidationSpec, cheats: f64, epochs: u32) -> f64 {
     clippy::cast_precision_loss,
     reason = "a share between 0 and 1, in millionths"
 )]
-fn is_drawn(number: Hash, share: f64) -> bool {
+pub(crate) fn is_drawn(number: Hash, share: f64) -> bool {
     let [a, b, c, d, e, f, g, h, ..] = number.0;
     u64::from_le_bytes([a, b, c, d, e, f, g, h]) % MILLION < (share * MILLION as f64) as u64
 }

@@ -10,7 +10,7 @@ use super::book::Book;
 use crate::id::{Hash, Identity, LogIndex, PeerId};
 use crate::limits::{
     CONSENSUS_BUNDLE_MAX, CONSENSUS_TICK, HEAD_REPEAT, LOG_GOSSIP_BYTES_MAX, PROPOSAL_GATHER,
-    PROPOSALS_PENDING_MAX,
+    PROPOSALS_PENDING_MAX, WIRE_VERSION_FIRST,
 };
 use crate::log::certificate::Electorate;
 use crate::log::snapshot::Snapshots;
@@ -21,6 +21,7 @@ use crate::pace::{Smoothed, consensus_tick};
 use crate::run_state::RunState;
 use crate::spec::RunSpec;
 use crate::time::Instant;
+use crate::wire::envelope::signed_bytes;
 use crate::wire::message::{ConsensusBundle, Decision, Entry, Request, Topic};
 use crate::wire::{RejectReason, encode};
 
@@ -44,6 +45,11 @@ struct Lane {
     sent_at: Option<Instant>,
     round_trip: Option<Smoothed>,
     lost: bool,
+}
+
+/// What only the owner of a key can compute: its signature is the same each time, and nobody else can make it.
+fn lot(spec: &RunSpec, identity: &Identity) -> Hash {
+    Hash::of(&identity.sign(&signed_bytes(WIRE_VERSION_FIRST, "lot", spec.run_id(), &[])))
 }
 
 /// A candidate.
@@ -82,7 +88,7 @@ impl<S: Storage<LogBytes> + Clone> Candidate<S> {
             lanes: consensus.others().map(|peer| (peer, Lane::default())).collect(),
             consensus,
             certifier: Certifier::new(Electorate::new(spec), me),
-            orchestrator: Orchestrator::default(),
+            orchestrator: Orchestrator::new(lot(spec, &identity)),
             identity,
             voted: 0,
             decided: BTreeMap::new(),

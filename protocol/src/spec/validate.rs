@@ -173,6 +173,12 @@ impl RunSpec {
             m.partitions_min,
         )?;
         require((1..=3).contains(&m.redundancy), "merge.redundancy", "1 to 3", m.redundancy)?;
+        require(
+            (0.0..=1.0).contains(&m.audit_share),
+            "merge.audit_share",
+            "a share from 0 to 1",
+            m.audit_share,
+        )?;
         require((0.0..0.5).contains(&m.trim), "merge.trim", "0 or more, below 0.5", m.trim)?;
         require(m.quorum > 0.0 && m.quorum <= 1.0, "merge.quorum", "a share above 0, at most 1", m.quorum)?;
         require(
