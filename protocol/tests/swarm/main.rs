@@ -156,7 +156,9 @@ fn lossy_gossip_and_failing_transfers_only_cost_time() {
 #[test]
 fn activations_that_overtake_the_decision_they_belong_to_are_kept() {
     for seed in 0..8 {
-        let mut world = World::new(seed, 3, 2, TrainingMode::Local);
+        // An audit would take a merge two messages longer.
+        let mut world =
+            World::with(seed, 3, 2, TrainingMode::Local, 5, |spec| spec.merge.audit_share = 0.0);
         world.slow_gossip(Duration::from_millis(400));
         let world = finish(world);
         assert_every_sample_once(&world);
