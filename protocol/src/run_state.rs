@@ -303,7 +303,7 @@ impl RunState {
             }
             Decision::Enlist { peer } => self.enlist(*peer),
             Decision::Dismiss { peer, reason } => self.dismiss(*peer, *reason),
-            Decision::Judge(verdict) => self.judge(self.spec.run_id(), verdict),
+            Decision::Judge(verdict) => self.judge(self.spec.run_id(), chain, verdict),
             Decision::Checkpoint { epoch, stages } => self.checkpointed(index, chain, *epoch, stages),
             Decision::Snapshot { entries, .. } => {
                 let next = *entries == index.0 && *entries > self.snapshot;

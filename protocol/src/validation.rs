@@ -5,10 +5,14 @@
 //! whole epoch from the weights that it started from and the tensors that its receipts name; see
 //! [`validator`](crate::validator).
 //!
+//! Validators are checked by each other. Whether anybody looks again after a first verdict, and who, is drawn from the chain
+//! hash after that verdict: who approves without looking does not know whether another will look, and who accuses falsely
+//! does not know whether accomplices will be asked.
+//!
 //! ```text
 //!           first verdict: matches ───────────────────────────────▶ passed
-//! challenge ┤  (a drawn share is repeated by a second validator)
-//!           ├ differs ─▶ more validators repeat it ─▶ majority: failed, or passed
+//! challenge ┤  (a share, drawn now, is repeated by a second validator)
+//!           ├ differs ─▶ more validators, drawn now, repeat it ─▶ majority: failed, or passed
 //!           └ unavailable ─▶ others try ─▶ nobody gets it: unproven
 //! ```
 //! A verdict is signed and names all that it was found from by hash, so whoever doubts it repeats it. Nobody is punished on
@@ -170,7 +174,7 @@ pub struct Challenge {
     pub subject: Subject,
     /// Hash of the weights that the epoch started from.
     pub base: Hash,
-    /// Validators in the order drawn.
+    /// Validators in the order drawn. That of those who are not asked yet is drawn anew before any of them is.
     pub validators: Vec<PeerId>,
     /// How many of them are asked.
     pub asked: usize,
@@ -220,20 +224,13 @@ impl Challenge {
         validators: impl Iterator<Item = PeerId>,
         suspect: bool,
     ) -> Option<Self> {
-        let key = |what: &[u8]| Hash::of_parts(&[what, &seed.0, &subject.peer.0]);
+        let key = |what: &[u8]| drawn_key(what, seed, subject.peer);
         if !suspect && !is_drawn(key(b"iota/v1/challenge\0"), spec.replay_share) {
             return None;
         }
         let mut validators: Vec<PeerId> = validators.filter(|validator| *validator != subject.peer).collect();
         shuffle(&mut validators, key(b"iota/v1/validators\0"));
-        let repeated = is_drawn(key(b"iota/v1/repeat\0"), spec.repeat_share);
-        (!validators.is_empty()).then_some(Self {
-            subject,
-            base,
-            asked: if repeated { 2 } else { 1 },
-            validators,
-            found: Vec::new(),
-        })
+        (!validators.is_empty()).then_some(Self { subject, base, asked: 1, validators, found: Vec::new() })
     }
 
     /// Those who are asked and have not answered.
@@ -251,6 +248,15 @@ impl Challenge {
         news
     }
 
+    /// Asks so many more than have answered, up to `most` in all, drawn from those who were not asked; whether there were any.
+    fn ask(&mut self, more: usize, most: usize, seed: Hash) -> bool {
+        let asked = self.asked.min(self.validators.len());
+        let (_, others) = self.validators.split_at_mut(asked);
+        shuffle(others, drawn_key(b"iota/v1/validators\0", seed, self.subject.peer));
+        self.asked = (self.found.len() + more).min(most).min(self.validators.len()).max(asked);
+        self.asked > asked
+    }
+
     /// Asks another in place of one who is a validator no more and has not answered.
     pub fn dismiss(&mut self, validator: PeerId) {
         if !self.found.iter().any(|(answered, _)| *answered == validator) {
@@ -258,26 +264,34 @@ impl Challenge {
         }
     }
 
-    /// What the verdicts amount to, if that can be told. Asks more validators if it cannot and there are more.
-    pub fn conclude(&mut self, quorum: usize) -> Option<Conclusion> {
+    /// What the verdicts amount to, if that can be told. If it cannot, or if the only one found nothing and a second look is
+    /// drawn, more validators are asked as far as there are any. Who, and whether, follows from `seed`: the chain hash after
+    /// the last verdict.
+    pub fn conclude(&mut self, spec: &ValidationSpec, seed: Hash) -> Option<Conclusion> {
+        if self.awaited().next().is_some() {
+            return None;
+        }
+        let quorum = usize::from(spec.quorum);
         let differs = |finding: &Finding| matches!(finding, Finding::Differs(_));
         let count =
             |wanted: fn(&Finding) -> bool| self.found.iter().filter(|(_, finding)| wanted(finding)).count();
         let (fails, passes) = (count(differs), count(|finding| *finding == Finding::Matches));
-        if self.awaited().next().is_some() {
-            return None;
-        }
         let failed = fails >= quorum && fails > passes;
         let passed = passes > fails && (fails == 0 || passes >= quorum);
         if !failed && !passed {
             // One more at a time, for an answer that was not to be had, or a tie; but not for ever: what a few cannot get
             // is gone for all.
             let lacking = if fails > passes { quorum.saturating_sub(fails).max(1) } else { 1 };
-            let most = self.validators.len().min(ASKED_QUORUMS * quorum);
-            let asked = self.asked.min(self.validators.len());
-            self.asked = most.min(self.found.len() + lacking).max(asked);
-            let nobody = fails == 0 && passes == 0 && self.asked == asked && !self.found.is_empty();
+            let more = self.ask(lacking, ASKED_QUORUMS * quorum, seed);
+            let nobody = fails == 0 && passes == 0 && !more && !self.found.is_empty();
             return nobody.then(|| Conclusion { outcome: Outcome::Unproven, wrong: Vec::new() });
+        }
+        let is_first = passes == 1 && self.found.last().is_some_and(|(_, last)| *last == Finding::Matches);
+        let again = fails == 0
+            && is_first
+            && is_drawn(drawn_key(b"iota/v1/repeat\0", seed, self.subject.peer), spec.repeat_share);
+        if again && self.ask(1, self.validators.len(), seed) {
+            return None;
         }
         let fault = self.found.iter().find_map(|(_, finding)| match finding {
             Finding::Differs(fault) if failed => Some(*fault),
@@ -306,6 +320,11 @@ pub fn power(spec: &ValidationSpec, cheats: f64, epochs: u32) -> f64 {
     1.0 - libm::pow(1.0 - spec.replay_share * cheats, f64::from(epochs))
 }
 
+/// What is drawn with of a submission by `peer`, once the log has come to `seed`.
+fn drawn_key(what: &[u8], seed: Hash, peer: PeerId) -> Hash {
+    Hash::of_parts(&[what, &seed.0, &peer.0])
+}
+
 /// Whether a number falls in the first `share` of all.
 #[expect(
     clippy::cast_possible_truncation,
@@ -330,20 +349,47 @@ mod tests {
         (0..count).map(|n| PeerId([n; 32]))
     }
 
-    fn drawn(share: f64, repeat: f64, seed: u64, validators: u8) -> Option<Challenge> {
-        let spec = ValidationSpec { replay_share: share, repeat_share: repeat, ..ValidationSpec::default() };
+    fn spec(share: f64, repeat: f64, quorum: usize) -> ValidationSpec {
+        let quorum = u16::try_from(quorum).expect("few");
+        ValidationSpec { replay_share: share, repeat_share: repeat, quorum, ..ValidationSpec::default() }
+    }
+
+    fn drawn(share: f64, seed: u64, validators: u8) -> Option<Challenge> {
         let seed = Hash::of(&seed.to_le_bytes());
-        Challenge::draw(&spec, seed, SUBJECT, Hash::default(), peers(validators), false)
+        Challenge::draw(&spec(share, 0.0, 2), seed, SUBJECT, Hash::default(), peers(validators), false)
+    }
+
+    /// The chain hash after a verdict on the challenge of this seed.
+    fn chain(seed: u64, found: usize) -> Hash {
+        Hash::of(&[seed.to_le_bytes(), (found as u64).to_le_bytes()].concat())
+    }
+
+    /// How a challenge ends if each validator finds what `finds` says, and whom it has asked.
+    fn ended(
+        spec: &ValidationSpec,
+        validators: u8,
+        seed: u64,
+        finds: impl Fn(PeerId) -> Finding,
+    ) -> (Option<Conclusion>, Vec<PeerId>) {
+        let mut challenge = drawn(1.0, seed, validators).expect("all are drawn");
+        let mut conclusion = None;
+        while conclusion.is_none() {
+            let Some(asked) = challenge.awaited().next() else { break };
+            assert!(challenge.take(asked, finds(asked)));
+            conclusion = challenge.conclude(spec, chain(seed, challenge.found.len()));
+        }
+        (conclusion, challenge.found.into_iter().map(|(peer, _)| peer).collect())
     }
 
     /// The conclusion from these findings, given one after another by whoever is asked next.
     fn concluded(quorum: usize, validators: u8, findings: &[Finding]) -> (Challenge, Option<Conclusion>) {
-        let mut challenge = drawn(1.0, 0.0, 0, validators).expect("all are drawn");
+        let mut challenge = drawn(1.0, 0, validators).expect("all are drawn");
         for finding in findings {
             let asked = challenge.awaited().next().expect("somebody is asked");
             assert!(challenge.take(asked, *finding));
             assert!(!challenge.take(asked, Finding::Matches), "nobody answers twice");
-            if let Some(conclusion) = challenge.conclude(quorum) {
+            let seed = chain(0, challenge.found.len());
+            if let Some(conclusion) = challenge.conclude(&spec(1.0, 0.0, quorum), seed) {
                 return (challenge, Some(conclusion));
             }
         }
@@ -352,12 +398,16 @@ mod tests {
 
     #[test]
     fn cheats_are_drawn_as_often_as_power_says_and_replays_are_as_many_as_cost_says() {
-        let spec = ValidationSpec { replay_share: 0.2, repeat_share: 0.5, ..ValidationSpec::default() };
+        let spec = spec(0.2, 0.5, 2);
         let (miners, epochs) = (2000, 10);
         let (mut caught, mut replays) = (0, 0);
         for miner in 0..miners {
-            let checks = (0..epochs).map(|epoch| drawn(0.2, 0.5, miner * epochs + epoch, 4)).enumerate();
-            let drawn: Vec<_> = checks.filter_map(|(epoch, check)| Some((epoch, check?.asked))).collect();
+            let check = |epoch: u64| {
+                let seed = miner * epochs + epoch;
+                drawn(0.2, seed, 4).map(|_| ended(&spec, 4, seed, |_| Finding::Matches).1.len())
+            };
+            let checks = (0..epochs).map(check).enumerate();
+            let drawn: Vec<_> = checks.filter_map(|(epoch, asked)| Some((epoch, asked?))).collect();
             let cheats =
                 |epoch: usize| Hash::of(&[miner.to_le_bytes(), epoch.to_le_bytes()].concat()).0[0] < 128;
             caught += u32::from(drawn.iter().any(|(epoch, _)| cheats(*epoch)));
@@ -372,16 +422,79 @@ mod tests {
 
     #[test]
     fn a_share_is_drawn_and_validators_are_drawn_evenly() {
-        let challenges: Vec<_> = (0..4000).filter_map(|seed| drawn(0.25, 0.5, seed, 4)).collect();
+        let challenges: Vec<_> = (0..4000).filter_map(|seed| drawn(0.25, seed, 4)).collect();
         assert!((900..1100).contains(&challenges.len()), "{}", challenges.len());
-        let repeated = challenges.iter().filter(|challenge| challenge.asked == 2).count();
-        assert!((420..580).contains(&repeated), "{repeated}");
         for validator in peers(4) {
             let first = challenges.iter().filter(|challenge| challenge.validators[0] == validator).count();
             assert!((200..300).contains(&first), "{first}");
         }
-        assert_eq!(drawn(0.0, 0.0, 0, 4), None);
-        assert_eq!(drawn(1.0, 0.0, 0, 0), None, "nobody is there to check");
+        assert_eq!(drawn(0.0, 0, 4), None);
+        assert_eq!(drawn(1.0, 0, 0), None, "nobody is there to check");
+    }
+
+    #[test]
+    fn whether_and_by_whom_a_verdict_is_repeated_is_drawn_after_it() {
+        let asked = |share, chain| {
+            let mut challenge = drawn(1.0, 0, 5).expect("all are drawn");
+            assert_eq!(challenge.asked, 1, "nobody can tell before");
+            let first = challenge.validators[0];
+            assert!(challenge.take(first, Finding::Matches));
+            let conclusion = challenge.conclude(&spec(1.0, share, 2), chain);
+            assert_eq!(conclusion.is_none(), challenge.asked == 2);
+            let second = challenge.awaited().next();
+            assert_ne!(second, Some(first));
+            second
+        };
+        let seeds = || (0..1000).map(|seed| chain(seed, 1));
+        assert!(seeds().all(|seed| asked(0.0, seed).is_none()));
+        let repeated: Vec<_> = seeds().filter_map(|seed| asked(0.25, seed)).collect();
+        assert!((200..300).contains(&repeated.len()), "{}", repeated.len());
+        let second: Vec<_> = seeds().filter_map(|seed| asked(1.0, seed)).collect();
+        assert_eq!(second.len(), 1000);
+        for validator in peers(5).filter(|peer| second.contains(peer)) {
+            let times = second.iter().filter(|peer| **peer == validator).count();
+            assert!((200..300).contains(&times), "{times} of four others");
+        }
+    }
+
+    #[test]
+    fn who_approves_what_others_find_wrong_is_named_where_a_second_looks() {
+        let spec = spec(1.0, 1.0, 2);
+        let lazy = PeerId([0; 32]);
+        let finds = |peer| if peer == lazy { Finding::Matches } else { FAULT };
+        for seed in 0..200 {
+            let (conclusion, asked) = ended(&spec, 5, seed, finds);
+            let conclusion = conclusion.expect("enough are there");
+            assert_eq!(conclusion.outcome, Outcome::Failed(Fault::Contribution));
+            assert_eq!(conclusion.wrong, asked.into_iter().filter(|peer| *peer == lazy).collect::<Vec<_>>());
+        }
+        let alone = ended(&ValidationSpec { repeat_share: 0.0, ..spec }, 1, 0, finds).0;
+        assert_eq!(alone.map(|conclusion| conclusion.outcome), Some(Outcome::Passed), "nobody looks again");
+    }
+
+    /// A limit: a quorum of accusers that are asked together take an honest miner's place. With a share *f* of many
+    /// validators and a quorum of two, an accusation succeeds with probability 1 − (1 − f)², and else costs the accuser its.
+    #[test]
+    fn accusers_who_collude_win_as_often_as_they_are_drawn_together() {
+        let (validators, checks) = (10, 20_000);
+        let rates = |accusers: u8| {
+            let finds = |peer: PeerId| if peer.0[0] < accusers { FAULT } else { Finding::Matches };
+            let (mut framed, mut caught) = (0, 0);
+            for seed in 0..checks {
+                let (conclusion, _) = ended(&spec(1.0, 0.0, 2), validators, seed, finds);
+                let conclusion = conclusion.expect("enough are there");
+                let failed = conclusion.outcome != Outcome::Passed;
+                framed += u32::from(failed);
+                caught += u32::from(!failed && !conclusion.wrong.is_empty());
+            }
+            [framed, caught].map(|count| f64::from(count) / checks as f64)
+        };
+        let close = |got: [f64; 2], expected: [f64; 2]| {
+            got.iter().zip(expected).all(|(got, expected)| (got - expected).abs() < 0.01)
+        };
+        assert!(close(rates(1), [0.0, 0.1]), "one alone never does: {:?}", rates(1));
+        // The first asked is one of two in ten, the second the other of nine, or the third of eight.
+        assert!(close(rates(2), [0.2 * (1.0 / 9.0 + 1.0 / 9.0), 0.2 * 7.0 / 9.0]), "{:?}", rates(2));
     }
 
     #[test]
@@ -468,13 +581,14 @@ mod tests {
 
     #[test]
     fn who_is_dismissed_before_its_verdict_is_replaced() {
-        let mut challenge = drawn(1.0, 0.0, 0, 3).expect("all are drawn");
+        let mut challenge = drawn(1.0, 0, 3).expect("all are drawn");
         let [first, second, _] = challenge.validators[..] else { panic!("three") };
         challenge.dismiss(first);
         assert_eq!(challenge.awaited().collect::<Vec<_>>(), [second]);
         assert!(challenge.take(second, Finding::Matches));
         challenge.dismiss(second);
-        assert_eq!(challenge.conclude(2), Some(Conclusion { outcome: Outcome::Passed, wrong: Vec::new() }));
+        let conclusion = challenge.conclude(&spec(1.0, 0.0, 2), Hash::default());
+        assert_eq!(conclusion, Some(Conclusion { outcome: Outcome::Passed, wrong: Vec::new() }));
     }
 
     #[test]

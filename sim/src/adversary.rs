@@ -2,6 +2,7 @@
 //! what the engine returns, what the machine hears and what leaves the host.
 
 mod forgery;
+mod numbers;
 
 mod garbage;
 mod huge;
@@ -26,6 +27,10 @@ mod lying_owner;
 
 mod flooder;
 mod withholding;
+
+mod colluding_accusers;
+mod false_accuser;
+mod lazy_approver;
 
 mod censor;
 mod forking_leader;
@@ -75,6 +80,13 @@ impl Means<'_> {
         self.peer.state().stage_of(self.peer.id()).unwrap_or_default()
     }
 
+    /// Elements of the flat vector of its stage.
+    #[must_use]
+    pub fn parameters(&self) -> usize {
+        let stages = self.compute.parameters(self.spec, self.costs);
+        stages.get(self.stage().as_usize()).copied().unwrap_or_default()
+    }
+
     /// Whether `peer` is an adversary of this kind.
     #[must_use]
     pub fn is_accomplice(&self, kind: Kind, peer: PeerId) -> bool {
@@ -83,7 +95,7 @@ impl Means<'_> {
 }
 
 /// What leaves the host.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq)]
 pub enum Emission {
     /// What the protocol asked for, or something else.
     Act(Action),
@@ -200,6 +212,11 @@ kinds! {
         |_| Box::new(framers::Framers);
     Withholding "withholding" "Takes activations and never sends anything on." |_| Box::new(withholding::Withholding);
     Flooder "flooder" "Publishes a stream of valid messages and garbage." |_| Box::new(flooder::Flooder::default());
+    FalseAccuser "false-accuser" "As a validator, says that honest work differs." |_| Box::new(false_accuser::FalseAccuser);
+    ColludingAccusers "colluding-accusers" "As a validator, accuses the same miners as its accomplices."
+        |_| Box::new(colluding_accusers::ColludingAccusers);
+    LazyApprover "lazy-approver" "As a validator, approves all work without a replay."
+        |_| Box::<lazy_approver::LazyApprover>::default();
     MaliciousMinority "malicious-minority" "As a candidate, votes for another history and sends garbage."
         |_| Box::new(malicious_minority::MaliciousMinority);
     Usurper "usurper" "As a candidate, claims to lead and does not." |_| Box::new(usurper::Usurper);
@@ -213,6 +230,21 @@ impl Kind {
     #[must_use]
     pub const fn is_candidate(self) -> bool {
         matches!(self, Self::MaliciousMinority | Self::Usurper | Self::Censor | Self::ForkingLeader)
+    }
+
+    /// Whether it does harm only as a validator.
+    #[must_use]
+    pub const fn is_validator(self) -> bool {
+        matches!(self, Self::FalseAccuser | Self::ColludingAccusers | Self::LazyApprover)
+    }
+
+    /// Adversaries without which it is right by chance.
+    #[must_use]
+    pub const fn company(self) -> Option<Self> {
+        match self {
+            Self::LazyApprover => Some(Self::FreeRiderNoise),
+            _ => None,
+        }
     }
 
     /// Whether it does harm only while it leads.

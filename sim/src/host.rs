@@ -156,6 +156,8 @@ pub struct Host {
     pub(crate) log: Option<ControlUpdate>,
     pub(crate) trainer: Box<dyn Trainer>,
     pub(crate) behaviour: Option<Box<dyn Behaviour>>,
+    /// Whether its behaviour has done anything that the protocol does not.
+    pub(crate) deviated: bool,
     /// The wake-up that counts.
     pub(crate) wake: Option<(Instant, u64)>,
     pub(crate) wakes: u64,
@@ -190,6 +192,7 @@ impl Host {
             log: None,
             trainer,
             behaviour,
+            deviated: false,
             wake: None,
             wakes: 0,
             tickets: BTreeMap::new(),
@@ -215,6 +218,12 @@ impl Host {
     #[must_use]
     pub const fn is_honest(&self) -> bool {
         self.setup.adversary.is_none()
+    }
+
+    /// Whether it has done anything that the protocol does not: an adversary may never have had an occasion.
+    #[must_use]
+    pub const fn has_deviated(&self) -> bool {
+        self.deviated
     }
 
     /// Whether its process runs and is not frozen.

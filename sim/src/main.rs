@@ -10,6 +10,7 @@ use std::process::ExitCode;
 use std::time::Duration;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
+use iota_protocol::spec::ReducerName;
 use iota_sim::checker::{self, Options};
 use iota_sim::fuzz::{self, Case};
 use iota_sim::measure::Meter;
@@ -47,18 +48,45 @@ enum Command {
     Shrink(CaseArgs),
     /// Vary one thing and draw the curve, the theory beside it
     Sweep(SweepArgs),
-    /// Measure what each adversary does to a swarm, as a Markdown table
-    Damage {
-        /// Runs of each
-        #[arg(long, value_name = "N", default_value_t = 3)]
-        seeds: u64,
-        /// Hosts that validate, besides the miners
-        #[arg(long, value_name = "V", default_value_t = 0)]
-        validators: usize,
-        /// Share of all contributions that they replay
-        #[arg(long, value_name = "SHARE", default_value_t = 0.0)]
-        replay_share: f64,
-    },
+    /// Measure what each adversary does to a swarm and whether it is found, as Markdown
+    Damage(DamageArgs),
+}
+
+#[derive(Args)]
+struct DamageArgs {
+    /// Adversaries, as `list` names them [default: all]
+    #[arg(long, value_name = "KIND,KIND,…", value_delimiter = ',')]
+    kinds: Vec<adversary::Kind>,
+    /// Runs of each
+    #[arg(long, value_name = "N", default_value_t = 3, value_parser = clap::value_parser!(u64).range(1..))]
+    seeds: u64,
+    /// Merges of each stage in a run
+    #[arg(long, value_name = "N", default_value_t = 8, value_parser = clap::value_parser!(u32).range(1..=1000))]
+    epochs: u32,
+    /// Adversaries, as a share of the miners, or of the validators for those that lie as such
+    #[arg(long, value_name = "SHARE", default_value_t = 0.2)]
+    share: f64,
+    /// Hosts that validate, besides the miners
+    #[arg(long, value_name = "V", default_value_t = 0)]
+    validators: usize,
+    /// Share of all contributions that they replay [default: a spec's]
+    #[arg(long, value_name = "SHARE")]
+    replay_share: Option<f64>,
+    /// How contributions are combined, as `merge.reducer` of a spec names it [default: a spec's]
+    #[arg(long, value_name = "NAME", value_parser = reducer)]
+    reducer: Option<ReducerName>,
+    /// What engines compute
+    #[arg(long, value_enum, default_value = "toy")]
+    compute: LossArg,
+}
+
+/// What has a loss that can be compared.
+#[derive(Clone, Copy, ValueEnum)]
+enum LossArg {
+    /// A closed-form problem whose loss shows what was merged
+    Toy,
+    /// A small model on the built-in corpus, with the arithmetic of a node
+    Real,
 }
 
 #[derive(Args)]
@@ -237,11 +265,42 @@ fn run(command: Command) -> Result<bool, CliError> {
         Command::Replay(arguments) => replay(&arguments),
         Command::Shrink(arguments) => run_shrink(&arguments),
         Command::Sweep(arguments) => run_sweep(&arguments),
-        Command::Damage { seeds, validators, replay_share } => {
-            let checking = damage::Checking { validators, replay_share };
-            say(&damage::table(checking, seeds.max(1))).map(|()| true)
-        }
+        Command::Damage(arguments) => say(&damage::report(&damage_plan(&arguments)?, tell)).map(|()| true),
     }
+}
+
+/// A reducer by the name that a spec has for it.
+fn reducer(name: &str) -> Result<ReducerName, String> {
+    serde_json::from_value(name.into()).map_err(|error| error.to_string())
+}
+
+fn damage_plan(arguments: &DamageArgs) -> Result<damage::Plan, CliError> {
+    let plan = damage::Plan::default();
+    let wrong = |expected: &str, got: String| CliError::Value {
+        command: "damage",
+        expected: expected.to_owned(),
+        got,
+    };
+    let replay_share = arguments.replay_share.unwrap_or(plan.replay_share);
+    if !(0.0..=1.0).contains(&replay_share) {
+        return Err(wrong("a `--replay-share` between 0 and 1", replay_share.to_string()));
+    }
+    if !(arguments.share > 0.0 && arguments.share < 1.0) {
+        return Err(wrong("a `--share` above 0 and below 1", arguments.share.to_string()));
+    }
+    Ok(damage::Plan {
+        kinds: if arguments.kinds.is_empty() { plan.kinds } else { arguments.kinds.clone() },
+        seeds: arguments.seeds,
+        epochs: arguments.epochs,
+        share: arguments.share,
+        validators: arguments.validators,
+        replay_share,
+        reducer: arguments.reducer.unwrap_or(plan.reducer),
+        compute: match arguments.compute {
+            LossArg::Toy => Compute::Toy,
+            LossArg::Real => Compute::Real,
+        },
+    })
 }
 
 /// Writes to stdout.

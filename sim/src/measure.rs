@@ -34,6 +34,7 @@ use crate::report::Report;
 use crate::world::{Ending, Setup, World};
 
 use recorder::Recorder;
+pub(crate) use validation::merged_loss;
 
 /// Measures one run.
 #[derive(Clone)]

@@ -317,7 +317,7 @@ fn spec(stages: u16, replicas: usize) -> RunSpec {
 /// Its matrices stay below the sizes from which the processor's backend uses several threads, so that results do not
 /// depend on their number. An epoch has twice the samples of other scenarios and takes a fifth longer than
 /// [`Plan::epoch`], so that faults come a fifth more often per epoch.
-fn small_model(spec: &mut RunSpec) {
+pub(crate) fn small_model(spec: &mut RunSpec) {
     let model = &mut spec.model;
     (model.width, model.heads, model.kv_heads, model.hidden) = (32, 2, 1, 88);
     (model.context, model.bottleneck) = (32, Bottleneck::Width(16));

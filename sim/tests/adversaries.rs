@@ -28,7 +28,9 @@ fn breaks_consensus(kind: Kind) -> bool {
 
 #[test]
 fn one_adversary_of_ten_breaks_no_agreement_and_stalls_no_run() {
-    for kind in Kind::ALL.iter().copied().filter(|kind| !breaks_consensus(*kind)) {
+    // Here nobody validates.
+    let tried = |kind: &Kind| !breaks_consensus(*kind) && !kind.is_validator();
+    for kind in Kind::ALL.iter().copied().filter(tried) {
         for (mode, seed) in MODES.into_iter().flat_map(|mode| SEEDS.map(move |seed| (mode, seed))) {
             assert_safe(kind, seed, &run(kind, mode, seed));
         }

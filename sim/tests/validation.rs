@@ -3,13 +3,14 @@
 use std::cell::RefCell;
 use std::collections::BTreeMap;
 use std::rc::Rc;
+use std::sync::Arc;
 use std::time::Duration;
 
 use iota_protocol::miner::Notice;
 use iota_protocol::run_state::StateEvent;
 use iota_protocol::spec::TrainingMode;
 use iota_protocol::time::Millis;
-use iota_protocol::validation::{Finding, Outcome, Subject};
+use iota_protocol::validation::{DismissReason, Fault, Finding, Outcome, Subject};
 use iota_protocol::wire::message::EvictReason;
 use iota_protocol::{PeerId, RunSpec};
 use iota_sim::adversary::Kind;
@@ -51,9 +52,10 @@ fn setup(mode: TrainingMode, compute: Compute, seed: u64) -> Setup {
 struct Record {
     merged: usize,
     submissions: usize,
-    found: Vec<(Subject, Finding)>,
+    found: Vec<(Subject, PeerId, Finding)>,
     checked: BTreeMap<Subject, Outcome>,
     evicted: Vec<(PeerId, EvictReason)>,
+    dismissed: Vec<(PeerId, DismissReason)>,
 }
 
 struct Recorder(Rc<RefCell<Record>>);
@@ -72,9 +74,12 @@ impl Observer for Recorder {
                 let closed = peer.state().stage(*stage).and_then(|stage| stage.closed_epoch(*epoch));
                 record.submissions += closed.map_or(0, |closed| closed.plan.submitters.len());
             }
-            StateEvent::Judged(subject, _, finding) => record.found.push((*subject, *finding)),
+            StateEvent::Judged(subject, validator, finding) => {
+                record.found.push((*subject, *validator, *finding));
+            }
             StateEvent::Checked(subject, outcome) => drop(record.checked.insert(*subject, *outcome)),
             StateEvent::Evicted(peer, reason) => record.evicted.push((*peer, *reason)),
+            StateEvent::Dismissed(peer, reason) => record.dismissed.push((*peer, *reason)),
             _ => {}
         }
         Ok(())
@@ -100,7 +105,7 @@ fn honest_work_passes_every_check() {
             let (ending, record) = run(setup, checkers);
             assert!(matches!(ending, Ending::Finished(_)), "{compute:?} {mode:?}: {ending:?}");
             let bad: Vec<_> =
-                record.found.iter().filter(|(_, finding)| *finding != Finding::Matches).collect();
+                record.found.iter().filter(|(.., finding)| *finding != Finding::Matches).collect();
             assert!(bad.is_empty(), "{compute:?} {mode:?}: {bad:?}");
             assert_eq!(record.merged, usize::from(STAGES) * EPOCHS as usize);
             // Whoever is drawn several times in an epoch may come too late for one.
@@ -125,4 +130,86 @@ fn poisoned_contributions_are_found_and_only_their_authors_lose_their_place() {
             assert_eq!(record.evicted, expected, "{} {mode:?}: {:?}", kind.name(), record.found);
         }
     }
+}
+
+const SEEDS: std::ops::RangeInclusive<u64> = 1..=4;
+
+/// A swarm in which every verdict is repeated, with these hosts as adversaries.
+fn setup_of(seed: u64, adversaries: &[(usize, Kind)]) -> Setup {
+    let mut setup = setup(TrainingMode::Local, Compute::Toy, seed);
+    Arc::make_mut(&mut setup.spec).validation.repeat_share = 1.0;
+    for (host, kind) in adversaries {
+        setup.hosts[*host].adversary = Some(*kind);
+    }
+    setup
+}
+
+#[test]
+fn a_false_accuser_is_dismissed_and_nobody_loses_its_place() {
+    for seed in SEEDS {
+        let accuser = identity(seed, MINERS).peer();
+        let (ending, record) = run(setup_of(seed, &[(MINERS, Kind::FalseAccuser)]), Vec::new());
+        assert!(matches!(ending, Ending::Finished(_)), "seed {seed}: {ending:?}");
+        let accused = record.found.iter().filter(|(.., finding)| *finding != Finding::Matches);
+        let by: Vec<PeerId> = accused.map(|(_, by, _)| *by).collect();
+        assert!(!by.is_empty() && by.iter().all(|by| *by == accuser), "seed {seed}");
+        assert_eq!(record.dismissed, [(accuser, DismissReason::WrongVerdict)], "seed {seed}");
+        assert_eq!(record.evicted, [], "seed {seed}");
+    }
+}
+
+#[test]
+fn a_lazy_approver_is_dismissed_as_soon_as_others_find_wrong_what_it_approves() {
+    let mut caught = 0;
+    for seed in SEEDS {
+        let lazy = identity(seed, MINERS).peer();
+        let cheats = [MINERS - 3, MINERS - 2, MINERS - 1];
+        let mut adversaries = cheats.map(|host| (host, Kind::FreeRiderNoise)).to_vec();
+        adversaries.push((MINERS, Kind::LazyApprover));
+        let (ending, record) = run(setup_of(seed, &adversaries), Vec::new());
+        assert!(matches!(ending, Ending::Finished(_)), "seed {seed}: {ending:?}");
+        let failed = |subject| matches!(record.checked.get(&subject), Some(Outcome::Failed(_)));
+        let wrong = |(subject, by, finding): &&(Subject, PeerId, Finding)| {
+            *by == lazy && *finding == Finding::Matches && failed(*subject)
+        };
+        let expected: Vec<_> = record
+            .found
+            .iter()
+            .find(wrong)
+            .map(|_| (lazy, DismissReason::WrongVerdict))
+            .into_iter()
+            .collect();
+        assert_eq!(record.dismissed, expected, "seed {seed}");
+        caught += expected.len();
+        let cheats = cheats.map(|host| identity(seed, host).peer());
+        assert!(record.evicted.iter().all(|(peer, _)| cheats.contains(peer)), "seed {seed}");
+    }
+    assert!(caught > 0, "it is asked about a cheat in some run");
+}
+
+/// A limit: where nobody cheats, who approves without looking is right every time.
+#[test]
+fn a_lazy_approver_among_honest_miners_is_never_found() {
+    let lazy = identity(1, MINERS).peer();
+    let (ending, record) = run(setup_of(1, &[(MINERS, Kind::LazyApprover)]), Vec::new());
+    assert!(matches!(ending, Ending::Finished(_)), "{ending:?}");
+    assert!(record.found.iter().any(|(_, by, _)| *by == lazy), "it is asked");
+    assert!(record.found.iter().all(|(.., finding)| *finding == Finding::Matches));
+    assert_eq!((record.evicted, record.dismissed), (Vec::new(), Vec::new()));
+}
+
+/// A limit: where most validators accuse the same miners, these lose their places, and who contradicts is dismissed.
+#[test]
+fn a_majority_of_accomplices_takes_honest_miners_places() {
+    let accomplices: Vec<_> =
+        (0..VALIDATORS * 2 / 3).map(|validator| (MINERS + validator, Kind::ColludingAccusers)).collect();
+    let (ending, record) = run(setup_of(1, &accomplices), Vec::new());
+    assert!(matches!(ending, Ending::Finished(_)), "{ending:?}");
+    let failed = record.checked.values().filter(|outcome| matches!(outcome, Outcome::Failed(_)));
+    assert!(failed.clone().count() > 0);
+    assert!(failed.clone().all(|outcome| *outcome == Outcome::Failed(Fault::Contribution)));
+    assert!(record.evicted.iter().all(|(_, reason)| *reason == EvictReason::FailedReplay));
+    let honest =
+        |peer: &PeerId| (VALIDATORS * 2 / 3..VALIDATORS).any(|v| identity(1, MINERS + v).peer() == *peer);
+    assert!(record.dismissed.iter().any(|(peer, _)| honest(peer)), "{:?}", record.dismissed);
 }

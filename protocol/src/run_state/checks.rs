@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use serde::{Deserialize, Serialize};
 
 use super::{RunState, StateEvent};
-use crate::id::{Epoch, PeerId, RunId, StageIndex};
+use crate::id::{Epoch, Hash, PeerId, RunId, StageIndex};
 use crate::limits::{BLOB_EPOCHS_KEPT, BOOK_PEERS_MAX, CHALLENGES_MAX, UNPROVEN_MAX, VALIDATORS_MAX};
 use crate::scores::Penalty;
 use crate::spec::ValidationSpec;
@@ -111,8 +111,8 @@ impl RunState {
         self.checks.dismiss(peer, reason).then(|| vec![StateEvent::Dismissed(peer, reason)])
     }
 
-    /// Takes a verdict, and draws the conclusion if it is the last that was missing.
-    pub(super) fn judge(&mut self, run: RunId, verdict: &Verdict) -> Option<Vec<StateEvent>> {
+    /// Takes a verdict, and draws the conclusion if it is the last that was missing. `chain` is the chain hash after it.
+    pub(super) fn judge(&mut self, run: RunId, chain: Hash, verdict: &Verdict) -> Option<Vec<StateEvent>> {
         let Verdict { validator, subject, finding, .. } = verdict;
         let at = self.checks.open.iter().position(|challenge| challenge.subject == *subject)?;
         let challenge = self.checks.open.get_mut(at)?;
@@ -121,7 +121,7 @@ impl RunState {
         }
         challenge.take(*validator, *finding);
         let mut events = vec![StateEvent::Judged(*subject, *validator, *finding)];
-        let Some(conclusion) = challenge.conclude(usize::from(self.spec.validation.quorum)) else {
+        let Some(conclusion) = challenge.conclude(&self.spec.validation, chain) else {
             return Some(events);
         };
         self.checks.open.remove(at);

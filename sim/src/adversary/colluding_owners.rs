@@ -8,7 +8,6 @@ use iota_protocol::{Hash, PartitionIndex, PeerId, StageIndex};
 use super::forgery::altered;
 use super::{Behaviour, Kind, Means};
 use crate::random::Random;
-use crate::trainer::toy::to_bytes;
 
 pub(super) struct ColludingOwners;
 
@@ -24,7 +23,7 @@ pub(super) fn agreed_lie(means: &mut Means<'_>, job: &Job, honest: Hash) -> Hash
     let purpose = format!("collusion in stage {stage} epoch {epoch} partition {}", partition.0);
     let mut shared = Random::new(means.spec.seed, &purpose);
     altered(means, honest, &tag(*stage, *epoch), |values| {
-        to_bytes(&values.iter().map(|value| value + shared.normal()).collect::<Vec<_>>())
+        values.iter().map(|value| value + shared.normal()).collect()
     })
 }
 

@@ -8,7 +8,6 @@ use iota_protocol::wire::message::Topic;
 
 use super::forgery::{altered, committed, own_manifest, own_record, signed};
 use super::{Behaviour, Emission, Means};
-use crate::trainer::toy::to_bytes;
 
 pub(super) struct Equivocator;
 
@@ -22,9 +21,8 @@ impl Behaviour for Equivocator {
             let mut other = announce.clone();
             let tag = tag(announce.manifest.stage, announce.manifest.epoch);
             for partition in &mut other.manifest.partitions {
-                *partition = altered(means, *partition, &tag, |values| {
-                    to_bytes(&values.iter().map(|value| -value).collect::<Vec<_>>())
-                });
+                *partition =
+                    altered(means, *partition, &tag, |values| values.iter().map(|value| -value).collect());
             }
             let topic = Topic::Merge(announce.manifest.stage);
             let ((_, even), (store, odd)) = (committed(means, announce), committed(means, other));

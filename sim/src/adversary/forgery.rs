@@ -1,39 +1,50 @@
 //! What several adversaries do: change tensors, pretend to have worked, and sign other messages than their machine's.
 //!
-//! Where engines compute with names only, a changed tensor is another name of the same size. Numbers are those of the toy
-//! problem: no set-up puts an adversary beside engines that train the model.
+//! Where engines compute with names only, a changed tensor is another name of the same size.
 
 use iota_model::OptimizerState;
 use iota_protocol::merge::partition_range;
 use iota_protocol::miner::outbox::tag;
 use iota_protocol::miner::{Action, Job, JobDone};
 use iota_protocol::spec::TrainingMode;
-use iota_protocol::wire::message::{ManifestAnnounce, MergeMessage, PeerRecord, Topic};
+use iota_protocol::validation::{Finding, Subject, Verdict};
+use iota_protocol::wire::message::{ManifestAnnounce, MergeMessage, PeerRecord, Topic, VerdictAnnounce};
 use iota_protocol::wire::{Payload, encode, open_in, seal_in};
 use iota_protocol::{Epoch, Hash, SampleId, StageIndex};
 
+use super::numbers::Form;
 use super::{Emission, Means};
 use crate::blobs::Blob;
 use crate::costs::{activation_bytes, partition_bytes};
 use crate::host::ALL_VERSIONS;
 use crate::trainer::Compute;
-use crate::trainer::toy::{from_bytes, to_bytes};
 
 /// The loss that somebody who computed nothing reports, in millionths of a nat.
 const GUESSED_LOSS_MICRO: i64 = 1_000_000;
 
-/// A stored tensor, changed and stored under `tag`; its name is a function of what `change` makes of the values.
+/// A stored partition, changed and stored under `tag`; its name is a function of what `change` makes of the values.
 pub(super) fn altered(
     means: &mut Means<'_>,
     hash: Hash,
     tag: &str,
-    change: impl FnOnce(Vec<f64>) -> Vec<u8>,
+    change: impl FnOnce(Vec<f64>) -> Vec<f64>,
+) -> Hash {
+    let form = Form::of(means.compute, means.spec);
+    altered_bytes(means, hash, tag, |bytes| Some(form.write(&change(form.read(bytes)?))))
+}
+
+/// The same with the bytes of the partition. Nothing leaves another name of the same size.
+fn altered_bytes(
+    means: &mut Means<'_>,
+    hash: Hash,
+    tag: &str,
+    change: impl FnOnce(&[u8]) -> Option<Vec<u8>>,
 ) -> Hash {
     let blob = means.store.get(&hash);
     let bytes = blob.map_or(0, |blob| blob.bytes);
-    let values = blob.and_then(|blob| blob.content.as_deref()).and_then(from_bytes);
-    let (altered, blob) = match values {
-        Some(values) => Blob::of(change(values)),
+    let changed = blob.and_then(|blob| blob.content.as_deref()).and_then(change);
+    let (altered, blob) = match changed {
+        Some(changed) => Blob::of(changed),
         None => (Hash::of_parts(&[b"altered", &hash.0]), Blob::made_up(bytes)),
     };
     keep(means, altered, Blob { bytes, ..blob }, tag)
@@ -44,7 +55,21 @@ pub(super) fn altered_contribution(
     means: &mut Means<'_>,
     job: &Job,
     done: JobDone,
-    mut change: impl FnMut(Vec<f64>) -> Vec<u8>,
+    mut change: impl FnMut(f64) -> f64,
+) -> JobDone {
+    let form = Form::of(means.compute, means.spec);
+    altered_partitions(means, job, done, |bytes| {
+        let values: Vec<f64> = form.read(bytes)?.into_iter().map(&mut change).collect();
+        Some(form.write(&values))
+    })
+}
+
+/// The same with the bytes of each partition.
+pub(super) fn altered_partitions(
+    means: &mut Means<'_>,
+    job: &Job,
+    done: JobDone,
+    mut change: impl FnMut(&[u8]) -> Option<Vec<u8>>,
 ) -> JobDone {
     let (Job::Contribute { stage, .. }, JobDone::Contributed { epoch, partitions, moments, moments_after }) =
         (job, &done)
@@ -52,7 +77,7 @@ pub(super) fn altered_contribution(
         return done;
     };
     let tag = tag(*stage, *epoch);
-    let partitions = partitions.iter().map(|hash| altered(means, *hash, &tag, &mut change)).collect();
+    let partitions = partitions.iter().map(|hash| altered_bytes(means, *hash, &tag, &mut change)).collect();
     let (moments, moments_after) = (*moments, *moments_after);
     JobDone::Contributed { epoch: *epoch, partitions, moments, moments_after }
 }
@@ -90,10 +115,10 @@ pub(super) fn pretended(
         }
         Job::InnerStep { epoch, .. } => Some(JobDone::Stepped { epoch: *epoch }),
         Job::Contribute { stage, epoch, .. } => {
-            let parameters = means.costs.parameters;
+            let parameters = means.parameters();
             let vector = match means.compute {
-                Compute::Toy => Some(contribute(means, parameters)),
-                Compute::Cost | Compute::Real => None,
+                Compute::Toy | Compute::Real => Some(contribute(means, parameters)),
+                Compute::Cost => None,
             };
             Some(contributed(means, *stage, *epoch, vector))
         }
@@ -102,7 +127,7 @@ pub(super) fn pretended(
 }
 
 fn contributed(means: &mut Means<'_>, stage: StageIndex, epoch: Epoch, vector: Option<Vec<f64>>) -> JobDone {
-    let parameters = means.costs.parameters;
+    let (parameters, form) = (means.parameters(), Form::of(means.compute, means.spec));
     let (count, bytes) = (means.spec.partitions(parameters), partition_bytes(means.spec, parameters));
     let (tag, me) = (tag(stage, epoch), means.identity.peer());
     let name = |partition: usize| {
@@ -111,7 +136,7 @@ fn contributed(means: &mut Means<'_>, stage: StageIndex, epoch: Epoch, vector: O
     let part = |partition: usize| {
         let range = partition_range(partition, count, parameters);
         match vector.as_ref().and_then(|vector| vector.get(range)) {
-            Some(values) => Blob::of(to_bytes(values)),
+            Some(values) => Blob::of(form.write(values)),
             None => (name(partition), Blob::made_up(bytes)),
         }
     };
@@ -122,7 +147,13 @@ fn contributed(means: &mut Means<'_>, stage: StageIndex, epoch: Epoch, vector: O
 
 fn invented_gradient(means: &mut Means<'_>, epoch: Epoch, sample: SampleId) -> Hash {
     let (stage, bytes) = (means.stage(), activation_bytes(means.spec));
-    let content = [b"invented".as_slice(), &means.identity.peer().0, &sample.0.to_le_bytes()].concat();
+    let content = match means.compute {
+        // Any number of zeros is a tensor.
+        Compute::Real => vec![0; usize::try_from(bytes).unwrap_or_default()],
+        Compute::Toy | Compute::Cost => {
+            [b"invented".as_slice(), &means.identity.peer().0, &sample.0.to_le_bytes()].concat()
+        }
+    };
     let (hash, blob) = Blob::of(content);
     keep(means, hash, Blob { bytes, ..blob }, &tag(stage, epoch))
 }
@@ -154,6 +185,21 @@ pub(super) fn own_manifest(means: &Means<'_>, action: &Action) -> Option<Manifes
         MergeMessage::Manifest(announce) => Some(announce),
         MergeMessage::Digest(_) | MergeMessage::Verdict(_) => None,
     }
+}
+
+/// The verdict that an action announces, if it does.
+pub(super) fn own_verdict(means: &Means<'_>, action: &Action) -> Option<VerdictAnnounce> {
+    match own_merge_message(means, action)? {
+        MergeMessage::Verdict(announce) => Some(announce),
+        MergeMessage::Manifest(_) | MergeMessage::Digest(_) => None,
+    }
+}
+
+/// A verdict of the adversary's own.
+pub(super) fn judged(means: &Means<'_>, sequence: u64, subject: Subject, finding: Finding) -> Emission {
+    let verdict = Verdict::sign(means.identity, means.spec.run_id(), subject, finding);
+    let bytes = signed(means, &MergeMessage::Verdict(VerdictAnnounce { sequence, verdict }));
+    Emission::Act(Action::Publish { topic: Topic::Merge(subject.stage), bytes })
 }
 
 /// The record that an action publishes, if it does, and where.

@@ -2,18 +2,17 @@
 
 use iota_protocol::miner::{Job, JobDone};
 
-use super::forgery::altered_contribution;
+use super::forgery::altered_partitions;
 use super::{Behaviour, Means};
 use crate::random::Random;
-use crate::trainer::toy::to_bytes;
 
 pub(super) struct Garbage;
 
 impl Behaviour for Garbage {
     fn computed(&mut self, means: &mut Means<'_>, job: &Job, done: JobDone) -> JobDone {
         let mut random = Random::new(means.random.bits(), "garbage");
-        altered_contribution(means, job, done, |values| {
-            let mut bytes = to_bytes(&values);
+        altered_partitions(means, job, done, |bytes| {
+            let mut bytes = bytes.to_vec();
             match random.below(3) {
                 0 => bytes.truncate(bytes.len().saturating_sub(8)),
                 1 => bytes.extend([0; 8]),
@@ -22,7 +21,7 @@ impl Behaviour for Garbage {
                     bytes.iter_mut().for_each(|byte| *byte = random.bits().to_le_bytes()[0]);
                 }
             }
-            bytes
+            Some(bytes)
         })
     }
 }

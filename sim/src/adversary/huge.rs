@@ -4,7 +4,6 @@ use iota_protocol::miner::{Job, JobDone};
 
 use super::forgery::altered_contribution;
 use super::{Behaviour, Means};
-use crate::trainer::toy::to_bytes;
 
 /// The largest number: a weighted mean of contributions stays finite, a sum over the samples that follow does not.
 const HUGE: f64 = f64::MAX;
@@ -13,8 +12,6 @@ pub(super) struct Huge;
 
 impl Behaviour for Huge {
     fn computed(&mut self, means: &mut Means<'_>, job: &Job, done: JobDone) -> JobDone {
-        altered_contribution(means, job, done, |values| {
-            to_bytes(&values.iter().map(|value| value.signum() * HUGE).collect::<Vec<_>>())
-        })
+        altered_contribution(means, job, done, |value| value.signum() * HUGE)
     }
 }

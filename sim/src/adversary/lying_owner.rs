@@ -6,7 +6,6 @@ use iota_protocol::miner::{Job, JobDone};
 use super::forgery::altered;
 use super::{Behaviour, Means};
 use crate::random::Random;
-use crate::trainer::toy::to_bytes;
 
 pub(super) struct LyingOwner;
 
@@ -19,7 +18,7 @@ impl Behaviour for LyingOwner {
         };
         let mut random = Random::new(means.random.bits(), "lie");
         let wrong = altered(means, *honest, &tag(*stage, *epoch), |values| {
-            to_bytes(&values.iter().map(|value| value + random.normal()).collect::<Vec<_>>())
+            values.iter().map(|value| value + random.normal()).collect()
         });
         JobDone::Reduced { stage: *stage, partition: *partition, merged: Ok(wrong) }
     }

@@ -4,14 +4,11 @@ use iota_protocol::miner::{Job, JobDone};
 
 use super::forgery::altered_contribution;
 use super::{Behaviour, Means};
-use crate::trainer::toy::to_bytes;
 
 pub(super) struct Nan;
 
 impl Behaviour for Nan {
     fn computed(&mut self, means: &mut Means<'_>, job: &Job, done: JobDone) -> JobDone {
-        altered_contribution(means, job, done, |values| {
-            to_bytes(&values.iter().map(|_| f64::NAN).collect::<Vec<_>>())
-        })
+        altered_contribution(means, job, done, |_| f64::NAN)
     }
 }

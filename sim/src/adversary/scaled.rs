@@ -4,7 +4,6 @@ use iota_protocol::miner::{Job, JobDone};
 
 use super::forgery::altered_contribution;
 use super::{Behaviour, Means};
-use crate::trainer::toy::to_bytes;
 
 /// How many times.
 const SCALE: f64 = 100.0;
@@ -13,8 +12,6 @@ pub(super) struct Scaled;
 
 impl Behaviour for Scaled {
     fn computed(&mut self, means: &mut Means<'_>, job: &Job, done: JobDone) -> JobDone {
-        altered_contribution(means, job, done, |values| {
-            to_bytes(&values.iter().map(|value| value * SCALE).collect::<Vec<_>>())
-        })
+        altered_contribution(means, job, done, |value| value * SCALE)
     }
 }

@@ -37,6 +37,12 @@ pub(super) fn validation(world: &World) -> Result<Option<Validation>, EngineErro
     }))
 }
 
+/// The loss of the merged model in nats per token; nothing where [`validation`] has none, or the engine refuses weights that
+/// adversaries have made no numbers.
+pub(crate) fn merged_loss(world: &World) -> Option<f64> {
+    validation(world).ok().flatten().map(|validation| validation.final_nats)
+}
+
 /// Of each stage the newest weights that an honest host holds. Checkers see that holders of the same version agree.
 fn merged(world: &World) -> Option<Merged> {
     let held: Vec<Weights<'_>> =

@@ -32,8 +32,11 @@ impl World {
         }
         while let Some(action) = self.hosts[host].peer.as_mut().and_then(|peer| peer.poll_action()) {
             if self.hosts[host].behaviour.is_some() {
+                let honest = [Emission::Act(action.clone())];
                 let emissions = self.consult(host, |behaviour, means| behaviour.acts(means, action));
-                self.emit(host, emissions.unwrap_or_default());
+                let emissions = emissions.unwrap_or_default();
+                self.hosts[host].deviated |= emissions != honest;
+                self.emit(host, emissions);
             } else {
                 self.act(host, action);
             }
@@ -43,8 +46,9 @@ impl World {
 
     /// Lets an adversary do what it does of itself.
     pub(super) fn wake_adversary(&mut self, host: HostIndex) {
-        let emissions = self.consult(host, |behaviour, means| behaviour.wakes(means));
-        self.emit(host, emissions.unwrap_or_default());
+        let emissions = self.consult(host, |behaviour, means| behaviour.wakes(means)).unwrap_or_default();
+        self.hosts[host].deviated |= !emissions.is_empty();
+        self.emit(host, emissions);
     }
 
     fn emit(&mut self, host: HostIndex, emissions: Vec<Emission>) {
@@ -249,12 +253,16 @@ impl World {
         let stage = peer.state().stage_of(peer.id()).or(checked).unwrap_or_default();
         let shirked = self.consult(host, |behaviour, means| behaviour.shirks(means, &job)).flatten();
         let (done, duration) = match shirked {
-            Some(done) => (done, std::time::Duration::from_millis(1)),
+            Some(done) => {
+                self.hosts[host].deviated = true;
+                (done, std::time::Duration::from_millis(1))
+            }
             None => {
                 let engine = &mut self.hosts[host];
                 let done = engine.trainer.perform(stage, &job, &mut engine.store);
                 let told =
                     self.consult(host, |behaviour, means| behaviour.computed(means, &job, done.clone()));
+                self.hosts[host].deviated |= told.as_ref().is_some_and(|told| *told != done);
                 let speed = self.hosts[host].setup.speed;
                 (told.unwrap_or(done), self.costs.duration(&job, speed, self.partition_bytes))
             }

@@ -177,6 +177,7 @@ impl World {
         if let Ok(gossip) = &broadcast.opened
             && self.consult(host, |behaviour, means| behaviour.hears(means, gossip)) == Some(false)
         {
+            self.hosts[host].deviated = true;
             return;
         }
         let Some(peer) = &mut self.hosts[host].peer else { return };
@@ -231,6 +232,7 @@ impl World {
         let room = target.store.fits(&header.hash, blob.bytes);
         let kept = self.consult(to, |behaviour, means| behaviour.is_pushed(means, sender, &header)).flatten();
         let target = &mut self.hosts[to];
+        target.deviated |= kept.is_some();
         let peer = target.peer.as_mut().filter(|_| room);
         let ack = peer.map(|peer| kept.unwrap_or_else(|| peer.handle_push(now, sender, &header)));
         if let Some(PushAck::Accepted(_)) = ack {
