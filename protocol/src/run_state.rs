@@ -28,6 +28,7 @@ use serde::{Deserialize, Serialize};
 use crate::id::{Epoch, Hash, LogIndex, PartitionIndex, PeerId, StageIndex};
 use crate::limits::{REPLICAS_MAX, WIRE_VERSION_FIRST};
 use crate::merge;
+use crate::merge::evidence::{Evidence, EvidenceError, Reports};
 use crate::samples::{Deal, epoch_samples};
 use crate::scores::{Penalty, Scores, Work};
 use crate::spec::RunSpec;
@@ -258,7 +259,10 @@ impl RunState {
         }
         match decision {
             Decision::Admit { peer, stage } => self.admit(*peer, *stage),
-            Decision::Evict { peer, reason } => self.evict(*peer, *reason),
+            Decision::Evict { peer, reason, evidence } => {
+                let founded = self.is_founded(*peer, *reason, evidence.as_ref());
+                founded.then(|| self.evict(*peer, *reason)).flatten()
+            }
             Decision::Move { peer, stage } => self.relocate(*peer, *stage),
             Decision::OpenEpoch { stage, epoch, base, members } => {
                 self.open(index, *stage, *epoch, *base, members)
@@ -362,6 +366,43 @@ impl RunState {
         self.members.insert(peer, stage);
         self.evicted.remove(&peer);
         Some(vec![StateEvent::Admitted(peer, stage)])
+    }
+
+    /// Whether a decision may take a miner's place for this reason: what bars it for good rests on what others signed.
+    fn is_founded(&self, peer: PeerId, reason: EvictReason, evidence: Option<&Evidence>) -> bool {
+        match reason {
+            EvictReason::Silent | EvictReason::Left => evidence.is_none(),
+            EvictReason::WrongMerge | EvictReason::InvalidContribution => {
+                evidence.is_some_and(|evidence| self.check_evidence(peer, reason, evidence).is_ok())
+            }
+            // These follow from verdicts, which are decisions of their own.
+            EvictReason::FailedReplay | EvictReason::Unproven => false,
+        }
+    }
+
+    /// Checks the evidence for a miner to lose its place, against the plan of a merge under way or lately closed.
+    ///
+    /// # Errors
+    /// [`EvidenceError`] if it does not hold.
+    pub fn check_evidence(
+        &self,
+        accused: PeerId,
+        reason: EvictReason,
+        evidence: &Evidence,
+    ) -> Result<Reports, EvidenceError> {
+        let reports = evidence.open(self.spec.run_id(), self.wire_version)?;
+        let plan = self.plan_of(reports.stage, reports.epoch, reports.attempt).ok_or(EvidenceError::Plan)?;
+        evidence.convicts(&reports, accused, reason, plan)?;
+        Ok(reports)
+    }
+
+    /// The plan of a merge under way or lately closed.
+    #[must_use]
+    pub fn plan_of(&self, stage: StageIndex, epoch: Epoch, attempt: u16) -> Option<&Plan> {
+        let stage = self.stage(stage)?;
+        let under_way = stage.plan().filter(|(training, _)| training.epoch == epoch).map(|(_, plan)| plan);
+        let closed = || stage.closed_epoch(epoch).map(|closed| &closed.plan);
+        under_way.or_else(closed).filter(|plan| plan.attempt == attempt)
     }
 
     fn evict(&mut self, peer: PeerId, reason: EvictReason) -> Option<Vec<StateEvent>> {

@@ -42,7 +42,9 @@ impl Departures {
             (!record.miner || record.leaving && free()).then_some(EvictReason::Left)
         };
         let members = state.members().keys();
-        members.filter_map(|&peer| Some(Decision::Evict { peer, reason: reason(peer)? })).collect()
+        members
+            .filter_map(|&peer| Some(Decision::Evict { peer, reason: reason(peer)?, evidence: None }))
+            .collect()
     }
 }
 
@@ -96,7 +98,7 @@ mod tests {
         let mut book = Book::default();
         say(&mut book, START, LEAVER, 3, true);
         say(&mut book, START, OTHER, 3, false);
-        let evict = Decision::Evict { peer: LEAVER, reason: EvictReason::Left };
+        let evict = Decision::Evict { peer: LEAVER, reason: EvictReason::Left, evidence: None };
         assert_eq!(decided(&state, &book), [vec![evict], vec![]]);
     }
 
@@ -137,7 +139,7 @@ mod tests {
         let mut book = Book::default();
         let gone = PeerRecord { leaving: true, ..record() };
         book.insert(START, LEAVER, Arc::new(gone)).expect("a valid record");
-        let evict = vec![Decision::Evict { peer: LEAVER, reason: EvictReason::Left }];
+        let evict = vec![Decision::Evict { peer: LEAVER, reason: EvictReason::Left, evidence: None }];
         assert_eq!(decided(&state, &book), [evict.clone(), evict]);
     }
 }
