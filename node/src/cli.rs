@@ -14,6 +14,7 @@ mod join;
 mod keys;
 mod log;
 mod plan;
+mod proof;
 mod resume;
 mod scores;
 mod spec;
@@ -63,6 +64,10 @@ enum Verb {
     Scores(scores::ScoresOptions),
     /// Recompute the state and the scores of a run from its mirror, and compare
     Audit(scores::AuditOptions),
+    /// Write down why a peer lost its place for good, for anybody to check
+    Proof(proof::ProofOptions),
+    /// Check a proof against a peer, on any machine and without the swarm
+    VerifyProof(proof::VerifyProofOptions),
     /// Sample text from a checkpoint
     Generate(generate::GenerateOptions),
     /// Measure the loss of a checkpoint on a text
@@ -118,6 +123,8 @@ fn run(args: &[OsString]) -> Result<(), CliError> {
         Verb::History(options) => history::run(&options),
         Verb::Scores(options) => scores::run(&options),
         Verb::Audit(options) => scores::audit(&options),
+        Verb::Proof(options) => proof::run(&options),
+        Verb::VerifyProof(options) => proof::verify(&options),
         Verb::Generate(options) => generate::run(&options),
         Verb::Eval(options) => eval::run(&options),
         Verb::Plan(options) => plan::run(&options, matches),

@@ -19,7 +19,7 @@ pub(crate) mod engine_thread;
 mod history;
 mod mirror;
 mod moments;
-mod poison;
+pub(crate) mod poison;
 mod reporter;
 pub(crate) mod vault;
 

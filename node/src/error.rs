@@ -51,6 +51,8 @@ exit_codes! {
     Outdated = 10, "the run uses a wire version that this program does not speak";
     /// A mirror cannot be used, or a checkpoint in it.
     Mirror = 11, "a mirror cannot be used, or a checkpoint is not in it or damaged";
+    /// A proof does not show what it is to show.
+    NotProved = 12, "what a proof is about, computed again, does not show it, or cannot be computed again";
     /// Stopped by SIGINT or SIGTERM.
     Interrupted = 130, "stopped by SIGINT or SIGTERM";
 }
@@ -179,6 +181,12 @@ pub enum CliError {
         /// Expected and got, or what the store said.
         reason: String,
     },
+    /// A proof does not show what it is to show.
+    #[error("prove what {path} is about: expected inputs that show it, got none that do")]
+    NotProved {
+        /// The file.
+        path: PathBuf,
+    },
     /// Stopped from outside.
     #[error("finish: stopped by {signal}")]
     Interrupted {
@@ -211,6 +219,7 @@ impl CliError {
             Self::ReplicasDisagree { .. } => ExitCode::ReplicasDisagree,
             Self::Outdated(_) => ExitCode::Outdated,
             Self::Mirror { .. } => ExitCode::Mirror,
+            Self::NotProved { .. } => ExitCode::NotProved,
             Self::Interrupted { .. } => ExitCode::Interrupted,
             Self::Bug(_) => ExitCode::Bug,
         }
@@ -254,6 +263,9 @@ impl CliError {
                 "`iota-node checkpoint list --from {url}` lists what is there; AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY, \
                  AWS_REGION and AWS_ENDPOINT_URL say how a bucket is reached"
             ),
+            Self::NotProved { .. } => {
+                "the line above says what the file shows; a node that owned what was disputed has its inputs".to_owned()
+            }
             Self::Interrupted { .. } => "run the same command again to start over".to_owned(),
             Self::Bug(_) => "this is a bug; please report it with the command and the log".to_owned(),
         }
@@ -303,7 +315,7 @@ mod tests {
 
     #[test]
     fn the_table_of_exit_codes_names_each() {
-        assert_eq!(EXIT_CODES_HELP.lines().count(), 14);
+        assert_eq!(EXIT_CODES_HELP.lines().count(), 15);
         assert!(EXIT_CODES_HELP.contains("\n  130\tstopped"));
     }
 }

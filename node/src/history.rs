@@ -82,6 +82,12 @@ impl Fold {
         Self { state: RunState::new(spec, &parameters), checked: 0 }
     }
 
+    /// The state after the entries that a snapshot stands for.
+    #[must_use]
+    pub const fn from_state(state: RunState) -> Self {
+        Self { state, checked: 0 }
+    }
+
     /// Applies the next entry; returns what it changed.
     ///
     /// # Errors

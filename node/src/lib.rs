@@ -24,6 +24,8 @@ pub mod metrics;
 pub mod mirror;
 /// Small messages between peers, over libp2p.
 pub mod net;
+/// Why a miner lost its place, for anybody to check.
+pub mod proof;
 /// Activations pushed to a chosen peer.
 pub mod push;
 /// What a node remembers across restarts.

@@ -28,6 +28,7 @@ use crate::bridge;
 use crate::checkpoints::open;
 use crate::disk::DiskWatch;
 use crate::driver::engine_thread::{self, EngineSetup};
+pub use crate::driver::poison::Poison;
 use crate::driver::vault::Vault;
 use crate::driver::{Driver, Ended, NodePeer, Parts, Reporter, wall_micros};
 use crate::events::{EventLog, NodeEvent};
@@ -99,8 +100,8 @@ pub struct JoinConfig {
     pub disk_quota: Option<u64>,
     /// Most bytes that its event log takes.
     pub event_log_max: u64,
-    /// Whether it contributes the negative of what it computed: a fault to try on a swarm of one's own.
-    pub poison: bool,
+    /// What it spoils of what it computed: a fault to try on a swarm of one's own.
+    pub poison: Vec<Poison>,
     /// The corpus, if this node reads it.
     pub corpus: Option<Arc<Corpus>>,
 }
@@ -234,7 +235,7 @@ pub async fn join(config: JoinConfig, stop: Stop) -> Result<RunSummary, RunError
                 runtime: tokio::runtime::Handle::current(),
                 data_dir: config.data_dir.clone(),
                 own: config.roles.miner,
-                poison: config.poison,
+                poison: config.poison.clone(),
             };
             let (orders, results, thread) = engine_thread::start(setup)
                 .map_err(|error| RunError::Other(format!("start the engine's thread: {error}")))?;

@@ -30,6 +30,22 @@ pub const SAMPLES_PER_EPOCH_MAX: u64 = 1 << 20;
 /// Partitions of one stage; a manifest names the hash of each (32 bytes).
 pub const PARTITIONS_MAX: usize = 4096;
 
+/// Partitions that one digest report is about: those of one group of so many by their index. So an owner's reports are few, and
+/// three of them fit a log entry as [evidence](crate::merge::evidence).
+pub const DIGEST_PARTITIONS_MAX: usize = 1024;
+/// Submitters whose faults one digest report tells of: those of one group of so many in the order of the plan.
+pub const DIGEST_SUBMITTERS_MAX: usize = 128;
+/// Faults of one digest report: two kinds for each submitter.
+pub const DIGEST_FAULTS_MAX: usize = 2 * DIGEST_SUBMITTERS_MAX;
+/// Bytes of a digest report's envelope: 38 for each partition, 60 for each fault, and its frame.
+const DIGEST_BYTES_MAX: usize = DIGEST_PARTITIONS_MAX * 38 + DIGEST_FAULTS_MAX * 60 + 1024;
+/// Digest reports of one owner and plan that a candidate keeps. An owner that tells the truth has one for each group.
+pub const DIGEST_REPORTS_KEPT_MAX: usize = 16;
+/// Digest reports that one decision rests on: the accused's, and those of two who agree against it.
+pub const EVIDENCE_REPORTS_MAX: usize = 3;
+/// Merges, the newest, whose disputed inputs a miner keeps for a proof.
+pub const PROOFS_KEPT_MAX: usize = 4;
+
 /// Bytes of one gossiped message. Holds a manifest of [`PARTITIONS_MAX`] hashes.
 pub const GOSSIP_BYTES_MAX: usize = 256 * 1024;
 /// Bytes of one log entry: a merge outcome of [`PARTITIONS_MAX`] hashes, or a plan of [`REPLICAS_MAX`] submitters.
@@ -171,6 +187,13 @@ const _: () =
     assert!(CANDIDATES_MAX % 2 == 1, "an even number of candidates tolerates no more crashes than one fewer");
 const _: () = assert!(PARTITIONS_MAX * 33 + 4096 <= ENTRY_BYTES_MAX, "an outcome fits a log entry");
 const _: () = assert!(REPLICAS_MAX * 128 <= ENTRY_BYTES_MAX, "a plan fits a log entry");
+const _: () =
+    assert!(EVIDENCE_REPORTS_MAX * DIGEST_BYTES_MAX + 1024 <= ENTRY_BYTES_MAX, "evidence fits a log entry");
+const _: () = assert!(
+    PARTITIONS_MAX.div_ceil(DIGEST_PARTITIONS_MAX) <= DIGEST_REPORTS_KEPT_MAX
+        && REPLICAS_MAX.div_ceil(DIGEST_SUBMITTERS_MAX) <= DIGEST_REPORTS_KEPT_MAX,
+    "all that an owner says of a plan is kept"
+);
 const _: () = assert!(ENTRY_BYTES_MAX + 4096 <= GOSSIP_BYTES_MAX, "a certified entry fits a gossip message");
 const _: () = assert!(ENTRY_BYTES_MAX <= LOG_GOSSIP_BYTES_MAX, "a gossiped range holds at least one entry");
 const _: () = assert!(LOG_GOSSIP_BYTES_MAX <= LOG_RANGE_BYTES_MAX, "so does one that is asked for");

@@ -7,6 +7,7 @@
 //! and so leaves some unowned).
 
 pub mod agreement;
+pub mod evidence;
 
 use crate::id::{Hash, PeerId};
 use crate::samples::shuffle;

@@ -16,6 +16,7 @@ pub mod job;
 pub mod merging;
 mod mirror;
 pub mod outbox;
+mod proof;
 mod restore;
 pub mod work;
 
@@ -558,10 +559,8 @@ impl Miner {
             }
         }
         for merge in self.merges.values_mut() {
-            if let Some(report) = merge.report(due, self.sequence + 1) {
-                self.sequence += 1;
-                messages.push(MergeMessage::Digest(report));
-            }
+            let reports = merge.report(due, &mut self.sequence);
+            messages.extend(reports.into_iter().map(MergeMessage::Digest));
         }
         if due {
             let (least, most) = (heartbeat, heartbeat * ANNOUNCE_HEARTBEATS_MAX);

@@ -30,6 +30,7 @@ use waits::Waits;
 use crate::id::{Epoch, Hash, PartitionIndex, PeerId, StageIndex};
 use crate::limits::{ANNOUNCE_HEARTBEATS_MAX, PROPOSAL_REPEAT};
 use crate::merge::agreement::{AgreementMatrix, Tally, Verdict as OwnersVerdict};
+use crate::merge::evidence::{Evidence, SignedReport, witnesses};
 use crate::peer::book::Book;
 use crate::peer::speed::Speed;
 use crate::run_state::{Phase, Plan, RunState, Stage, Training};
@@ -39,7 +40,7 @@ use crate::time::Instant;
 use crate::validation::{Verdict, is_drawn};
 use crate::wire::encode;
 use crate::wire::gossip::HashedManifest;
-use crate::wire::message::{Decision, DigestReport, EvictReason, Submission};
+use crate::wire::message::{Decision, EvictReason, Submission};
 
 /// Largest weight of a member in a deal; the fastest has it, the others a share. Coarse, so that the
 /// noise of a measurement does not unbalance equal machines.
@@ -117,11 +118,9 @@ impl Orchestrator {
     }
 
     /// Takes an owner's results.
-    pub fn handle_digest(&mut self, owner: PeerId, report: &DigestReport, partitions: usize) {
-        self.tallies
-            .entry((report.stage, report.epoch, report.attempt))
-            .or_default()
-            .add(owner, report, partitions);
+    pub fn handle_digest(&mut self, owner: PeerId, signed: &Arc<SignedReport>) {
+        let report = &signed.report;
+        self.tallies.entry((report.stage, report.epoch, report.attempt)).or_default().add(owner, signed);
     }
 
     /// Takes a validator's verdict that the log waits for.
@@ -414,7 +413,8 @@ impl Orchestrator {
         let tally = self.tallies.get(&(stage, epoch, attempt)).unwrap_or(&empty);
 
         let gone = |peer: PeerId| state.stage_of(peer).is_none();
-        let invalid = tally.invalid(2.min(plan.submitters.len()));
+        let witnesses = witnesses(plan.submitters.len());
+        let invalid = tally.invalid(witnesses);
         let mut lost: BTreeSet<PeerId> = invalid.iter().copied().collect();
         lost.extend(tally.unavailable().into_iter().filter(|&peer| gone(peer) || waited >= deadline));
         if waited >= deadline * 3 {
@@ -422,10 +422,8 @@ impl Orchestrator {
         }
         lost.retain(|peer| plan.submitters.iter().any(|submission| submission.peer == *peer));
         if !lost.is_empty() {
-            let mut decisions: Vec<_> = invalid
-                .into_iter()
-                .map(|peer| Decision::Evict { peer, reason: EvictReason::InvalidContribution })
-                .collect();
+            let found = invalid.into_iter().map(|peer| (peer, tally.invalidity(peer, witnesses)));
+            let mut decisions = convictions(EvictReason::InvalidContribution, found);
             decisions.push(Decision::MergeAbort { stage, epoch, attempt, lost: lost.into_iter().collect() });
             return decisions;
         }
@@ -436,7 +434,7 @@ impl Orchestrator {
         };
         let mut agreed = Vec::new();
         let mut decisions = Vec::new();
-        let mut liars = BTreeSet::new();
+        let mut liars = BTreeMap::new();
         for (i, owners) in plan.owners.iter().enumerate() {
             let partition = PartitionIndex(u32::try_from(i).unwrap_or(u32::MAX));
             // Each further owner gets the whole deadline again.
@@ -452,7 +450,10 @@ impl Orchestrator {
                     let asked = reassign(partition, owners, more);
                     if asked.is_empty() {
                         agreed.push(hash);
-                        liars.extend(losers);
+                        for liar in losers.into_iter().filter(|peer| !gone(*peer)) {
+                            let evidence = || tally.contradiction(partition, liar, hash, owners);
+                            liars.entry(liar).or_insert_with(evidence);
+                        }
                     }
                     decisions.extend(asked);
                 }
@@ -464,17 +465,21 @@ impl Orchestrator {
                 }
             }
         }
-        decisions.extend(
-            liars
-                .into_iter()
-                .filter(|peer| !gone(*peer))
-                .map(|peer| Decision::Evict { peer, reason: EvictReason::WrongMerge }),
-        );
+        decisions.extend(convictions(EvictReason::WrongMerge, liars));
         if agreed.len() == plan.owners.len() {
             decisions.push(Decision::MergeOutcome { stage, epoch, attempt, partitions: agreed });
         }
         decisions
     }
+}
+
+/// Evictions of those against whom there is evidence. Without, they would be void.
+fn convictions(
+    reason: EvictReason,
+    accused: impl IntoIterator<Item = (PeerId, Option<Evidence>)>,
+) -> Vec<Decision> {
+    let founded = accused.into_iter().filter(|(_, evidence)| evidence.is_some());
+    founded.map(|(peer, evidence)| Decision::Evict { peer, reason, evidence }).collect()
 }
 
 /// The replicas of `stage` that say they hold its newest weights.

@@ -25,6 +25,7 @@ use crate::id::{Epoch, Identity, PeerId, StageIndex};
 use crate::limits::{RPC_BYTES_MAX, TRANSFER_DEADLINE};
 use crate::log::snapshot::Snapshots;
 use crate::log::{DecidedLog, LogBytes, Snapshot};
+use crate::merge::evidence::SignedReport;
 use crate::miner::{Action, Context, JobDone, Miner, Notice, Outbox};
 use crate::orchestrator::verdicts::is_awaited;
 use crate::run_state::RunState;
@@ -34,9 +35,7 @@ use crate::validation::Verdict;
 use crate::validator::Validator;
 use crate::wire::frame::{PushAck, PushHeader, PushRefusal};
 use crate::wire::gossip::{Gossip, HashedManifest, MergeNews, Opened};
-use crate::wire::message::{
-    ControlUpdate, DigestReport, MergeMessage, PeerRecord, Request, Response, StateOffer, Topic,
-};
+use crate::wire::message::{ControlUpdate, MergeMessage, PeerRecord, Request, Response, StateOffer, Topic};
 use crate::wire::{Outdated, Payload, RejectReason, ReplayWindow, Versions, decode};
 
 use arrival::{Arrival, Step};
@@ -479,7 +478,7 @@ impl<S: Storage<LogBytes> + Clone> Peer<S> {
     fn take_merge_message(&mut self, sender: PeerId, news: &MergeNews) -> Result<(), RejectReason> {
         match news {
             MergeNews::Manifest(submitted) => self.take_manifest(sender, submitted),
-            MergeNews::Digest(report) => self.take_digest(sender, report),
+            MergeNews::Digest(signed) => self.take_digest(sender, signed),
             MergeNews::Verdict(verdict) => self.take_verdict(verdict),
         }
     }
@@ -526,8 +525,12 @@ impl<S: Storage<LogBytes> + Clone> Peer<S> {
         Ok(())
     }
 
-    fn take_digest(&mut self, sender: PeerId, report: &DigestReport) -> Result<(), RejectReason> {
+    fn take_digest(&mut self, sender: PeerId, signed: &Arc<SignedReport>) -> Result<(), RejectReason> {
+        let report = &signed.report;
         let stage = self.state.stage(report.stage).ok_or(RejectReason::Inconsistent("stage"))?;
+        if !report.is_in_order(stage.partitions) {
+            return Err(RejectReason::Inconsistent("partitions of a report"));
+        }
         if report.epoch < stage.version {
             return Err(RejectReason::Stale);
         }
@@ -540,9 +543,8 @@ impl<S: Storage<LogBytes> + Clone> Peer<S> {
         if !passes && !plan.owners.iter().any(|owners| owners.contains(&sender)) {
             return Err(RejectReason::NotEntitled);
         }
-        let partitions = stage.partitions;
         if let Some(candidate) = &mut self.candidate {
-            candidate.orchestrator_mut().handle_digest(sender, report, partitions);
+            candidate.orchestrator_mut().handle_digest(sender, signed);
         }
         Ok(())
     }
@@ -738,9 +740,9 @@ impl<S: Storage<LogBytes> + Clone> Peer<S> {
         self.fetch_log(now);
         self.with_miner(now, |miner, cx| miner.pump(cx));
         self.with_validator(now, |validator, cx| validator.pump(cx));
-        for message in self.out.take_own() {
+        for (message, envelope) in self.out.take_own() {
             // Our own messages do not come back by gossip. They are never news to the replay window.
-            let _ = self.take_merge_message(self.me, &message.into());
+            let _ = self.take_merge_message(self.me, &MergeNews::new(message, &envelope));
         }
         self.follow_scope();
         self.follow_arrival(now);

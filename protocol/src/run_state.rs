@@ -28,6 +28,7 @@ use serde::{Deserialize, Serialize};
 use crate::id::{Epoch, Hash, LogIndex, PartitionIndex, PeerId, StageIndex};
 use crate::limits::{REPLICAS_MAX, WIRE_VERSION_FIRST};
 use crate::merge;
+use crate::merge::evidence::{Evidence, EvidenceError, Reports};
 use crate::samples::{Deal, epoch_samples};
 use crate::scores::{Penalty, Place, Scores, Work};
 use crate::spec::RunSpec;
@@ -273,7 +274,10 @@ impl RunState {
         }
         match decision {
             Decision::Admit { peer, stage } => self.admit(*peer, *stage),
-            Decision::Evict { peer, reason } => self.evict(*peer, *reason),
+            Decision::Evict { peer, reason, evidence } => {
+                let founded = self.is_founded(*peer, *reason, evidence.as_ref());
+                founded.then(|| self.evict(*peer, *reason)).flatten()
+            }
             Decision::Move { peer, stage } => self.relocate(*peer, *stage),
             Decision::OpenEpoch { stage, epoch, base, members } => {
                 self.open(index, *stage, *epoch, *base, members)
@@ -383,12 +387,50 @@ impl RunState {
         self.members.insert(peer, Place { stage, since });
     }
 
+    /// Whether a decision may take a miner's place for this reason: what bars it for good rests on what others signed.
+    fn is_founded(&self, peer: PeerId, reason: EvictReason, evidence: Option<&Evidence>) -> bool {
+        match reason {
+            EvictReason::Silent | EvictReason::Left => evidence.is_none(),
+            EvictReason::LowScore => {
+                let kicked = self.stage_of(peer).and_then(|stage| self.to_kick(stage));
+                evidence.is_none() && kicked == Some(peer)
+            }
+            EvictReason::WrongMerge | EvictReason::InvalidContribution => {
+                evidence.is_some_and(|evidence| self.check_evidence(peer, reason, evidence).is_ok())
+            }
+            // These follow from verdicts, which are decisions of their own.
+            EvictReason::FailedReplay | EvictReason::Unproven => false,
+        }
+    }
+
+    /// Checks the evidence for a miner to lose its place, against the plan of a merge under way or lately closed.
+    ///
+    /// # Errors
+    /// [`EvidenceError`] if it does not hold.
+    pub fn check_evidence(
+        &self,
+        accused: PeerId,
+        reason: EvictReason,
+        evidence: &Evidence,
+    ) -> Result<Reports, EvidenceError> {
+        let reports = evidence.open(self.spec.run_id(), self.wire_version)?;
+        let plan = self.plan_of(reports.stage, reports.epoch, reports.attempt).ok_or(EvidenceError::Plan)?;
+        evidence.convicts(&reports, accused, reason, plan)?;
+        Ok(reports)
+    }
+
+    /// The plan of a merge under way or lately closed.
+    #[must_use]
+    pub fn plan_of(&self, stage: StageIndex, epoch: Epoch, attempt: u16) -> Option<&Plan> {
+        let stage = self.stage(stage)?;
+        let under_way = stage.plan().filter(|(training, _)| training.epoch == epoch).map(|(_, plan)| plan);
+        let closed = || stage.closed_epoch(epoch).map(|closed| &closed.plan);
+        under_way.or_else(closed).filter(|plan| plan.attempt == attempt)
+    }
+
     fn evict(&mut self, peer: PeerId, reason: EvictReason) -> Option<Vec<StateEvent>> {
         let index = self.stage_of(peer)?;
         if reason == EvictReason::LowScore {
-            if self.to_kick(index) != Some(peer) {
-                return None;
-            }
             self.scores.kicked(index, self.stage(index)?.version);
         }
         self.members.remove(&peer);

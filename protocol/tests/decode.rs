@@ -10,9 +10,11 @@ use std::sync::Arc;
 
 use examples::{identity, peer, run, spec};
 use iota_protocol::log::{LogBytes, MemoryStorage};
+use iota_protocol::merge::evidence::Evidence;
 use iota_protocol::miner::Action;
 use iota_protocol::peer::{Peer, Roles};
 use iota_protocol::receipts::{Receipt, decode_receipts, encode_receipts, merkle_root};
+use iota_protocol::run_state::RunState;
 use iota_protocol::scores::ScoresExport;
 use iota_protocol::spec::WireDtype;
 use iota_protocol::wire::envelope::signed_bytes;
@@ -252,6 +254,25 @@ fn merge_message() -> impl Strategy<Value = MergeMessage> {
     prop_oneof![announce, report]
 }
 
+fn evidence() -> impl Strategy<Value = Evidence> {
+    let reports = || vec(vec(any::<u8>(), 0..9).prop_map(ByteBuf::from), 0..4);
+    prop_oneof![
+        (any::<u32>(), reports()).prop_map(|(partition, reports)| {
+            Evidence::Digests { partition: PartitionIndex(partition), reports }
+        }),
+        reports().prop_map(|reports| Evidence::Faults { reports }),
+    ]
+}
+
+/// Holds that the state of a run takes evidence of any bytes without a panic, and believes none of it.
+fn convicts_nobody(evidence: &Evidence) -> Result<(), TestCaseError> {
+    let state = RunState::new(Arc::new(spec()), &[100, 100, 100]);
+    for reason in [EvictReason::WrongMerge, EvictReason::InvalidContribution] {
+        prop_assert!(state.check_evidence(peer(5), reason, evidence).is_err());
+    }
+    Ok(())
+}
+
 fn decision() -> impl Strategy<Value = Decision> {
     let stage = || any::<u16>().prop_map(StageIndex);
     let epoch = || any::<u32>().prop_map(Epoch);
@@ -265,7 +286,11 @@ fn decision() -> impl Strategy<Value = Decision> {
         .prop_map(|(peer, manifest, samples, loss_micro)| Submission { peer, manifest, samples, loss_micro });
     prop_oneof![
         (peer_id(), stage()).prop_map(|(peer, stage)| Decision::Admit { peer, stage }),
-        (peer_id(), reason).prop_map(|(peer, reason)| Decision::Evict { peer, reason }),
+        (peer_id(), reason, option::of(evidence())).prop_map(|(peer, reason, evidence)| Decision::Evict {
+            peer,
+            reason,
+            evidence
+        }),
         (peer_id(), any::<u16>()).prop_map(|(peer, stage)| Decision::Move { peer, stage: StageIndex(stage) }),
         (stage(), epoch(), hash(), vec((peer_id(), any::<u32>()), 0..5))
             .prop_map(|(stage, epoch, base, members)| Decision::OpenEpoch { stage, epoch, base, members }),
@@ -409,6 +434,18 @@ proptest! {
         offer_everywhere(&encode(&header));
         offer_everywhere(&encode(&Request::Log { from: LogIndex(from) }));
         offer_everywhere(&encode(&state));
+    }
+
+    #[test]
+    fn damaged_evidence_never_panics(evidence in evidence(), changes in vec(change(), 1..4)) {
+        convicts_nobody(&evidence)?;
+        for example in [examples::digests(), examples::faults()] {
+            let mut bytes = encode(&example);
+            apply(&mut bytes, &changes);
+            if let Ok(evidence) = decode::<Evidence>(&bytes, LIMIT) {
+                convicts_nobody(&evidence)?;
+            }
+        }
     }
 
     #[test]

@@ -158,7 +158,7 @@ fn the_state_of_a_run() {
         loss_micro: None,
     });
     let plan = Decision::MergePlan { stage, epoch, attempt: 0, submitters: submitters.collect() };
-    let evict = Decision::Evict { peer: peer(4), reason: EvictReason::Silent };
+    let evict = Decision::Evict { peer: peer(4), reason: EvictReason::Silent, evidence: None };
     let open = Decision::OpenEpoch { stage, epoch, base, members };
     let mut state = RunState::new(Arc::new(spec()), &[1000, 2000, 1000]);
     for (index, decision) in (0..).zip(admitted.into_iter().chain([evict, open, plan])) {

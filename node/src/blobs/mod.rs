@@ -13,7 +13,9 @@ mod fetch;
 mod limited;
 mod plane;
 mod served;
+mod stored;
 
 pub use endpoint::transport;
 pub use fetch::{FetchError, ProviderFailure};
 pub use plane::{DataConfig, DataError, DataPlane, Hash32, Storage};
+pub use stored::DiskBlobs;

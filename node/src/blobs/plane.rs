@@ -118,7 +118,7 @@ impl DataPlane {
     /// When the address or the directory cannot be used.
     pub async fn start(config: DataConfig) -> Result<(Self, mpsc::Receiver<IncomingPush>), DataError> {
         let (gc, collections) = collector(config.gc_interval);
-        let store = open_store(&config.storage, gc).await?;
+        let store = open_store(&config.storage, Some(gc)).await?;
         let (endpoint, lookup) = bind(&config.secret, config.bind).await?;
         let (events, counting) = served::count(config.traffic.blob_out.clone(), config.upload_rate);
         let (receiver, incoming) =
@@ -376,20 +376,21 @@ impl DataPlane {
     }
 }
 
-fn store_error(error: impl std::fmt::Display) -> DataError {
+pub(super) fn store_error(error: impl std::fmt::Display) -> DataError {
     DataError::Store(error.to_string())
 }
 
-async fn open_store(storage: &Storage, gc: GcConfig) -> Result<Store, DataError> {
+/// Opens a store; what no tag names is collected if a collector's settings are given.
+pub(super) async fn open_store(storage: &Storage, gc: Option<GcConfig>) -> Result<Store, DataError> {
     match storage {
         Storage::Memory => {
-            let store = MemStore::new_with_opts(mem::Options { gc_config: Some(gc) });
+            let store = MemStore::new_with_opts(mem::Options { gc_config: gc });
             Ok((*store).clone())
         }
         Storage::Disk(path) => {
             let fail = |error: String| DataError::Open { path: path.clone(), reason: error };
             std::fs::create_dir_all(path).map_err(|error| fail(error.to_string()))?;
-            let options = Options { gc: Some(gc), ..Options::new(path) };
+            let options = Options { gc, ..Options::new(path) };
             let store = FsStore::load_with_opts(path.join("blobs.db"), options)
                 .await
                 .map_err(|error| fail(error.to_string()))?;

@@ -28,7 +28,7 @@ use crate::disk::DiskWatch;
 use crate::error::{CliError, ExitCode};
 use crate::events::EVENTS_BYTES_MAX;
 use crate::net::NetError;
-use crate::run::{Conclusion, JoinConfig, Roles, RunError, Stop, join};
+use crate::run::{Conclusion, JoinConfig, Poison, Roles, RunError, Stop, join};
 use crate::signals::StopSignals;
 
 #[derive(Debug, Args)]
@@ -51,9 +51,9 @@ pub(super) struct JoinOptions {
     /// Replay epochs of miners that are drawn, and say whether they are what was committed to
     #[arg(long, conflicts_with = "miner")]
     validator: bool,
-    /// Contribute the negative of what is computed, as a fault to try on a swarm of one's own
-    #[arg(long, hide = true)]
-    poison: bool,
+    /// Contribute, or merge, the negative of what is computed, as a fault to try on a swarm of one's own
+    #[arg(long, hide = true, value_enum, value_name = "WHAT")]
+    poison: Vec<Poison>,
     /// Stand for orchestrator; a candidate's key does so by itself
     #[arg(long)]
     orchestrator: bool,
@@ -239,7 +239,7 @@ impl JoinOptions {
             upload_rate: self.upload_rate.and_then(|rate| NonZeroU64::new(rate.0)),
             disk_quota: self.disk_quota.map(|quota| quota.0),
             event_log_max: self.event_log_max.0,
-            poison: self.poison,
+            poison: self.poison.clone(),
             corpus,
         })
     }

@@ -15,7 +15,7 @@ use crate::corpus::hash_file;
 use crate::error::CliError;
 use crate::report;
 use crate::signals::StopSignals;
-use crate::up::fault::{Faults, Freeze, Kill, When};
+use crate::up::fault::{Faults, Freeze, Kill, Poisoned, When};
 use crate::up::plan::{Control, UpPlan, new_run_dir};
 use crate::up::screen::Screen;
 use crate::up::{outcome, run_swarm};
@@ -58,9 +58,9 @@ pub(super) struct UpOptions {
     /// Let one more miner join late, such as `15s` or `e3`; repeatable
     #[arg(long, value_name = "WHEN")]
     join_after: Vec<When>,
-    /// Have a process contribute the negative of what it computed, such as `5`; repeatable
-    #[arg(long, value_name = "PEER")]
-    poison: Vec<usize>,
+    /// Have a process contribute the negative of what it computed, such as `5`, or merge it, as `5:merge`; repeatable
+    #[arg(long, value_name = "PEER[:WHAT]")]
+    poison: Vec<Poisoned>,
     /// Leave out the one-process control
     #[arg(long)]
     no_control: bool,

@@ -14,7 +14,7 @@ use tokio::runtime::Handle;
 use tokio::sync::{mpsc, oneshot};
 
 use super::moments::MomentsFolder;
-use super::poison::poisoned;
+use super::poison::Poison;
 use super::vault::Vault;
 use crate::blobs::DataError;
 
@@ -40,8 +40,8 @@ pub(crate) struct EngineSetup {
     pub(crate) data_dir: PathBuf,
     /// Whether what is computed here is a miner's own, so that its next process goes on from it.
     pub(crate) own: bool,
-    /// Whether it contributes the negative of what it computed.
-    pub(crate) poison: bool,
+    /// What it spoils of what it computed.
+    pub(crate) poison: Vec<Poison>,
 }
 
 /// Starts the thread. It ends when the sender of orders is dropped.
@@ -66,8 +66,8 @@ pub(crate) fn start(
             match order {
                 Order::Job(job) => {
                     let mut done = worker.perform(&job, &mut blobs);
-                    if let (true, Job::Contribute { stage, .. }) = (poison, &job) {
-                        done = poisoned(done, *stage, codec, &mut blobs);
+                    for poison in &poison {
+                        done = poison.spoil(&job, done, codec, &mut blobs);
                     }
                     if outbox.send(done).is_err() {
                         break;

@@ -1,23 +1,59 @@
-//! A fault to try on a swarm of one's own: a miner that contributes the negative of what it computed.
+//! A fault to try on a swarm of one's own: a miner that contributes, or merges, the negative of what it computed.
 
 use bytes::Bytes;
-use iota_protocol::miner::JobDone;
 use iota_protocol::miner::outbox::tag;
+use iota_protocol::miner::{Job, JobDone};
 use iota_protocol::spec::WireDtype;
-use iota_protocol::{Hash, StageIndex};
+use iota_protocol::{Epoch, Hash, StageIndex};
 use iota_worker::Blobs;
 
-/// The contribution with its sign flipped, in its place; anything else as it is.
-pub(super) fn poisoned(done: JobDone, stage: StageIndex, codec: WireDtype, blobs: &mut dyn Blobs) -> JobDone {
-    let JobDone::Contributed { epoch, partitions, moments, moments_after } = done else { return done };
-    let flipped = partitions.iter().map(|hash| blobs.blob(*hash).map(|bytes| negative(&bytes, codec)));
-    let published = flipped
-        .collect::<Option<Vec<Bytes>>>()
-        .and_then(|flipped| blobs.publish(flipped, &tag(stage, epoch)).ok());
-    published.map_or_else(
-        || JobDone::Failed("poison a contribution that is not here".to_owned()),
-        |partitions: Vec<Hash>| JobDone::Contributed { epoch, partitions, moments, moments_after },
-    )
+/// What a poisoned miner spoils.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
+pub enum Poison {
+    /// Its contributions.
+    Contribution,
+    /// The partitions that it merges as their owner.
+    Merge,
+}
+
+impl Poison {
+    /// What the job gave with its sign flipped, in its place, if it is what this poison spoils; anything else as it is.
+    pub(super) fn spoil(self, job: &Job, done: JobDone, codec: WireDtype, blobs: &mut dyn Blobs) -> JobDone {
+        match (self, job, done) {
+            (
+                Self::Contribution,
+                Job::Contribute { stage, .. },
+                JobDone::Contributed { epoch, partitions, moments, moments_after },
+            ) => flipped(&partitions, *stage, epoch, codec, blobs).map_or_else(
+                || JobDone::Failed("poison a contribution that is not here".to_owned()),
+                |partitions| JobDone::Contributed { epoch, partitions, moments, moments_after },
+            ),
+            (
+                Self::Merge,
+                Job::Reduce { epoch, .. },
+                JobDone::Reduced { stage, partition, merged: Ok(hash) },
+            ) => flipped(&[hash], stage, *epoch, codec, blobs)
+                .and_then(|hashes| hashes.first().copied())
+                .map_or_else(
+                    || JobDone::Failed("poison a merged partition that is not here".to_owned()),
+                    |hash| JobDone::Reduced { stage, partition, merged: Ok(hash) },
+                ),
+            (_, _, done) => done,
+        }
+    }
+}
+
+/// The negatives of blobs, published for the epoch; nothing if one of them is not here.
+fn flipped(
+    hashes: &[Hash],
+    stage: StageIndex,
+    epoch: Epoch,
+    codec: WireDtype,
+    blobs: &mut dyn Blobs,
+) -> Option<Vec<Hash>> {
+    let bytes = hashes.iter().map(|hash| blobs.blob(*hash).map(|bytes| negative(&bytes, codec)));
+    let bytes = bytes.collect::<Option<Vec<Bytes>>>()?;
+    blobs.publish(bytes, &tag(stage, epoch)).ok()
 }
 
 /// Numbers with their signs flipped: the highest bit of the last byte of each.

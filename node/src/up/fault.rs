@@ -4,7 +4,10 @@ use std::fmt;
 use std::str::FromStr;
 use std::time::Duration;
 
+use clap::ValueEnum;
 use iota_protocol::time::Millis;
+
+use crate::run::Poison;
 
 /// A moment of a run.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -133,6 +136,28 @@ fn peer_and_rest<'a>(text: &'a str, expected: &str) -> Result<(usize, &'a str), 
     parts.ok_or_else(|| format!("expected {expected}, got `{text}`"))
 }
 
+/// A process that spoils what it computed; written `5` or `5:contribution` for its contributions, `5:merge` for its merges.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Poisoned {
+    /// Index of the process.
+    pub peer: usize,
+    /// What it spoils.
+    pub poison: Poison,
+}
+
+impl FromStr for Poisoned {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let (peer, what) = text.split_once(':').unwrap_or((text, "contribution"));
+        let (peer, poison) = (peer.parse().ok(), <Poison as ValueEnum>::from_str(what, false).ok());
+        let read = peer.zip(poison).map(|(peer, poison)| Self { peer, poison });
+        read.ok_or_else(|| {
+            format!("expected `<peer>` or `<peer>:<contribution or merge>` such as `5:merge`, got `{text}`")
+        })
+    }
+}
+
 /// The faults of one run.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Faults {
@@ -142,8 +167,8 @@ pub struct Faults {
     pub freezes: Vec<Freeze>,
     /// When one more miner each joins.
     pub joins: Vec<When>,
-    /// Processes that contribute the negative of what they computed.
-    pub poisons: Vec<usize>,
+    /// Processes that spoil what they computed.
+    pub poisons: Vec<Poisoned>,
 }
 
 impl Faults {
@@ -155,7 +180,7 @@ impl Faults {
             Victims::All => None,
         });
         let frozen = self.freezes.iter().map(|freeze| freeze.peer);
-        killed.chain(frozen).chain(self.poisons.iter().copied()).max()
+        killed.chain(frozen).chain(self.poisons.iter().map(|poisoned| poisoned.peer)).max()
     }
 
     /// One line per fault, for the report.
@@ -174,10 +199,10 @@ impl Faults {
             )
         });
         let joins = self.joins.iter().map(|when| format!("one more miner at {when}"));
-        let poisons = self
-            .poisons
-            .iter()
-            .map(|peer| format!("process {peer} contributes the negative of what it computed"));
+        let poisons = self.poisons.iter().map(|Poisoned { peer, poison }| match poison {
+            Poison::Contribution => format!("process {peer} contributes the negative of what it computed"),
+            Poison::Merge => format!("process {peer} merges the negative of what it computed"),
+        });
         kills.chain(freezes).chain(joins).chain(poisons).collect()
     }
 }
@@ -202,6 +227,10 @@ mod tests {
                 "{wrong}"
             );
         }
+        let poisoned = |peer, poison| Ok(Poisoned { peer, poison });
+        assert_eq!("5".parse(), poisoned(5, Poison::Contribution));
+        assert_eq!("5:merge".parse(), poisoned(5, Poison::Merge));
+        assert!("5:lunch".parse::<Poisoned>().unwrap_err().contains("5:lunch"));
         assert!("1@10s".parse::<Freeze>().unwrap_err().contains("1@10s"));
     }
 

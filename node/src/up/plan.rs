@@ -4,6 +4,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use clap::ValueEnum;
 use iota_model::Device;
 use iota_protocol::spec::Candidate;
 use iota_protocol::time::ByteCount;
@@ -167,8 +168,9 @@ impl UpPlan {
             add("--bootstrap", address.clone());
         }
         let is_validator = (self.miners()..self.processes()).contains(&index);
-        if self.faults.poisons.contains(&index) {
-            arguments.push("--poison".to_owned());
+        for poisoned in self.faults.poisons.iter().filter(|poisoned| poisoned.peer == index) {
+            let what = poisoned.poison.to_possible_value().map(|value| value.get_name().to_owned());
+            arguments.extend(["--poison".to_owned(), what.unwrap_or_default()]);
         }
         arguments.push(if is_validator { "--validator" } else { "--miner" }.to_owned());
         arguments

@@ -44,7 +44,7 @@ fn assert_left_in_its_turn(run: &Run, peer: PeerId) {
     let is_its =
         |decision: &Decision| matches!(decision, Decision::Evict { peer: evicted, .. } if *evicted == peer);
     let at = decisions.iter().position(is_its).expect("it was evicted");
-    assert_eq!(decisions[at], Decision::Evict { peer, reason: EvictReason::Left });
+    assert_eq!(decisions[at], Decision::Evict { peer, reason: EvictReason::Left, evidence: None });
     let (before, after) = decisions.split_at(at);
     let member = |decision: &Decision| match decision {
         Decision::OpenEpoch { stage, epoch, members, .. }

@@ -10,6 +10,7 @@ mod history;
 mod hostile;
 mod late_joiner;
 mod leaving;
+mod merges;
 mod rebalancing;
 mod restarts;
 mod support;

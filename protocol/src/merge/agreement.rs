@@ -1,9 +1,12 @@
 //! When redundant results count: the owners' digests of one plan, compared.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
 
 use crate::id::{Hash, PartitionIndex, PeerId};
-use crate::wire::message::{ContributionFault, DigestReport, FaultKind};
+use crate::limits::DIGEST_REPORTS_KEPT_MAX;
+use crate::merge::evidence::{Evidence, SignedReport, WITNESSES};
+use crate::wire::message::{ContributionFault, FaultKind};
 
 /// What is known about one partition.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -23,21 +26,69 @@ pub enum Verdict {
 #[derive(Clone, Debug, Default)]
 pub struct Tally {
     merged: BTreeMap<PeerId, BTreeMap<PartitionIndex, Hash>>,
+    /// The reports that say so, and who signed them.
+    reports: BTreeMap<PeerId, Vec<Arc<SignedReport>>>,
     faults: BTreeMap<ContributionFault, BTreeSet<PeerId>>,
 }
 
 impl Tally {
-    /// Takes a report of an owner. The first digest of an owner for a partition stands.
-    pub fn add(&mut self, owner: PeerId, report: &DigestReport, partitions: usize) {
+    /// Takes a report of an owner. The first digest of an owner for a partition stands. One that says nothing new is not kept,
+    /// nor one too many.
+    pub fn add(&mut self, owner: PeerId, signed: &Arc<SignedReport>) {
+        let report = &signed.report;
         let known = self.merged.entry(owner).or_default();
-        for (partition, hash) in report.merged.iter().take(partitions) {
-            if (partition.0 as usize) < partitions {
-                known.entry(*partition).or_insert(*hash);
-            }
+        let told = |fault| self.faults.get(fault).is_some_and(|owners| owners.contains(&owner));
+        let news = report.merged.iter().any(|(partition, _)| !known.contains_key(partition))
+            || report.faults.iter().any(|fault| !told(fault));
+        let kept = self.reports.entry(owner).or_default();
+        if news {
+            kept.retain(|older| !report.covers(&older.report));
         }
-        for fault in report.faults.iter().take(partitions) {
+        if !news || kept.len() >= DIGEST_REPORTS_KEPT_MAX {
+            return;
+        }
+        kept.push(Arc::clone(signed));
+        for (partition, hash) in &report.merged {
+            known.entry(*partition).or_insert(*hash);
+        }
+        for fault in &report.faults {
             self.faults.entry(*fault).or_default().insert(owner);
         }
+    }
+
+    /// What `accused` signed of a partition, and what others of its owners did who found it to be `agreed`.
+    #[must_use]
+    pub fn contradiction(
+        &self,
+        partition: PartitionIndex,
+        accused: PeerId,
+        agreed: Hash,
+        owners: &[PeerId],
+    ) -> Option<Evidence> {
+        let signed = |owner: PeerId| {
+            let digest = self.merged.get(&owner)?.get(&partition)?;
+            let mut kept = self.reports.get(&owner)?.iter();
+            let signed = kept.find(|signed| signed.report.digest(partition) == Some(*digest))?;
+            Some((*digest, signed.envelope.clone()))
+        };
+        let (_, claimed) = signed(accused).filter(|(digest, _)| *digest != agreed)?;
+        let against =
+            owners.iter().filter_map(|owner| signed(*owner)).filter(|(digest, _)| *digest == agreed);
+        let against: Vec<_> = against.map(|(_, envelope)| envelope).take(WITNESSES).collect();
+        let reports = [vec![claimed], against].concat();
+        (reports.len() == WITNESSES + 1).then_some(Evidence::Digests { partition, reports })
+    }
+
+    /// What `witnesses` owners signed of an invalid contribution of `accused`.
+    #[must_use]
+    pub fn invalidity(&self, accused: PeerId, witnesses: usize) -> Option<Evidence> {
+        let fault = ContributionFault { submitter: accused, kind: FaultKind::Invalid };
+        let signed = |owner: &PeerId| {
+            let mut kept = self.reports.get(owner)?.iter();
+            kept.find(|signed| signed.report.faults.contains(&fault)).map(|signed| signed.envelope.clone())
+        };
+        let reports: Vec<_> = self.faults.get(&fault)?.iter().filter_map(signed).take(witnesses).collect();
+        (reports.len() == witnesses).then_some(Evidence::Faults { reports })
     }
 
     /// Judges one partition. `absent` says which owners will not report any more.
@@ -138,6 +189,8 @@ impl AgreementMatrix {
 mod tests {
     use super::*;
     use crate::id::{Epoch, StageIndex};
+    use crate::wire::message::DigestReport;
+    use serde_bytes::ByteBuf;
 
     const P: PartitionIndex = PartitionIndex(0);
 
@@ -148,17 +201,56 @@ mod tests {
     fn tally(reports: &[(u8, &[u8])]) -> Tally {
         let mut tally = Tally::default();
         for (owner, bytes) in reports {
-            let report = DigestReport {
-                sequence: 1,
-                stage: StageIndex(0),
-                epoch: Epoch(0),
-                attempt: 0,
-                merged: vec![(P, Hash::of(bytes))],
-                faults: Vec::new(),
-            };
-            tally.add(peer(*owner), &report, 1);
+            tally.add(peer(*owner), &signed(*owner, &[(P, Hash::of(bytes))], &[]));
         }
         tally
+    }
+
+    /// What an owner says. Its name and its first digest stand for the envelope.
+    fn signed(owner: u8, merged: &[(PartitionIndex, Hash)], invalid: &[u8]) -> Arc<SignedReport> {
+        let fault = |&i: &u8| ContributionFault { submitter: peer(i), kind: FaultKind::Invalid };
+        let report = DigestReport {
+            sequence: 1,
+            stage: StageIndex(0),
+            epoch: Epoch(0),
+            attempt: 0,
+            merged: merged.to_vec(),
+            faults: invalid.iter().map(fault).collect(),
+        };
+        let said = merged.first().map(|(_, hash)| hash.0.to_vec()).unwrap_or_default();
+        Arc::new(SignedReport { report, envelope: ByteBuf::from([vec![owner], said].concat()) })
+    }
+
+    #[test]
+    fn who_differs_is_accused_with_its_own_report_and_those_of_two_who_agree() {
+        let tally = tally(&[(1, b"x"), (2, b"y"), (3, b"x"), (4, b"x")]);
+        let owners = [1, 2, 3, 4].map(peer);
+        let envelope = |owner: u8, bytes: &[u8]| [vec![owner], Hash::of(bytes).0.to_vec()].concat();
+        let reports = [envelope(2, b"y"), envelope(1, b"x"), envelope(3, b"x")].map(ByteBuf::from).to_vec();
+        let expected = Evidence::Digests { partition: P, reports };
+        assert_eq!(tally.contradiction(P, peer(2), Hash::of(b"x"), &owners), Some(expected));
+        assert_eq!(tally.contradiction(P, peer(1), Hash::of(b"x"), &owners), None, "it agrees");
+        assert_eq!(tally.contradiction(P, peer(1), Hash::of(b"y"), &owners), None, "one is against it");
+        assert_eq!(tally.contradiction(P, peer(9), Hash::of(b"x"), &owners), None, "it said nothing");
+        assert_eq!(tally.invalidity(peer(5), 2), None);
+    }
+
+    #[test]
+    fn an_owner_fills_no_table_with_reports_and_what_it_says_anew_takes_the_place_of_what_it_said() {
+        let digest = |i: u32| (PartitionIndex(i), Hash::of(&i.to_le_bytes()));
+        let mut tally = Tally::default();
+        for count in 1..100 {
+            let all: Vec<_> = (0..count).map(digest).collect();
+            tally.add(peer(1), &signed(1, &all, &[7]));
+        }
+        assert_eq!(tally.reports[&peer(1)].len(), 1, "it told more each time");
+        (200..300).for_each(|i| tally.add(peer(1), &signed(1, &[digest(i)], &[])));
+        assert_eq!(tally.reports[&peer(1)].len(), DIGEST_REPORTS_KEPT_MAX);
+        assert_eq!(tally.merged[&peer(1)].len(), 99 + DIGEST_REPORTS_KEPT_MAX - 1, "the rest does not count");
+        tally.add(peer(2), &signed(2, &[], &[7]));
+        assert_eq!(tally.invalid(2), [peer(7)]);
+        let Some(Evidence::Faults { reports }) = tally.invalidity(peer(7), 2) else { panic!("two owners") };
+        assert_eq!(reports.iter().map(|envelope| envelope[0]).collect::<Vec<_>>(), [1, 2]);
     }
 
     fn judge(reports: &[(u8, &[u8])], owners: &[u8], absent: &[u8]) -> Verdict {

@@ -118,6 +118,7 @@ impl Miner {
                 let needed = offered || remembered == Some((stage, epoch)) || mirroring.needs(stage, epoch);
                 epoch < version(stage) && !needed
             }
+            Kept::Proof(..) => false,
         };
         let read = self.catch_up.needs();
         for kept in self.kept.extract_if(.., |kept| settled(kept) && read != Some(*kept)) {

@@ -7,7 +7,7 @@ use std::time::Duration;
 use super::job::Job;
 use super::{Context, backed_off};
 use crate::id::{Epoch, Hash, LogIndex, PartitionIndex, PeerId, StageIndex};
-use crate::limits::{GOSSIP_BYTES_MAX, PARTITION_BYTES_MAX};
+use crate::limits::{DIGEST_PARTITIONS_MAX, DIGEST_SUBMITTERS_MAX, GOSSIP_BYTES_MAX, PARTITION_BYTES_MAX};
 use crate::run_state::{Plan, Training};
 use crate::time::Instant;
 use crate::wire::decode;
@@ -122,6 +122,11 @@ impl MergeWork {
         let place = |peer: PeerId| self.submitters.partition_point(|submission| submission.peer < peer);
         let count = self.submitters.len().max(1);
         (place(want.submitter()) + count - place(self.me) % count) % count
+    }
+
+    /// What a submitter committed to, if it is here.
+    pub(super) fn manifest(&self, submitter: PeerId) -> Option<&Manifest> {
+        self.manifests.get(&submitter)
     }
 
     pub(super) fn is_for(&self, training: &Training, plan: &Plan) -> bool {
@@ -280,26 +285,40 @@ impl MergeWork {
         }
     }
 
-    /// What to tell the others: when all partitions are reduced or a fault is new, and again when `due`.
-    pub(super) fn report(&mut self, due: bool, sequence: u64) -> Option<DigestReport> {
+    /// What to tell the others: when all partitions are reduced or a fault is new, and again when `due`. One report for each
+    /// group of partitions and submitters, numbered on from `sequence`.
+    pub(super) fn report(&mut self, due: bool, sequence: &mut u64) -> Vec<DigestReport> {
         let merged: Vec<_> =
             self.owned.iter().filter_map(|(partition, owned)| Some((*partition, owned.merged?))).collect();
         let known = (merged.len(), self.faults.len());
         let complete = merged.len() == self.owned.len();
         let news = known != self.reported && (complete || known.1 != self.reported.1);
         if known == (0, 0) || !(news || due) {
-            return None;
+            return Vec::new();
         }
         self.reported = known;
-        let faults = self.faults.iter().copied().collect();
-        Some(DigestReport {
-            sequence,
-            stage: self.stage,
-            epoch: self.epoch,
-            attempt: self.attempt,
-            merged,
-            faults,
-        })
+        let place = |peer: PeerId| self.submitters.partition_point(|submission| submission.peer < peer);
+        let groups = self.partitions.div_ceil(DIGEST_PARTITIONS_MAX);
+        let groups = groups.max(self.submitters.len().div_ceil(DIGEST_SUBMITTERS_MAX));
+        let report = |group: usize| {
+            let merged = merged.iter().filter(|(of, _)| of.0 as usize / DIGEST_PARTITIONS_MAX == group);
+            let faults =
+                self.faults.iter().filter(|fault| place(fault.submitter) / DIGEST_SUBMITTERS_MAX == group);
+            let (merged, faults): (Vec<_>, Vec<_>) = (merged.copied().collect(), faults.copied().collect());
+            let says = !merged.is_empty() || !faults.is_empty();
+            says.then(|| {
+                *sequence += 1;
+                DigestReport {
+                    sequence: *sequence,
+                    stage: self.stage,
+                    epoch: self.epoch,
+                    attempt: self.attempt,
+                    merged,
+                    faults,
+                }
+            })
+        };
+        (0..groups).filter_map(report).collect()
     }
 
     /// When the next try of a failed fetch is due.

@@ -170,6 +170,8 @@ pub enum Kept {
     Epoch(StageIndex, Epoch),
     /// The whole state of a stage at a version, for joiners and for the next process.
     State(StageIndex, Epoch),
+    /// What a miner lost its place for in a merge of a stage: what it takes to compute that again.
+    Proof(StageIndex, Epoch),
 }
 
 impl fmt::Display for Kept {
@@ -177,6 +179,7 @@ impl fmt::Display for Kept {
         match self {
             Self::Epoch(stage, epoch) => write!(f, "e/{stage}/{epoch}/"),
             Self::State(stage, version) => write!(f, "s/{stage}/{version}/"),
+            Self::Proof(stage, epoch) => write!(f, "p/{stage}/{epoch}/"),
         }
     }
 }
@@ -193,6 +196,7 @@ impl Kept {
         match kind {
             "e" => Some(Self::Epoch(stage, number)),
             "s" => Some(Self::State(stage, number)),
+            "p" => Some(Self::Proof(stage, number)),
             _ => None,
         }
     }
@@ -218,7 +222,7 @@ pub struct Outbox {
     version: u16,
     next_id: u64,
     actions: VecDeque<Action>,
-    own: Vec<MergeMessage>,
+    own: Vec<(MergeMessage, Vec<u8>)>,
     state_requests: Vec<u64>,
 }
 
@@ -278,8 +282,9 @@ impl Outbox {
             MergeMessage::Digest(report) => report.stage,
             MergeMessage::Verdict(announce) => announce.verdict.subject.stage,
         };
-        self.publish(Topic::Merge(stage), &message);
-        self.own.push(message);
+        let bytes = seal_in(self.version, &self.identity, self.run, &message);
+        self.publish_raw(Topic::Merge(stage), bytes.clone());
+        self.own.push((message, bytes));
     }
 
     /// A finding under this peer's signature.
@@ -288,8 +293,8 @@ impl Outbox {
         Verdict::sign(&self.identity, self.run, subject, finding)
     }
 
-    /// This peer's own merge messages since the last call.
-    pub fn take_own(&mut self) -> Vec<MergeMessage> {
+    /// This peer's own merge messages since the last call, with their envelopes.
+    pub fn take_own(&mut self) -> Vec<(MergeMessage, Vec<u8>)> {
         std::mem::take(&mut self.own)
     }
 

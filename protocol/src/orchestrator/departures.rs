@@ -45,7 +45,9 @@ impl Departures {
             (!record.miner || record.leaving && free()).then_some(EvictReason::Left)
         };
         let members = state.members().keys();
-        members.filter_map(|&peer| Some(Decision::Evict { peer, reason: reason(peer)? })).collect()
+        members
+            .filter_map(|&peer| Some(Decision::Evict { peer, reason: reason(peer)?, evidence: None }))
+            .collect()
     }
 }
 
@@ -59,7 +61,7 @@ pub(super) fn kick(state: &RunState, book: &Book, index: StageIndex) -> Option<P
     let versions = state.versions();
     let settled = versions.iter().all(|version| Some(version) >= versions.get(index.as_usize()));
     Some(if settled {
-        Parting::Decide(Decision::Evict { peer, reason: EvictReason::LowScore })
+        Parting::Decide(Decision::Evict { peer, reason: EvictReason::LowScore, evidence: None })
     } else {
         Parting::Wait
     })
@@ -115,7 +117,7 @@ mod tests {
         let mut book = Book::default();
         say(&mut book, START, LEAVER, 3, true);
         say(&mut book, START, OTHER, 3, false);
-        let evict = Decision::Evict { peer: LEAVER, reason: EvictReason::Left };
+        let evict = Decision::Evict { peer: LEAVER, reason: EvictReason::Left, evidence: None };
         assert_eq!(decided(&state, &book), [vec![evict], vec![]]);
     }
 
@@ -174,7 +176,7 @@ mod tests {
         say(&mut book, START, OTHER, 1, false);
         assert_eq!(kick(&state, &book, TOP), Some(Parting::Wait), "the other stage needs what it was dealt");
         state.stages_mut()[1].version = Epoch(1);
-        let evict = Decision::Evict { peer: LEAVER, reason: EvictReason::LowScore };
+        let evict = Decision::Evict { peer: LEAVER, reason: EvictReason::LowScore, evidence: None };
         assert_eq!(kick(&state, &book, TOP), Some(Parting::Decide(evict)));
         assert_eq!(kick(&state, &book, TAIL), None, "it is alone there");
     }
@@ -185,7 +187,7 @@ mod tests {
         let mut book = Book::default();
         let gone = PeerRecord { leaving: true, ..record() };
         book.insert(START, LEAVER, Arc::new(gone)).expect("a valid record");
-        let evict = vec![Decision::Evict { peer: LEAVER, reason: EvictReason::Left }];
+        let evict = vec![Decision::Evict { peer: LEAVER, reason: EvictReason::Left, evidence: None }];
         assert_eq!(decided(&state, &book), [evict.clone(), evict]);
     }
 }

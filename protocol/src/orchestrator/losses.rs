@@ -190,7 +190,7 @@ mod tests {
         assert_eq!(of(&state, &looking), None, "one is still looking");
         let older = with_owner(heard([3, 2], [Some(3), Some(2)]), true);
         assert_eq!(of(&state, &older), loss(true), "what the other lacks comes along");
-        apply(&mut state, Decision::Evict { peer: OWNER, reason: EvictReason::Left });
+        apply(&mut state, Decision::Evict { peer: OWNER, reason: EvictReason::Left, evidence: None });
         assert_eq!(of(&state, &all), loss(false), "its owner is there, but has no place any more");
     }
 }

@@ -58,7 +58,7 @@ fn a_leader_that_has_just_started_gives_members_time_to_be_heard() {
     };
     assert_eq!(propose(start), []);
     assert_eq!(propose(start + (eviction - Duration::from_nanos(1))), []);
-    let evicted = Decision::Evict { peer: MEMBER, reason: EvictReason::Silent };
+    let evicted = Decision::Evict { peer: MEMBER, reason: EvictReason::Silent, evidence: None };
     assert_eq!(propose(start + eviction), [evicted]);
 }
 
@@ -226,7 +226,7 @@ fn who_has_waited_longest_is_admitted_first_whatever_its_key_and_though_it_start
     }
     assert_eq!(waiting.leader.queue(&state)[0], first, "its place is kept");
     let evicted = *state.members().keys().next().expect("a member");
-    apply(&mut state, Decision::Evict { peer: evicted, reason: EvictReason::Left });
+    apply(&mut state, Decision::Evict { peer: evicted, reason: EvictReason::Left, evidence: None });
     waiting.says(evicted, false);
     let admit = |peer| Decision::Admit { peer, stage: StageIndex(0) };
     assert_eq!(waiting.later(&state, &[first, second, third]), [admit(first)], "one place, one peer");

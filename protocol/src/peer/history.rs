@@ -15,7 +15,7 @@ use crate::log::{DecidedLog, LogBytes, Snapshot};
 use crate::miner::Notice;
 use crate::run_state::StateEvent;
 use crate::time::Instant;
-use crate::wire::message::{ControlUpdate, Entry, Request, Response, SnapshotOffer};
+use crate::wire::message::{ControlUpdate, Decision, Entry, Request, Response, SnapshotOffer};
 use crate::wire::{Outdated, RejectReason};
 
 /// A log that begins with a snapshot of which not all bytes are here.
@@ -64,7 +64,9 @@ impl<S: Storage<LogBytes> + Clone> Peer<S> {
             let Some((entry, chain)) = self.log.entry(index) else { break };
             let index = LogIndex(index as u64);
             self.compare(index, entry.as_ref());
-            for event in self.state.apply(index, chain, entry.as_ref()) {
+            let events = self.state.apply(index, chain, entry.as_ref());
+            self.keep_proof(entry.as_ref().filter(|_| !events.is_empty()));
+            for event in events {
                 if let StateEvent::Admitted(peer, stage) | StateEvent::Moved(peer, stage) = &event
                     && *peer != self.me
                     && self.state.stage_of(self.me) == Some(*stage)
@@ -89,6 +91,16 @@ impl<S: Storage<LogBytes> + Clone> Peer<S> {
             self.follow_version();
         }
         self.advance();
+    }
+
+    /// Keeps what it takes to repeat what a miner lost its place for.
+    fn keep_proof(&mut self, entry: Option<&Entry>) {
+        if let Some(Decision::Evict { peer, evidence: Some(evidence), reason }) =
+            entry.map(|entry| &entry.decision)
+            && let Ok(reports) = self.state.check_evidence(*peer, *reason, evidence)
+        {
+            self.with_miner(self.now, |miner, cx| miner.keep_proof(cx, *peer, evidence, &reports));
+        }
     }
 
     /// Compares the state that an entry names with the one that the entries before it led to here.

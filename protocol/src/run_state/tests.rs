@@ -117,10 +117,10 @@ fn an_entry_of_a_later_version_is_void_until_that_version_is_decided() {
 #[test]
 fn an_evicted_members_samples_move_and_the_last_eviction_ends_the_epoch() {
     let mut fold = Fold::opened();
-    fold.apply(Decision::Evict { peer: A, reason: EvictReason::Silent });
+    fold.apply(Decision::Evict { peer: A, reason: EvictReason::Silent, evidence: None });
     let deal = &fold.0.stages()[0].training().expect("training goes on").deal;
     assert_eq!(deal.samples_of(B).len(), 64);
-    fold.apply(Decision::Evict { peer: B, reason: EvictReason::Silent });
+    fold.apply(Decision::Evict { peer: B, reason: EvictReason::Silent, evidence: None });
     assert!(fold.0.stages()[0].training().is_none());
     assert_eq!(fold.0.eviction(B), Some(EvictReason::Silent));
     fold.apply(Decision::Admit { peer: A, stage: S });
@@ -160,7 +160,7 @@ fn a_low_score_costs_the_place_once_it_is_due_and_bars_until_the_work_is_forgott
         ScoresSpec { kick: KickPolicy::Threshold, kick_grace: 1, window: 2, ..ScoresSpec::default() };
     fold.0 = RunState::new(Arc::new(spec), &[1000]);
     let admit = |peer| Decision::Admit { peer, stage: S };
-    let kick = |peer| Decision::Evict { peer, reason: EvictReason::LowScore };
+    let kick = |peer| Decision::Evict { peer, reason: EvictReason::LowScore, evidence: None };
     // One epoch, of which A does all that it was dealt.
     let train = |fold: &mut Fold, number: u32, members: &[PeerId]| {
         let (epoch, members) = (Epoch(number), members.iter().map(|peer| (*peer, 1)).collect());
@@ -348,7 +348,7 @@ mod checks {
     #[test]
     fn who_has_left_before_it_is_found_out_does_not_come_back() {
         let mut fold = closed(&SECRETS);
-        fold.apply(Decision::Evict { peer: A, reason: EvictReason::Left });
+        fold.apply(Decision::Evict { peer: A, reason: EvictReason::Left, evidence: None });
         judge(&mut fold, A, DIFFERS);
         judge(&mut fold, A, DIFFERS);
         assert_eq!(fold.0.eviction(A), Some(EvictReason::FailedReplay));
@@ -471,5 +471,121 @@ mod checks {
         }
         assert_eq!(fold.0.eviction(A), Some(EvictReason::Unproven));
         assert_eq!(fold.apply(Decision::Admit { peer: A, stage: S }), [StateEvent::Admitted(A, S)]);
+    }
+}
+
+/// A merge of three whose owners have signed what they merged.
+mod convictions {
+    use serde_bytes::ByteBuf;
+
+    use super::*;
+    use crate::id::Identity;
+    use crate::wire::message::{ContributionFault, DigestReport, FaultKind, MergeMessage};
+    use crate::wire::seal;
+
+    fn identity(i: u8) -> Identity {
+        Identity::from_secret([i; 32])
+    }
+
+    fn peers() -> Vec<PeerId> {
+        let mut peers: Vec<_> = (1..=3).map(|i| identity(i).peer()).collect();
+        peers.sort_unstable();
+        peers
+    }
+
+    /// The merge of the first epoch, planned; every submitter owns partition 0.
+    fn planned() -> Fold {
+        let mut fold = Fold::new();
+        peers().into_iter().for_each(|peer| drop(fold.apply(Decision::Admit { peer, stage: S })));
+        let members = peers().into_iter().map(|peer| (peer, 1)).collect();
+        fold.apply(Decision::OpenEpoch { stage: S, epoch: Epoch(0), base: Hash::default(), members });
+        assert_eq!(fold.apply(plan(0, &peers())).len(), 1);
+        for owner in peers() {
+            let (epoch, partition) = (Epoch(0), PartitionIndex(0));
+            fold.apply(Decision::MergeReassign { stage: S, epoch, attempt: 0, partition, owner });
+        }
+        fold
+    }
+
+    /// What owner `i` signed.
+    fn sealed(fold: &Fold, i: u8, attempt: u16, merged: &str) -> ByteBuf {
+        let invalid = ContributionFault { submitter: identity(3).peer(), kind: FaultKind::Invalid };
+        let report = DigestReport {
+            sequence: 1,
+            stage: S,
+            epoch: Epoch(0),
+            attempt,
+            merged: vec![(PartitionIndex(0), Hash::of(merged.as_bytes()))],
+            faults: vec![invalid],
+        };
+        let run = fold.0.spec().run_id();
+        ByteBuf::from(seal(&identity(i), run, &MergeMessage::Digest(report)))
+    }
+
+    fn digests(fold: &Fold, attempt: u16, last: &str) -> Evidence {
+        let reports = [(1, "right"), (2, "right"), (3, last)];
+        let reports = reports.map(|(i, merged)| sealed(fold, i, attempt, merged)).to_vec();
+        Evidence::Digests { partition: PartitionIndex(0), reports }
+    }
+
+    fn evict(reason: EvictReason, evidence: Option<Evidence>) -> Decision {
+        Decision::Evict { peer: identity(3).peer(), reason, evidence }
+    }
+
+    #[test]
+    fn nobody_is_evicted_for_a_merge_on_the_leaders_word() {
+        let mut fold = planned();
+        let wrong = EvictReason::WrongMerge;
+        let forged = Evidence::Digests {
+            partition: PartitionIndex(0),
+            reports: [1, 2, 2].map(|i| sealed(&fold, i, 0, "right")).to_vec(),
+        };
+        for (what, evidence) in [
+            ("none", None),
+            ("of another plan", Some(digests(&fold, 1, "wrong"))),
+            ("of agreement", Some(digests(&fold, 0, "right"))),
+            ("without the accused", Some(forged)),
+        ] {
+            assert_eq!(fold.apply(evict(wrong, evidence)), [], "{what}");
+        }
+        let evidence = digests(&fold, 0, "wrong");
+        let silent = evict(EvictReason::Silent, Some(evidence.clone()));
+        assert_eq!(fold.apply(silent), [], "silence has no evidence");
+        for reason in [EvictReason::FailedReplay, EvictReason::Unproven] {
+            assert_eq!(fold.apply(evict(reason, None)), [], "{reason} follows from verdicts only");
+        }
+        let liar = identity(3).peer();
+        assert_eq!(fold.0.stage_of(liar), Some(S), "still there");
+        assert_eq!(fold.apply(evict(wrong, Some(evidence))), [StateEvent::Evicted(liar, wrong)]);
+        assert_eq!(fold.apply(Decision::Admit { peer: liar, stage: S }), [], "for good");
+    }
+
+    #[test]
+    fn evidence_holds_though_the_merge_has_closed_meanwhile_but_not_of_a_plan_given_up() {
+        let mut fold = planned();
+        let evidence = digests(&fold, 0, "wrong");
+        let close = outcome(&fold, 0);
+        assert_eq!(fold.apply(close).len(), 1);
+        assert_eq!(fold.apply(evict(EvictReason::WrongMerge, Some(evidence))).len(), 1);
+
+        let mut fold = planned();
+        let evidence = digests(&fold, 0, "wrong");
+        let lost = vec![identity(1).peer()];
+        fold.apply(Decision::MergeAbort { stage: S, epoch: Epoch(0), attempt: 0, lost });
+        assert_eq!(fold.apply(evict(EvictReason::WrongMerge, Some(evidence))), []);
+    }
+
+    #[test]
+    fn an_invalid_contribution_takes_the_signatures_of_two_owners() {
+        let mut fold = planned();
+        let invalid = EvictReason::InvalidContribution;
+        let faults = |numbers: &[u8]| Evidence::Faults {
+            reports: numbers.iter().map(|&i| sealed(&fold, i, 0, "right")).collect(),
+        };
+        let (one, two) = (faults(&[1]), faults(&[1, 2]));
+        assert_eq!(fold.apply(evict(invalid, None)), []);
+        assert_eq!(fold.apply(evict(invalid, Some(one))), []);
+        let expected = [StateEvent::Evicted(identity(3).peer(), invalid)];
+        assert_eq!(fold.apply(evict(invalid, Some(two))), expected);
     }
 }

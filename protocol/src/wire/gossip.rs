@@ -5,11 +5,14 @@
 
 use std::sync::Arc;
 
-use super::message::{ControlUpdate, DigestReport, Manifest, MergeMessage, PeerRecord, Topic};
+use serde_bytes::ByteBuf;
+
+use super::message::{ControlUpdate, Manifest, MergeMessage, PeerRecord, Topic};
 use super::{Payload, RejectReason, Versions, decode, encode, open_in};
 use crate::id::{Hash, PeerId, StageIndex};
 use crate::limits::GOSSIP_BYTES_MAX;
 use crate::log::certificate::{Certified, Electorate};
+use crate::merge::evidence::SignedReport;
 use crate::validation::Verdict;
 
 /// A message whose signature was checked, and the version it was written in; control updates have none.
@@ -29,25 +32,26 @@ pub(crate) enum Opened {
 #[derive(Clone, Debug)]
 pub(crate) enum MergeNews {
     Manifest(Arc<HashedManifest>),
-    Digest(DigestReport),
+    Digest(Arc<SignedReport>),
     Verdict(Verdict),
 }
 
-impl From<MergeMessage> for MergeNews {
-    fn from(message: MergeMessage) -> Self {
+impl MergeNews {
+    /// What `message` says, which came in this envelope.
+    pub(crate) fn new(message: MergeMessage, envelope: &[u8]) -> Self {
         match message {
             MergeMessage::Manifest(announce) => Self::Manifest(Arc::new(announce.manifest.into())),
-            MergeMessage::Digest(report) => Self::Digest(report),
+            MergeMessage::Digest(report) => {
+                Self::Digest(Arc::new(SignedReport { report, envelope: ByteBuf::from(envelope) }))
+            }
             MergeMessage::Verdict(announce) => Self::Verdict(announce.verdict),
         }
     }
-}
 
-impl MergeNews {
     fn stage(&self) -> StageIndex {
         match self {
             Self::Manifest(submitted) => submitted.manifest.stage,
-            Self::Digest(report) => report.stage,
+            Self::Digest(signed) => signed.report.stage,
             Self::Verdict(verdict) => verdict.subject.stage,
         }
     }
@@ -94,7 +98,7 @@ impl Gossip {
             Topic::Merge(stage) => {
                 let (sender, version, message) = open_in::<MergeMessage>(versions, run, bytes)?;
                 written = Some(version);
-                let (sequence, news) = (message.sequence(), MergeNews::from(message));
+                let (sequence, news) = (message.sequence(), MergeNews::new(message, bytes));
                 if news.stage() != stage {
                     return Err(RejectReason::Inconsistent("stage of the topic"));
                 }

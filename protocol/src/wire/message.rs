@@ -7,6 +7,7 @@ use super::Payload;
 use crate::id::{Epoch, Hash, LogIndex, PartitionIndex, PeerId, StageIndex};
 use crate::limits::WIRE_VERSION_FIRST;
 use crate::log::Certificate;
+use crate::merge::evidence::Evidence;
 use crate::validation::{DismissReason, Verdict};
 
 /// Gossip topics; the driver puts `iota/<run id>/` before the name. Who listens to which is in
@@ -275,9 +276,11 @@ pub struct DigestReport {
     pub epoch: Epoch,
     /// Which plan of this epoch.
     pub attempt: u16,
-    /// The hash of the merged partition, for each partition this peer owns and has finished.
+    /// The hash of the merged partition, for each partition this peer owns and has finished, ascending. A report is about one
+    /// group of [`DIGEST_PARTITIONS_MAX`](crate::limits::DIGEST_PARTITIONS_MAX) partitions.
     pub merged: Vec<(PartitionIndex, Hash)>,
-    /// Contributions it could not use.
+    /// Contributions it could not use, of one group of [`DIGEST_SUBMITTERS_MAX`](crate::limits::DIGEST_SUBMITTERS_MAX)
+    /// submitters.
     pub faults: Vec<ContributionFault>,
 }
 
@@ -433,6 +436,9 @@ pub enum Decision {
         peer: PeerId,
         /// Why.
         reason: EvictReason,
+        /// What that rests on, if it is a merge: void without. Left out otherwise.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        evidence: Option<Evidence>,
     },
     /// A miner goes to another stage. Void while it takes part in an epoch, or if it is the last of its stage.
     Move {

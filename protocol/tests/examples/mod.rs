@@ -3,18 +3,19 @@
 
 use iota_protocol::log::Vote;
 use iota_protocol::log::certificate::{Certificate, chain_hash, chain_start, vote_bytes};
+use iota_protocol::merge::evidence::Evidence;
 use iota_protocol::receipts::{Receipt, encode_receipts, merkle_root};
 use iota_protocol::samples::sample_set_hash;
 use iota_protocol::scores::{Scores, ScoresExport, Work};
 use iota_protocol::spec::{ScoresSpec, WireDtype};
 use iota_protocol::validation::{DismissReason, Fault, Finding, Subject, Verdict};
-use iota_protocol::wire::encode;
 use iota_protocol::wire::frame::{Direction, PushHeader};
 use iota_protocol::wire::message::{
     ConsensusBundle, ContributionFault, ControlUpdate, Decision, DigestReport, Entry, EvictReason, FaultKind,
     Manifest, ManifestAnnounce, MergeMessage, PeerRecord, Request, Response, SnapshotOffer, StateOffer,
     Submission, VerdictAnnounce, WeightsRecord,
 };
+use iota_protocol::wire::{encode, seal};
 use iota_protocol::{
     Epoch, Hash, Identity, LogIndex, PartitionIndex, PeerId, RunId, RunSpec, SampleId, StageIndex,
 };
@@ -140,7 +141,9 @@ pub(crate) fn decisions() -> Vec<(&'static str, Decision)> {
     vec![
         ("admit", Decision::Admit { peer: peer(5), stage }),
         ("move", Decision::Move { peer: peer(5), stage: StageIndex(1) }),
-        ("evict", Decision::Evict { peer: peer(5), reason: EvictReason::InvalidContribution }),
+        ("evict", Decision::Evict { peer: peer(5), reason: EvictReason::Silent, evidence: None }),
+        ("evict-digests", accused(EvictReason::WrongMerge, digests())),
+        ("evict-faults", accused(EvictReason::InvalidContribution, faults())),
         (
             "open-epoch",
             Decision::OpenEpoch {
@@ -185,6 +188,36 @@ pub(crate) fn decisions() -> Vec<(&'static str, Decision)> {
         ("upgrade", Decision::Upgrade { version: 2 }),
         ("finish", Decision::Finish),
     ]
+}
+
+fn accused(reason: EvictReason, evidence: Evidence) -> Decision {
+    Decision::Evict { peer: peer(5), reason, evidence: Some(evidence) }
+}
+
+/// The envelope of a digest report of peer `i` for partition 0.
+fn report(i: u8, merged: &str, faults: Vec<ContributionFault>) -> ByteBuf {
+    let report = DigestReport {
+        sequence: 1_700_000_000_000_003,
+        stage: StageIndex(1),
+        epoch: Epoch(2),
+        attempt: 0,
+        merged: vec![(PartitionIndex(0), hash(merged))],
+        faults,
+    };
+    ByteBuf::from(seal(&identity(i), run(), &MergeMessage::Digest(report)))
+}
+
+/// Peer 5 has merged partition 0 otherwise than peers 6 and 7.
+pub(crate) fn digests() -> Evidence {
+    let reports = [(5, "wrong"), (6, "merged 0"), (7, "merged 0")];
+    let reports = reports.map(|(i, merged)| report(i, merged, Vec::new()));
+    Evidence::Digests { partition: PartitionIndex(0), reports: reports.to_vec() }
+}
+
+/// Peers 6 and 7 have found the contribution of peer 5 to be none.
+pub(crate) fn faults() -> Evidence {
+    let fault = ContributionFault { submitter: peer(5), kind: FaultKind::Invalid };
+    Evidence::Faults { reports: [6, 7].map(|i| report(i, "merged 0", vec![fault])).to_vec() }
 }
 
 /// Peers by number with their weights, in the order of their public keys.

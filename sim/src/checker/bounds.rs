@@ -67,6 +67,8 @@ fn outlived<'a>(tags: impl Iterator<Item = &'a str>, peer: &VirtualPeer) -> Opti
             let checked = epoch.0.saturating_add(BLOB_EPOCHS_KEPT) >= version(stage).0;
             !checked && remembered != Some((stage, epoch))
         }
+        // Who lost its place for good can be shown to have earned it, long after.
+        Kept::Proof(..) => false,
     };
     let checked = peer.validator().and_then(|validator| validator.checks());
     let checks = |kept: Kept| checked.is_some_and(|subject| subject.keeps().contains(&kept));
@@ -76,6 +78,7 @@ fn outlived<'a>(tags: impl Iterator<Item = &'a str>, peer: &VirtualPeer) -> Opti
         Kept::State(stage, epoch) => {
             read == Some(kept) || since(epoch) || mirrors(stage, epoch) || checks(kept)
         }
+        Kept::Proof(..) => true,
     };
     tags.filter(|tag| Kept::parse(tag).is_none_or(|kept| is_over(kept) && !in_use(kept)))
         .map(|tag| {

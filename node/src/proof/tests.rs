@@ -1,0 +1,257 @@
+//! Proofs of a run that never was: one candidate decides its log, and what miners signed and contributed is made up.
+
+use iota_protocol::log::Certifier;
+use iota_protocol::log::certificate::Electorate;
+use iota_protocol::merge::evidence::Evidence;
+use iota_protocol::miner::{Job, JobDone};
+use iota_protocol::spec::Candidate;
+use iota_protocol::validation::{Fault, Verdict};
+use iota_protocol::wire::message::{
+    ContributionFault, DigestReport, Entry, FaultKind, Manifest, MergeMessage, Submission,
+};
+use iota_protocol::wire::seal;
+use iota_protocol::{Epoch, Identity, LogIndex, PartitionIndex, StageIndex};
+use iota_worker::Worker;
+
+use super::blobs::Known;
+use super::*;
+
+const S: StageIndex = StageIndex(0);
+const E: Epoch = Epoch(0);
+const P: PartitionIndex = PartitionIndex(0);
+/// The miner that is accused. All three miners own partition 0; numbers 8 and 9 validate.
+const ACCUSED: u8 = 3;
+
+fn identity(i: u8) -> Identity {
+    Identity::from_secret([i; 32])
+}
+
+fn peer(i: u8) -> PeerId {
+    identity(i).peer()
+}
+
+/// The log of a run of one stage and three miners, and what they contributed.
+struct Swarm {
+    spec: RunSpec,
+    fold: Fold,
+    log: DecidedLog,
+    blobs: Vec<ByteBuf>,
+    inputs: Vec<(PeerId, u32, Hash)>,
+}
+
+impl Swarm {
+    /// A swarm whose first merge is planned; `spoils` may change what the accused contributes.
+    fn planned(spoils: impl Fn(&mut Vec<u8>)) -> Self {
+        let mut spec = RunSpec::default();
+        spec.orchestrator.candidates = vec![Candidate { peer: peer(1), priority: 1 }];
+        (spec.model.width, spec.model.layers, spec.model.heads, spec.model.kv_heads) = (32, 1, 2, 1);
+        (spec.model.hidden, spec.model.context) = (64, 32);
+        (spec.pipeline.stages, spec.merge.partitions_min) = (1, 3);
+        (spec.validation.replay_share, spec.validation.repeat_share) = (1.0, 1.0);
+        let mut swarm = Self {
+            fold: Fold::new(std::sync::Arc::new(spec.clone())),
+            log: DecidedLog::new(&spec),
+            blobs: Vec::new(),
+            inputs: Vec::new(),
+            spec,
+        };
+        let mut miners = [1, 2, ACCUSED].map(peer);
+        miners.sort_unstable();
+        miners.map(|peer| swarm.decide(Decision::Admit { peer, stage: S }));
+        [8, 9].map(|i| swarm.decide(Decision::Enlist { peer: peer(i) }));
+        let members = miners.map(|peer| (peer, 1)).to_vec();
+        swarm.decide(Decision::OpenEpoch { stage: S, epoch: E, base: Hash::default(), members });
+        let submitters = miners.map(|peer| swarm.contribute(peer, &spoils)).to_vec();
+        swarm.decide(Decision::MergePlan { stage: S, epoch: E, attempt: 0, submitters });
+        for owner in miners {
+            swarm.decide(Decision::MergeReassign { stage: S, epoch: E, attempt: 0, partition: P, owner });
+        }
+        swarm
+    }
+
+    /// Decides something; returns what it changed.
+    fn decide(&mut self, decision: Decision) -> Vec<StateEvent> {
+        let entry = Entry { proposer: peer(1), decision };
+        let (_, chain) = self.log.push_decided(encode(&entry));
+        self.fold.apply(chain, Some(&entry)).expect("it names no state")
+    }
+
+    /// A manifest with three partitions, of which the bytes of the first are kept.
+    fn contribute(&mut self, miner: PeerId, spoils: impl Fn(&mut Vec<u8>)) -> Submission {
+        let parameters = crate::bridge::model_config(&self.spec).parameter_count(0);
+        let length = iota_protocol::merge::partition_range(0, 3, parameters).len();
+        let number = f32::from(miner.0[0]);
+        let mut bytes: Vec<u8> = (0..length).flat_map(|_| number.to_le_bytes()).collect();
+        if self.spec.merge.codec.bytes() == 2 {
+            bytes = (0..length).flat_map(|_| [number.to_le_bytes()[2], number.to_le_bytes()[3]]).collect();
+        }
+        if miner == peer(ACCUSED) {
+            spoils(&mut bytes);
+        }
+        let input = Hash::of(&bytes);
+        let manifest = Manifest {
+            peer: miner,
+            stage: S,
+            epoch: E,
+            base: Hash::default(),
+            samples: 2,
+            sample_set: Hash::default(),
+            dealt: Hash::default(),
+            receipt_root: Hash::default(),
+            receipts: Hash::default(),
+            loss_micro: None,
+            moments: None,
+            moments_after: None,
+            partitions: vec![input, Hash::of(b"second"), Hash::of(b"third")],
+        };
+        let manifest = encode(&manifest);
+        let named = Hash::of(&manifest);
+        self.blobs.extend([ByteBuf::from(manifest), ByteBuf::from(bytes)]);
+        self.inputs.push((miner, 2, input));
+        Submission { peer: miner, manifest: named, samples: 2, loss_micro: None }
+    }
+
+    /// What an owner computes that does not lie.
+    fn honest(&self) -> Hash {
+        let mut blobs = Known::new(self.blobs.iter().map(|bytes| bytes.as_slice()));
+        let spec = std::sync::Arc::new(self.spec.clone());
+        let job = Job::Reduce { stage: S, epoch: E, partition: P, inputs: self.inputs.clone() };
+        match Worker::new(spec, iota_model::Device::Cpu, None).perform(&job, &mut blobs) {
+            JobDone::Reduced { merged: Ok(hash), .. } => hash,
+            done => panic!("{done:?}"),
+        }
+    }
+
+    /// What owner `i` signs.
+    fn report(&self, i: u8, merged: Hash, invalid: Option<PeerId>) -> ByteBuf {
+        let report = DigestReport {
+            sequence: 1,
+            stage: S,
+            epoch: E,
+            attempt: 0,
+            merged: vec![(P, merged)],
+            faults: invalid
+                .map(|submitter| ContributionFault { submitter, kind: FaultKind::Invalid })
+                .into_iter()
+                .collect(),
+        };
+        ByteBuf::from(seal(&identity(i), self.spec.run_id(), &MergeMessage::Digest(report)))
+    }
+
+    /// Takes the accused's place, since it reported `claimed` and the others `agreed`.
+    fn convict(&mut self, claimed: Hash, agreed: Hash) {
+        let reports = [(1, agreed), (2, agreed), (ACCUSED, claimed)];
+        let reports = reports.map(|(i, merged)| self.report(i, merged, None)).to_vec();
+        let evidence = Some(Evidence::Digests { partition: P, reports });
+        self.evict(EvictReason::WrongMerge, evidence);
+    }
+
+    fn evict(&mut self, reason: EvictReason, evidence: Option<Evidence>) {
+        let peer = peer(ACCUSED);
+        let events = self.decide(Decision::Evict { peer, reason, evidence });
+        assert_eq!(events, [StateEvent::Evicted(peer, reason)]);
+    }
+
+    /// A proof against the accused, under a certificate of the candidate.
+    fn proof(&self) -> Proof {
+        let mut certifier = Certifier::new(Electorate::new(&self.spec), 0);
+        let (index, chain) = (LogIndex(self.log.len() as u64 - 1), self.log.chain(self.log.len()));
+        certifier.vote(&identity(1), index, chain.expect("the log is here"));
+        let entry = |index| ByteBuf::from(self.log.entry_bytes(index).expect("the log is here"));
+        let log = ControlUpdate {
+            first: LogIndex(0),
+            entries: (0..self.log.len()).map(entry).collect(),
+            beyond: Vec::new(),
+            certificate: certifier.latest().expect("one of one").clone(),
+        };
+        Proof { spec: self.spec.clone(), peer: peer(ACCUSED), snapshot: None, log, blobs: self.blobs.clone() }
+    }
+}
+
+/// What a proof shows, once more after it was written and read.
+fn shown(proof: &Proof) -> Result<String, String> {
+    let read = Proof::from_bytes(&proof.to_bytes()).expect("it is read as it was written");
+    assert_eq!(&read, proof);
+    match check(&read).expect("a whole proof") {
+        Outcome::Proved(_, what) => Ok(what),
+        Outcome::NotProved(_, what) => Err(what),
+    }
+}
+
+#[test]
+fn a_wrong_merge_is_proved_by_computing_it_again() {
+    let mut swarm = Swarm::planned(|_| ());
+    let (honest, wrong) = (swarm.honest(), Hash::of(b"wrong"));
+    swarm.convict(wrong, honest);
+    let accused = peer(ACCUSED);
+    assert_eq!(
+        shown(&swarm.proof()),
+        Ok(format!(
+            "peer {accused} reported {wrong} for partition 0 of stage 0, epoch 0, recomputed {honest} from 3 contributions"
+        ))
+    );
+}
+
+#[test]
+fn an_owner_that_two_others_framed_is_shown_to_have_been_right() {
+    let mut swarm = Swarm::planned(|_| ());
+    let (honest, wrong) = (swarm.honest(), Hash::of(b"wrong"));
+    swarm.convict(honest, wrong);
+    let refused = shown(&swarm.proof()).expect_err("the accused was right");
+    assert!(refused.contains("which is what its 3 inputs give"), "{refused}");
+    // Without the inputs nobody can tell.
+    let refused = shown(&Proof { blobs: Vec::new(), ..swarm.proof() }).expect_err("nothing to compute");
+    assert!(refused.starts_with("signatures alone show") && refused.contains("not in the file"), "{refused}");
+}
+
+#[test]
+fn an_invalid_contribution_is_proved_by_its_bytes() {
+    for (spoils, proved) in [(true, true), (false, false)] {
+        let mut swarm = Swarm::planned(|bytes| bytes.truncate(if spoils { 5 } else { usize::MAX }));
+        let reports = [1, 2].map(|i| swarm.report(i, Hash::default(), Some(peer(ACCUSED)))).to_vec();
+        swarm.evict(EvictReason::InvalidContribution, Some(Evidence::Faults { reports }));
+        let shown = shown(&swarm.proof());
+        assert_eq!(shown.is_ok(), proved, "{shown:?}");
+        let text = shown.unwrap_or_else(|text| text);
+        let expected = if spoils { "which is no valid partition" } else { "none of its partitions in the file" };
+        assert!(text.contains(expected), "{text}");
+    }
+}
+
+#[test]
+fn of_a_failed_replay_signatures_are_shown() {
+    let mut swarm = Swarm::planned(|_| ());
+    swarm.decide(Decision::MergeOutcome { stage: S, epoch: E, attempt: 0, partitions: vec![Hash::default(); 3] });
+    let challenges = swarm.fold.state().challenges().to_vec();
+    let challenge = challenges.iter().find(|challenge| challenge.subject.peer == peer(ACCUSED));
+    let subject = challenge.expect("all are checked").subject;
+    let finding = Finding::Differs(Fault::Contribution);
+    let verdict = |i| Verdict::sign(&identity(i), swarm.spec.run_id(), subject, finding);
+    let verdicts = [8, 9].map(verdict);
+    let events = verdicts.map(|verdict| swarm.decide(Decision::Judge(verdict))).concat();
+    assert!(events.contains(&StateEvent::Evicted(peer(ACCUSED), EvictReason::FailedReplay)), "{events:?}");
+    let text = shown(&swarm.proof()).expect_err("there is nothing to compute with");
+    assert!(text.starts_with("signatures alone show that validators replayed epoch 0 of stage 0"), "{text}");
+    for validator in [8, 9].map(peer) {
+        assert!(text.contains(&format!("{validator}: differs in contribution")), "{text}");
+    }
+}
+
+#[test]
+fn a_proof_that_is_not_what_the_candidates_signed_is_refused() {
+    let mut swarm = Swarm::planned(|_| ());
+    swarm.convict(Hash::of(b"wrong"), swarm.honest());
+    let proof = swarm.proof();
+    let mut forged = proof.clone();
+    forged.log.certificate.signatures[0].1[0] ^= 1;
+    assert!(matches!(check(&forged), Err(ProofError::Log(RejectReason::Certificate))));
+    let mut other = proof.clone();
+    other.spec.seed += 1;
+    assert!(matches!(check(&other), Err(ProofError::Log(_))), "another run's");
+    let innocent = Proof { peer: peer(1), ..proof.clone() };
+    assert!(matches!(check(&innocent), Err(ProofError::Innocent(of)) if of == peer(1)));
+    let mut bytes = proof.to_bytes();
+    bytes.push(0);
+    assert!(matches!(Proof::from_bytes(&bytes), Err(ProofError::Decode(_))));
+    assert!(matches!(Proof::from_bytes(b"iota"), Err(ProofError::Magic(4))));
+}

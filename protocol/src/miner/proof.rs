@@ -1,0 +1,66 @@
+//! What a miner keeps of a merge in which somebody lost its place: whoever doubts it computes it again.
+
+use super::{Context, Kept, Miner};
+use crate::id::{PartitionIndex, PeerId};
+use crate::limits::{PARTITION_BYTES_MAX, PROOFS_KEPT_MAX};
+use crate::merge::evidence::{Evidence, Reports};
+use crate::run_state::Plan;
+use crate::wire::encode;
+
+impl Miner {
+    /// Keeps the manifests that a plan names, and the inputs of what was disputed, if this miner owned it and so has them.
+    pub(crate) fn keep_proof(
+        &mut self,
+        cx: &mut Context<'_>,
+        accused: PeerId,
+        evidence: &Evidence,
+        reports: &Reports,
+    ) {
+        let Reports { stage, epoch, attempt, .. } = *reports;
+        let Some(plan) = cx.state.plan_of(stage, epoch, attempt) else { return };
+        let kept = Kept::Proof(stage, epoch);
+        for partition in self.disputed(plan, evidence) {
+            for submission in &plan.submitters {
+                if matches!(evidence, Evidence::Faults { .. }) && submission.peer != accused {
+                    continue;
+                }
+                let merge = self.merges.get(&stage);
+                let Some(manifest) = merge.and_then(|merge| merge.manifest(submission.peer)) else {
+                    continue;
+                };
+                cx.out.store(vec![(submission.manifest, encode(manifest))], kept.to_string());
+                if let Some(hash) = manifest.partitions.get(partition.0 as usize) {
+                    let providers = vec![submission.peer];
+                    cx.out.fetch(*hash, providers, PARTITION_BYTES_MAX, false, kept.to_string());
+                }
+                self.kept.insert(kept);
+            }
+        }
+        self.release_proofs(cx);
+    }
+
+    /// The partitions that the evidence is about, and whose inputs this miner has as their owner.
+    fn disputed(&self, plan: &Plan, evidence: &Evidence) -> Vec<PartitionIndex> {
+        let owned = plan.owners.iter().zip(0..).filter(|(owners, _)| owners.contains(&self.me));
+        let about = |of: &PartitionIndex| match evidence {
+            Evidence::Digests { partition, .. } => of == partition,
+            Evidence::Faults { .. } => true,
+        };
+        owned.map(|(_, index)| PartitionIndex(index)).filter(about).collect()
+    }
+
+    /// Lets go of all but the newest.
+    fn release_proofs(&mut self, cx: &mut Context<'_>) {
+        let proofs = self.kept.iter().filter_map(|kept| match *kept {
+            Kept::Proof(stage, epoch) => Some((epoch, stage)),
+            Kept::Epoch(..) | Kept::State(..) => None,
+        });
+        let mut proofs: Vec<_> = proofs.collect();
+        proofs.sort_unstable();
+        let excess = proofs.len().saturating_sub(PROOFS_KEPT_MAX);
+        for (epoch, stage) in proofs.into_iter().take(excess) {
+            self.kept.remove(&Kept::Proof(stage, epoch));
+            cx.out.release(Kept::Proof(stage, epoch).to_string());
+        }
+    }
+}
