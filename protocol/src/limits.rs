@@ -126,6 +126,9 @@ pub const BLOB_EPOCHS_KEPT: u32 = 2;
 /// Newest epochs of a stage whose work is scored, at most. IOTA counts work for ten hours and wishes for several merges an
 /// hour; with 256 there may be 25.
 pub const SCORE_WINDOW_MAX: u32 = 256;
+/// Samples that the members of a stage have to have done on the average, in the time that the lowest of them was there, before
+/// it may lose its place for its score.
+pub const KICK_SAMPLES_MIN: u32 = 16;
 /// Miners whose work is remembered. More than any published run has; the weights of all fit one gossiped message.
 pub const SCORED_MINERS_MAX: usize = 4096;
 /// Bytes that a miner's work of one epoch takes in the state of a run, at most.

@@ -171,17 +171,18 @@ fn robust_reducers_bound_what_one_of_six_can_do() {
     }
 }
 
-/// Who passes nothing on has no share of what its stage does, and loses its place for that, not as a cheat.
+/// A machine far too slow for its stage, which is no cheat: nothing is proved against it.
 #[test]
-fn a_miner_that_withholds_is_kicked_and_nobody_else() {
+fn who_does_too_little_is_kicked_and_nobody_else() {
     for seed in SEEDS {
         let mut spec = spec(2, 3, TrainingMode::Local);
-        spec.training.epochs = 6;
+        (spec.training.epochs, spec.training.samples_per_epoch) = (8, 80);
         spec.scores.kick = KickPolicy::Threshold;
-        let outcome = run_with(Setup::new(spec, seed, CANDIDATES, 10), Kind::Withholding, &[9]);
+        let mut setup = Setup::new(spec, seed, CANDIDATES, 10);
+        setup.hosts[9].speed = 0.02;
+        let outcome = run_with(setup, Kind::Lazy, &[]);
         assert!(outcome.has_finished(), "seed {seed}: {:?}", outcome.ending);
-        assert_eq!(outcome.evicted_adversaries(EvictReason::LowScore), 1, "seed {seed}: {:?}", outcome.evicted);
-        assert_eq!(outcome.evicted.len(), 1, "seed {seed}: {:?}", outcome.evicted);
+        assert_eq!(outcome.evicted, [(9, "low score")].into(), "seed {seed}");
     }
 }
 

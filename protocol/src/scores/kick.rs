@@ -15,6 +15,7 @@ use serde::{Deserialize, Serialize};
 use super::table::{in_window, micro};
 use super::{Kicks, Row, Scores};
 use crate::id::{Epoch, PeerId, StageIndex};
+use crate::limits::KICK_SAMPLES_MIN;
 use crate::spec::{KickPolicy, ScoresSpec};
 
 /// The place of a member.
@@ -33,7 +34,8 @@ impl Scores {
     ///
     /// Those who have been in a stage for fewer than `scores.kick_grace` epochs are spared and not counted: they may still be fetching
     /// its weights, so a stage keeps one miner that has been there for longer. Whoever does as much as the best of its stage is spared by
-    /// every policy.
+    /// every policy, and so is everybody as long as an ordinary member would have done fewer than [`KICK_SAMPLES_MIN`] samples in the
+    /// time of the lowest: fewer are luck.
     #[must_use]
     pub fn kick(
         &self,
@@ -54,12 +56,16 @@ impl Scores {
             .collect();
         let best = rated.iter().map(|(rate, _)| *rate).max()?;
         // Of equals the one that came last goes.
-        let &(rate, Reverse((_, worst))) = rated.iter().min()?;
+        let &(rate, Reverse((since, worst))) = rated.iter().min()?;
+        let sum: u128 = rated.iter().map(|(rate, _)| u128::from(*rate)).sum();
+        let expected = sum / rated.len() as u128 * u128::from(span(spec, version, since));
+        if expected < u128::from(KICK_SAMPLES_MIN) * 1_000_000 {
+            return None;
+        }
         let goes = match spec.kick {
             KickPolicy::None => false,
             KickPolicy::Bottom => self.kicks_of(stage, version) < spec.kick_count,
             KickPolicy::Threshold => {
-                let sum: u128 = rated.iter().map(|(rate, _)| u128::from(*rate)).sum();
                 let times = u128::from(rate) * rated.len() as u128 * 1_000_000;
                 times < sum.saturating_mul(u128::from(micro(spec.kick_below)))
             }
@@ -86,9 +92,13 @@ impl Scores {
             return 0;
         }
         let here = counting().filter(|((stage, epoch), _)| *stage == place.stage && *epoch >= place.since);
-        let span = version.0.saturating_sub(place.since.0).clamp(1, spec.window.max(1));
-        Row::of(spec, peer, here).score_micro / u64::from(span)
+        Row::of(spec, peer, here).score_micro / u64::from(span(spec, version, place.since))
     }
+}
+
+/// Epochs of the window since `since`.
+fn span(spec: &ScoresSpec, version: Epoch, since: Epoch) -> u32 {
+    version.0.saturating_sub(since.0).clamp(1, spec.window.max(1))
 }
 
 #[cfg(test)]
