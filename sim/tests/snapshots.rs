@@ -147,6 +147,7 @@ fn scores_survive_restarts_changes_of_leader_and_a_return_after_many_epochs() {
     setup.schedule = absences.into_iter().flatten().collect();
     setup.schedule.sort_by_key(|(at, _)| *at);
     setup.hosts[complete].snapshots_every = u64::MAX;
+    Arc::make_mut(&mut setup.spec).scores.window = 40;
     let (spec, parameters) = (Arc::clone(&setup.spec), setup.costs.parameters);
     let leaders = Rc::default();
     let (world, skips) = watched(setup, 41 * SECOND, Some(Box::new(Leaders(Rc::clone(&leaders)))));

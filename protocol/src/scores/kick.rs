@@ -4,6 +4,9 @@
 //! compared are rates: what a miner has of its stage's window, less penalties, over the epochs it has been there. So who came
 //! lately is not the worst for having had less time. A miner against which something was proved has a rate of zero.
 //!
+//! Whoever waits for a member of another stage that is far too slow may be released from an epoch with it, and does less for no fault of
+//! its own. So a low score proves nothing, and no policy is the default.
+//!
 //! IOTA's threshold is a number of points. Ours is a share of the mean rate of the stage, since what a miner is dealt depends on how
 //! many there are.
 
@@ -202,6 +205,15 @@ mod tests {
     }
 
     #[test]
+    fn too_few_samples_tell_nothing() {
+        let few = scores(3, &[(A, S, 10), (B, S, 0)]);
+        let threshold = spec(KickPolicy::Threshold);
+        assert_eq!(kick(&few, &threshold, &[Epoch(3), Epoch(3)], &ALL[..2]), None, "15 each on the average");
+        let more = scores(4, &[(A, S, 10), (B, S, 0)]);
+        assert_eq!(kick(&more, &threshold, &NOW, &ALL[..2]), Some(B), "20");
+    }
+
+    #[test]
     fn equals_are_spared() {
         let scores = scores(4, &[(A, S, 10), (B, S, 10), (C, S, 10)]);
         for policy in [KickPolicy::Bottom, KickPolicy::Threshold] {
@@ -212,7 +224,7 @@ mod tests {
 
     #[test]
     fn of_equally_bad_ones_the_last_to_come_goes() {
-        let scores = scores(4, &[(A, S, 10)]);
+        let scores = scores(4, &[(A, S, 30)]);
         let members = |b, c| [ALL[0], place(B, S, b), place(C, S, c)];
         let bottom = spec(KickPolicy::Bottom);
         assert_eq!(kick(&scores, &bottom, &NOW, &members(1, 0)), Some(B));
@@ -248,7 +260,7 @@ mod tests {
 
     #[test]
     fn work_for_another_stage_is_none_for_this_one() {
-        let mut scores = scores(4, &[(A, S, 10), (B, S, 5), (C, T, 90)]);
+        let mut scores = scores(4, &[(A, S, 20), (B, S, 10), (C, T, 90)]);
         let members = [ALL[0], ALL[1], place(C, S, 2)];
         assert_eq!(kick(&scores, &spec(KickPolicy::Bottom), &NOW, &members), Some(C));
         scores.merged(&spec(KickPolicy::None), S, Epoch(4), [Work::of(C, 60, 60)]);
@@ -267,9 +279,9 @@ mod tests {
 
     #[test]
     fn who_came_back_is_judged_by_what_it_did_since() {
-        let mut scores = scores(2, &[(A, S, 90), (B, S, 10)]);
+        let mut scores = scores(2, &[(A, S, 90), (B, S, 30)]);
         for epoch in 2..4 {
-            scores.merged(&spec(KickPolicy::None), S, Epoch(epoch), [Work::of(B, 10, 10)]);
+            scores.merged(&spec(KickPolicy::None), S, Epoch(epoch), [Work::of(B, 30, 30)]);
         }
         let members = [place(A, S, 2), ALL[1]];
         assert_eq!(kick(&scores, &spec(KickPolicy::Bottom), &NOW, &members), Some(A));
