@@ -376,7 +376,7 @@ impl DataPlane {
     }
 }
 
-pub(super) fn store_error(error: impl std::fmt::Display) -> DataError {
+fn store_error(error: impl std::fmt::Display) -> DataError {
     DataError::Store(error.to_string())
 }
 

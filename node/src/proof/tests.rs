@@ -4,7 +4,7 @@ use iota_protocol::log::Certifier;
 use iota_protocol::log::certificate::Electorate;
 use iota_protocol::merge::evidence::Evidence;
 use iota_protocol::miner::{Job, JobDone};
-use iota_protocol::spec::Candidate;
+use iota_protocol::spec::{Bottleneck, Candidate};
 use iota_protocol::validation::{Fault, Verdict};
 use iota_protocol::wire::message::{
     ContributionFault, DigestReport, Entry, FaultKind, Manifest, MergeMessage, Submission,
@@ -45,7 +45,7 @@ impl Swarm {
         let mut spec = RunSpec::default();
         spec.orchestrator.candidates = vec![Candidate { peer: peer(1), priority: 1 }];
         (spec.model.width, spec.model.layers, spec.model.heads, spec.model.kv_heads) = (32, 1, 2, 1);
-        (spec.model.hidden, spec.model.context) = (64, 32);
+        (spec.model.hidden, spec.model.context, spec.model.bottleneck) = (64, 32, Bottleneck::Width(8));
         (spec.pipeline.stages, spec.merge.partitions_min) = (1, 3);
         (spec.validation.replay_share, spec.validation.repeat_share) = (1.0, 1.0);
         let mut swarm = Self {
@@ -213,7 +213,8 @@ fn an_invalid_contribution_is_proved_by_its_bytes() {
         let shown = shown(&swarm.proof());
         assert_eq!(shown.is_ok(), proved, "{shown:?}");
         let text = shown.unwrap_or_else(|text| text);
-        let expected = if spoils { "which is no valid partition" } else { "none of its partitions in the file" };
+        let expected =
+            if spoils { "which is no valid partition" } else { "none of its partitions in the file" };
         assert!(text.contains(expected), "{text}");
     }
 }
@@ -221,7 +222,12 @@ fn an_invalid_contribution_is_proved_by_its_bytes() {
 #[test]
 fn of_a_failed_replay_signatures_are_shown() {
     let mut swarm = Swarm::planned(|_| ());
-    swarm.decide(Decision::MergeOutcome { stage: S, epoch: E, attempt: 0, partitions: vec![Hash::default(); 3] });
+    swarm.decide(Decision::MergeOutcome {
+        stage: S,
+        epoch: E,
+        attempt: 0,
+        partitions: vec![Hash::default(); 3],
+    });
     let challenges = swarm.fold.state().challenges().to_vec();
     let challenge = challenges.iter().find(|challenge| challenge.subject.peer == peer(ACCUSED));
     let subject = challenge.expect("all are checked").subject;
