@@ -356,7 +356,7 @@ impl RunState {
     fn admit(&mut self, peer: PeerId, stage: StageIndex) -> Option<Vec<StateEvent>> {
         let room = stage.as_usize() < self.stages.len() && self.replicas(stage).count() < REPLICAS_MAX;
         let barred = self.eviction(peer).is_some_and(EvictReason::is_proven);
-        if !room || barred || self.members.contains_key(&peer) {
+        if !room || barred || self.members.contains_key(&peer) || self.spec.lists(peer).is_err() {
             return None;
         }
         self.members.insert(peer, stage);

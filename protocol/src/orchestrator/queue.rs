@@ -7,7 +7,9 @@
 use std::collections::BTreeMap;
 
 use crate::id::PeerId;
+use crate::join::Role;
 use crate::limits::{QUEUE_EVICTIONS, QUEUE_TOLD_MAX, REPLICAS_MAX};
+use crate::peer::admission::suits;
 use crate::peer::book::Book;
 use crate::run_state::RunState;
 use crate::time::Instant;
@@ -61,6 +63,7 @@ impl Queue {
 /// Whether `peer` asks for a place and may have one.
 fn asks(state: &RunState, book: &Book, peer: PeerId) -> bool {
     let banned = state.eviction(peer).is_some_and(EvictReason::is_proven);
-    let asks = book.record(peer).is_some_and(|record| record.miner && !record.leaving);
-    asks && !banned && state.stage_of(peer).is_none()
+    let asks = book.record(peer).filter(|record| record.miner && !record.leaving);
+    let may = asks.is_some_and(|record| suits(state, peer, record.credential.as_ref(), Role::Miner).is_ok());
+    may && !banned && state.stage_of(peer).is_none()
 }

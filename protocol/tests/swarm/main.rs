@@ -1,5 +1,6 @@
 //! Whole swarms of protocol peers in virtual time: real state machines, a made-up network and engine.
 
+mod joining;
 mod leaving;
 mod mirror;
 mod replay;
