@@ -8,6 +8,8 @@ use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use iota_protocol::PeerId;
+use iota_protocol::join::Refusal;
 use iota_protocol::spec::SpecError;
 use iota_protocol::wire::Outdated;
 
@@ -51,6 +53,8 @@ exit_codes! {
     Outdated = 10, "the run uses a wire version that this program does not speak";
     /// A mirror cannot be used, or a checkpoint in it.
     Mirror = 11, "a mirror cannot be used, or a checkpoint is not in it or damaged";
+    /// The run gives this peer no place.
+    NotAdmitted = 12, "the run gives this peer no place";
     /// Stopped by SIGINT or SIGTERM.
     Interrupted = 130, "stopped by SIGINT or SIGTERM";
 }
@@ -179,6 +183,14 @@ pub enum CliError {
         /// Expected and got, or what the store said.
         reason: String,
     },
+    /// The run gives this peer no place.
+    #[error("take a place in the run: {refusal}")]
+    NotAdmitted {
+        /// This peer.
+        peer: PeerId,
+        /// Why: expected and got.
+        refusal: Refusal,
+    },
     /// Stopped from outside.
     #[error("finish: stopped by {signal}")]
     Interrupted {
@@ -211,6 +223,7 @@ impl CliError {
             Self::ReplicasDisagree { .. } => ExitCode::ReplicasDisagree,
             Self::Outdated(_) => ExitCode::Outdated,
             Self::Mirror { .. } => ExitCode::Mirror,
+            Self::NotAdmitted { .. } => ExitCode::NotAdmitted,
             Self::Interrupted { .. } => ExitCode::Interrupted,
             Self::Bug(_) => ExitCode::Bug,
         }
@@ -254,6 +267,7 @@ impl CliError {
                 "`iota-node checkpoint list --from {url}` lists what is there; AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY, \
                  AWS_REGION and AWS_ENDPOINT_URL say how a bucket is reached"
             ),
+            Self::NotAdmitted { peer, refusal } => help_in(*peer, refusal),
             Self::Interrupted { .. } => "run the same command again to start over".to_owned(),
             Self::Bug(_) => "this is a bug; please report it with the command and the log".to_owned(),
         }
@@ -263,6 +277,23 @@ impl CliError {
     pub fn report(&self) {
         let mut stderr = io::stderr().lock();
         let _ = writeln!(stderr, "error: failed to {self}\nhelp: {}", self.help());
+    }
+}
+
+/// What a peer can do that the run gives no place.
+fn help_in(peer: PeerId, refusal: &Refusal) -> String {
+    match refusal {
+        Refusal::Uninvited { .. } | Refusal::Forged { .. } | Refusal::Expired { .. } | Refusal::Role { .. } => format!(
+            "the owner makes an invite with `iota-node invite --spec FILE --key OWNERKEY --peer {peer}`; pass its file with --invite"
+        ),
+        Refusal::NotListed { .. } => {
+            "use a key that join.allow names, with --key; the list is a part of the run, which cannot be changed".to_owned()
+        }
+        Refusal::Banned { .. } => "ask whoever made the run; its bans are a part of it, and end with it".to_owned(),
+        Refusal::Work { .. } => "start again; `join` does the work by itself and keeps it in the data folder".to_owned(),
+        Refusal::Crowded { .. } | Refusal::Nowhere => {
+            "wait until a place at this address is free, or give the data plane another one with --data-bind".to_owned()
+        }
     }
 }
 
@@ -303,7 +334,7 @@ mod tests {
 
     #[test]
     fn the_table_of_exit_codes_names_each() {
-        assert_eq!(EXIT_CODES_HELP.lines().count(), 14);
+        assert_eq!(EXIT_CODES_HELP.lines().count(), 15);
         assert!(EXIT_CODES_HELP.contains("\n  130\tstopped"));
     }
 }
