@@ -275,7 +275,10 @@ mod tests {
         for lie in [[3e38, 3e38], [-3e38, 3e38], [-1.0, 2.0], [0.0, 0.0]] {
             for reducer in [Reducer::Median, Reducer::TrimmedMean { trim: 0.25 }] {
                 let [x, y] = beside_a_liar(reducer, lie)[..] else { panic!("two elements") };
-                assert!((0.9..=1.1).contains(&x) && (-2.1..=-1.9).contains(&y), "{reducer:?} {lie:?}: {x} {y}");
+                assert!(
+                    (0.9..=1.1).contains(&x) && (-2.1..=-1.9).contains(&y),
+                    "{reducer:?} {lie:?}: {x} {y}"
+                );
             }
         }
     }

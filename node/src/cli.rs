@@ -10,6 +10,7 @@ mod eval;
 mod generate;
 mod history;
 mod init;
+mod invite;
 mod join;
 mod keys;
 mod log;
@@ -27,6 +28,7 @@ use std::path::PathBuf;
 
 use clap::{CommandFactory, FromArgMatches, Parser, Subcommand};
 
+pub use invite::write_invite;
 pub use join::exit_with_parent;
 pub use keys::{create_key, read_key, read_or_create_key};
 
@@ -54,6 +56,8 @@ enum Verb {
     Join(join::JoinOptions),
     /// Write a run spec and the keys of its orchestrator candidates
     Init(init::InitOptions),
+    /// Let a peer into a run that admits by invite
+    Invite(invite::InviteOptions),
     /// Write the spec of a run that goes on from a checkpoint in a mirror
     Resume(resume::ResumeOptions),
     /// Look at the checkpoints in a mirror
@@ -118,6 +122,7 @@ fn run(args: &[OsString]) -> Result<(), CliError> {
         Verb::Up(options) => up::run(&options, matches),
         Verb::Join(options) => join::run(options),
         Verb::Init(options) => init::run(&options, matches),
+        Verb::Invite(options) => invite::run(&options),
         Verb::Resume(options) => resume::run(&options),
         Verb::Checkpoint(options) => checkpoint::run(&options),
         Verb::History(options) => history::run(&options),

@@ -28,6 +28,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
+use iota_protocol::join::Refusal;
 use iota_protocol::limits::ADDRESSES_MAX;
 use iota_protocol::log::LogBytes;
 use iota_protocol::miner::{Action, JobDone};
@@ -122,6 +123,8 @@ pub(crate) enum Ended {
     Engine(String),
     /// The run uses a wire version that this program does not speak.
     Outdated(Outdated),
+    /// The run gives this peer no place, and will not.
+    NotAdmitted(Refusal),
     /// A part of the node is gone; that is a bug.
     Closed,
 }
@@ -191,6 +194,10 @@ impl Driver {
             self.parts.reporter.log(&self.parts.peer);
             if let Some(outdated) = self.parts.peer.outdated() {
                 return Ended::Outdated(outdated);
+            }
+            if let Some(refusal) = self.parts.peer.refused().filter(|refusal| refusal.is_final()).cloned() {
+                self.quit(now);
+                return Ended::NotAdmitted(refusal);
             }
             if self.parts.peer.has_left() {
                 self.quit(now);

@@ -8,6 +8,8 @@ use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use iota_protocol::PeerId;
+use iota_protocol::join::Refusal;
 use iota_protocol::spec::SpecError;
 use iota_protocol::wire::Outdated;
 
@@ -53,6 +55,8 @@ exit_codes! {
     Mirror = 11, "a mirror cannot be used, or a checkpoint is not in it or damaged";
     /// A proof does not show what it is to show.
     NotProved = 12, "what a proof is about, computed again, does not show it, or cannot be computed again";
+    /// The run gives this peer no place.
+    NotAdmitted = 13, "the run gives this peer no place";
     /// Stopped by SIGINT or SIGTERM.
     Interrupted = 130, "stopped by SIGINT or SIGTERM";
 }
@@ -187,6 +191,14 @@ pub enum CliError {
         /// The file.
         path: PathBuf,
     },
+    /// The run gives this peer no place.
+    #[error("take a place in the run: {refusal}")]
+    NotAdmitted {
+        /// This peer.
+        peer: PeerId,
+        /// Why: expected and got.
+        refusal: Refusal,
+    },
     /// Stopped from outside.
     #[error("finish: stopped by {signal}")]
     Interrupted {
@@ -220,6 +232,7 @@ impl CliError {
             Self::Outdated(_) => ExitCode::Outdated,
             Self::Mirror { .. } => ExitCode::Mirror,
             Self::NotProved { .. } => ExitCode::NotProved,
+            Self::NotAdmitted { .. } => ExitCode::NotAdmitted,
             Self::Interrupted { .. } => ExitCode::Interrupted,
             Self::Bug(_) => ExitCode::Bug,
         }
@@ -266,6 +279,7 @@ impl CliError {
             Self::NotProved { .. } => {
                 "the line above says what the file shows; a node that owned what was disputed has its inputs".to_owned()
             }
+            Self::NotAdmitted { peer, refusal } => help_in(*peer, refusal),
             Self::Interrupted { .. } => "run the same command again to start over".to_owned(),
             Self::Bug(_) => "this is a bug; please report it with the command and the log".to_owned(),
         }
@@ -275,6 +289,23 @@ impl CliError {
     pub fn report(&self) {
         let mut stderr = io::stderr().lock();
         let _ = writeln!(stderr, "error: failed to {self}\nhelp: {}", self.help());
+    }
+}
+
+/// What a peer can do that the run gives no place.
+fn help_in(peer: PeerId, refusal: &Refusal) -> String {
+    match refusal {
+        Refusal::Uninvited { .. } | Refusal::Forged { .. } | Refusal::Expired { .. } | Refusal::Role { .. } => format!(
+            "the owner makes an invite with `iota-node invite --spec FILE --key OWNERKEY --peer {peer}`; pass its file with --invite"
+        ),
+        Refusal::NotListed { .. } => {
+            "use a key that join.allow names, with --key; the list is a part of the run, which cannot be changed".to_owned()
+        }
+        Refusal::Banned { .. } => "ask whoever made the run; its bans are a part of it, and end with it".to_owned(),
+        Refusal::Work { .. } => "start again; `join` does the work by itself and keeps it in the data folder".to_owned(),
+        Refusal::Crowded { .. } | Refusal::Nowhere => {
+            "wait until a place at this address is free, or give the data plane another one with --data-bind".to_owned()
+        }
     }
 }
 

@@ -18,6 +18,8 @@ pub mod history;
 pub mod http;
 /// The node's secret key on disk.
 pub mod identity;
+/// Invite files.
+pub mod invite;
 /// What a node counts.
 pub mod metrics;
 /// Copies of blobs and checkpoints outside the swarm.
@@ -40,6 +42,7 @@ mod disk;
 mod driver;
 mod rate;
 mod recovery;
+mod work;
 
 /// The command line.
 pub mod cli;

@@ -12,13 +12,14 @@ use std::time::Duration;
 
 use iota_model::Device;
 use iota_model::data::Corpus;
+use iota_protocol::join::{Credential, Refusal};
 use iota_protocol::limits::{
     GOSSIP_BYTES_MAX, PUSH_HEADER_BYTES_MAX, PUSH_PAYLOAD_BYTES_MAX, RPC_BYTES_MAX, TRANSFER_DEADLINE,
 };
 use iota_protocol::peer::Peer;
 use iota_protocol::wire::Outdated;
 use iota_protocol::wire::message::Topic;
-use iota_protocol::{Epoch, Hash, Identity, RunSpec};
+use iota_protocol::{Epoch, Hash, Identity, PeerId, RunSpec};
 use libp2p::Multiaddr;
 use prometheus_client::registry::Registry;
 use tokio_util::sync::CancellationToken;
@@ -72,6 +73,8 @@ pub struct JoinConfig {
     pub spec: RunSpec,
     /// The ed25519 secret.
     pub secret: [u8; 32],
+    /// What it shows to be let in, if the run asks it for something.
+    pub credential: Option<Credential>,
     /// Folder for everything it writes; exists.
     pub data_dir: PathBuf,
     /// What it does.
@@ -175,6 +178,14 @@ pub enum RunError {
     /// The run uses a wire version that this program does not speak.
     #[error(transparent)]
     Outdated(#[from] Outdated),
+    /// The run gives this peer no place.
+    #[error("{peer} gets no place: {refusal}")]
+    NotAdmitted {
+        /// This peer.
+        peer: PeerId,
+        /// Why.
+        refusal: Refusal,
+    },
     /// A bug.
     #[error("{0}")]
     Other(String),
@@ -295,6 +306,7 @@ fn new_peer(config: &JoinConfig, spec: &Arc<RunSpec>, identity: Identity, store:
     let roles = iota_protocol::peer::Roles { miner: config.roles.miner, validator: config.roles.validator };
     let storage = PaxosStorage::new(store);
     Peer::new(Arc::clone(spec), identity, roles, &parameters, wall_micros(), storage)
+        .showing(config.credential.clone())
         .with_snapshots_every(config.snapshot_every)
 }
 
@@ -374,6 +386,10 @@ async fn conclude(driver: &mut Driver, config: &JoinConfig, ended: &Ended) -> Re
             return Err(RunError::BootstrapUnreachable { addrs, waited });
         }
         Ended::Outdated(outdated) => return Err(RunError::Outdated(*outdated)),
+        Ended::NotAdmitted(refusal) => {
+            let peer = Identity::from_secret(config.secret).peer();
+            return Err(RunError::NotAdmitted { peer, refusal: refusal.clone() });
+        }
         Ended::Engine(reason) => return Err(RunError::Engine(reason.clone())),
         Ended::Closed => return Err(RunError::Other("a part of the node stopped".to_owned())),
     };

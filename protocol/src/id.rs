@@ -216,6 +216,12 @@ impl fmt::Debug for Identity {
 }
 
 impl PeerId {
+    /// Whether it is a public key that signatures can be checked with: a point of the curve, of no small order.
+    #[must_use]
+    pub fn is_key(&self) -> bool {
+        VerifyingKey::from_bytes(&self.0).is_ok_and(|key| !key.is_weak())
+    }
+
     /// Whether `signature` over `message` was made by this peer, by the strict rules that leave one
     /// valid signature per message and key.
     #[must_use]

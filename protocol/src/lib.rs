@@ -5,7 +5,7 @@
 //! virtual ones) feeds inputs through `handle_*` methods with the current [`Instant`], and drains
 //! [`Action`](miner::Action)s with [`Peer::poll_action`](peer::Peer::poll_action).
 //!
-//! Reading order: [`spec`] (what a run is), [`wire`] (what is said), [`log`] (how it is decided),
+//! Reading order: [`spec`] (what a run is), [`join`] (who may take part), [`wire`] (what is said), [`log`] (how it is decided),
 //! [`run_state`] (what everybody therefore knows), [`samples`] (who does what),
 //! [`orchestrator`] (what the leader proposes), [`miner`] (what a worker does about it),
 //! [`merge`] (how replicas become one again), [`validation`] and [`validator`] (how work is
@@ -23,6 +23,8 @@ pub mod quantiles;
 pub mod time;
 
 pub mod spec;
+
+pub mod join;
 
 pub mod wire;
 

@@ -96,8 +96,19 @@ pub const DISK_FULL_SHARE: u64 = 16;
 pub const DISK_NEAR_BYTES: u64 = 4 * DISK_FULL_BYTES;
 /// The same on a small file system: one part in so many.
 pub const DISK_NEAR_SHARE: u64 = 4;
+/// Zero bits of a proof of work, at most. One core makes about four million tries per second, so this is five hours of
+/// it; more would keep out those whom a run wants.
+pub const WORK_BITS_MAX: u8 = 36;
+/// Peers that a spec allows, or bans. As many as are remembered at all.
+pub const JOIN_LIST_MAX: usize = BOOK_PEERS_MAX;
+/// Bytes of what a spec says about a ban: a sentence or two.
+pub const BAN_REASON_BYTES_MAX: usize = 256;
 /// Peers whose records are remembered.
 pub const BOOK_PEERS_MAX: usize = 8192;
+/// Records of one peer in a heartbeat that are taken and passed on. Honest ones send one, and one more for each piece of news.
+pub const RECORDS_PER_HEARTBEAT_MAX: u32 = 8;
+/// The same at once, after a quiet time: those that a slow link held back come together.
+pub const RECORDS_AT_ONCE_MAX: u32 = 32;
 /// Peers that wait for a place whom a candidate's record names, the first first: 2 KiB each heartbeat of a full run.
 pub const QUEUE_TOLD_MAX: usize = 64;
 /// Evictions for which a silent peer keeps its place among those who wait: time to start again.

@@ -31,6 +31,7 @@ use crate::id::{Epoch, Hash, PartitionIndex, PeerId, StageIndex};
 use crate::limits::{ANNOUNCE_HEARTBEATS_MAX, PROPOSAL_REPEAT};
 use crate::merge::agreement::{AgreementMatrix, Tally, Verdict as OwnersVerdict};
 use crate::merge::evidence::{Evidence, SignedReport, witnesses};
+use crate::peer::admission::Occupancy;
 use crate::peer::book::Book;
 use crate::peer::speed::Speed;
 use crate::run_state::{Phase, Plan, RunState, Stage, Training};
@@ -181,11 +182,12 @@ impl Orchestrator {
             return Vec::new();
         }
         let mut wanted = self.departures.decisions(now, listening_since, state, book);
-        wanted.extend(self.balance.admissions(now, state, book, &self.queue.in_order()));
+        let mut occupancy = Occupancy::of(state, book, self.verdicts.enlisting(now, state));
+        wanted.extend(self.balance.admissions(now, state, book, &self.queue.in_order(), &mut occupancy));
         wanted.extend(self.upgrade.decision(now, listening_since, state, book));
         wanted.extend(self.checkpoints.decision(state));
         wanted.extend(self.losses.decisions(now, state));
-        wanted.extend(self.verdicts.decisions(now, listening_since, state, book));
+        wanted.extend(self.verdicts.decisions(now, listening_since, state, book, &mut occupancy));
         let begun = balance::begun(state);
         for (index, stage) in state.spec().stages().zip(state.stages()) {
             match &stage.phase {

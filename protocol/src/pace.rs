@@ -311,9 +311,8 @@ mod tests {
     #[test]
     fn far_candidates_have_longer_rounds() {
         let tick = |millis: u64| {
-            let known = (0..40).fold(None, |known, _| {
-                Some(Smoothed::with(known, Duration::from_millis(millis)))
-            });
+            let known =
+                (0..40).fold(None, |known, _| Some(Smoothed::with(known, Duration::from_millis(millis))));
             consensus_tick(known)
         };
         assert_eq!([consensus_tick(None), tick(10), tick(200)], [CONSENSUS_TICK; 3]);

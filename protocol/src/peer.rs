@@ -6,6 +6,7 @@
 //!
 //! Long, since it is the list of all doors; what is behind them is in the files of the roles.
 
+pub mod admission;
 pub mod arrival;
 pub mod book;
 mod candidate;
@@ -22,6 +23,7 @@ use std::time::Duration;
 use omnipaxos::storage::Storage;
 
 use crate::id::{Epoch, Identity, PeerId, StageIndex};
+use crate::join::{Credential, Refusal, Role};
 use crate::limits::{RPC_BYTES_MAX, TRANSFER_DEADLINE};
 use crate::log::snapshot::Snapshots;
 use crate::log::{DecidedLog, LogBytes, Snapshot};
@@ -38,6 +40,7 @@ use crate::wire::gossip::{Gossip, HashedManifest, MergeNews, Opened};
 use crate::wire::message::{ControlUpdate, MergeMessage, PeerRecord, Request, Response, StateOffer, Topic};
 use crate::wire::{Outdated, Payload, RejectReason, ReplayWindow, Versions, decode};
 
+use admission::{Occupancy, suits};
 use arrival::{Arrival, Step};
 use book::Book;
 use candidate::Candidate;
@@ -111,6 +114,7 @@ pub struct Peer<S: Storage<LogBytes>> {
     room: Room,
     versions: Versions,
     addresses: Addresses,
+    credential: Option<Credential>,
     log: DecidedLog,
     snapshots: Snapshots,
     /// What is being fetched to begin the log with.
@@ -146,6 +150,8 @@ pub struct Peer<S: Storage<LogBytes>> {
     arrival: Arrival,
     /// Its place among those who wait for one, as far as it was told.
     queued: Option<usize>,
+    /// Why it gets no place, as far as it knows.
+    refused: Option<Refusal>,
 }
 
 impl<S: Storage<LogBytes> + Clone> Peer<S> {
@@ -172,6 +178,7 @@ impl<S: Storage<LogBytes> + Clone> Peer<S> {
             room: Room::default(),
             versions: Versions::PROGRAM,
             addresses: Addresses::default(),
+            credential: None,
             log: DecidedLog::new(&spec),
             snapshots: Snapshots::default(),
             anchor: None,
@@ -200,6 +207,7 @@ impl<S: Storage<LogBytes> + Clone> Peer<S> {
             leave: Leave::Stays,
             arrival: Arrival::default(),
             queued: None,
+            refused: None,
             spec,
         }
     }
@@ -208,6 +216,13 @@ impl<S: Storage<LogBytes> + Clone> Peer<S> {
     #[must_use]
     pub const fn speaking(mut self, versions: Versions) -> Self {
         self.versions = versions;
+        self
+    }
+
+    /// The peer as one that shows this to be let in; nothing unless told otherwise.
+    #[must_use]
+    pub fn showing(mut self, credential: Option<Credential>) -> Self {
+        self.credential = credential;
         self
     }
 
@@ -354,6 +369,12 @@ impl<S: Storage<LogBytes> + Clone> Peer<S> {
         self.queued
     }
 
+    /// Why it gets no place, if it wants one, has none, and knows why.
+    #[must_use]
+    pub const fn refused(&self) -> Option<&Refusal> {
+        self.refused.as_ref()
+    }
+
     /// What the peer waits for before it has left, if it leaves.
     #[must_use]
     pub const fn leaves(&self) -> Option<Awaits> {
@@ -446,10 +467,19 @@ impl<S: Storage<LogBytes> + Clone> Peer<S> {
         sender: PeerId,
         record: &Arc<PeerRecord>,
     ) -> Result<(), RejectReason> {
-        match self.book.record(sender).map(|known| known.sequence) {
+        let known = self.book.record(sender);
+        // What it showed before is not looked at again: whoever is in the book is let in by the spec.
+        if known.is_none_or(|known| known.credential != record.credential) {
+            self.spec.entitles(self.log.electorate().run(), sender, record.credential.as_ref())?;
+        }
+        let seen = known.map(|known| known.sequence);
+        match seen {
             // The newest record says itself what was accepted; the window remembers those who were forgotten.
             Some(seen) if record.sequence <= seen => {
                 return Err(RejectReason::Replay { got: record.sequence, seen });
+            }
+            Some(_) if self.book.is_flooded(now, sender, self.spec.timing.heartbeat.duration()) => {
+                return Err(RejectReason::Flood);
             }
             Some(_) => {}
             None => self.replay.accept(sender, &**record)?,
@@ -777,6 +807,29 @@ impl<S: Storage<LogBytes> + Clone> Peer<S> {
         }
     }
 
+    /// Looks why a peer gets no place that wants one.
+    fn follow_admission(&mut self) {
+        let wanted = match self.roles {
+            Roles { miner: true, .. } => Some(Role::Miner),
+            Roles { validator: true, .. } => Some(Role::Validator),
+            Roles { miner: false, validator: false } => None,
+        };
+        let placed = self.state.stage_of(self.me).is_some() || self.state.validators().contains(&self.me);
+        let waits = wanted.filter(|_| !placed && self.leave == Leave::Stays && !self.state.finished());
+        let refused = waits.and_then(|wanted| self.refusal(wanted).err());
+        if self.refused != refused {
+            self.refused.clone_from(&refused);
+            refused.into_iter().for_each(|refusal| self.out.notice(Notice::Refused(refusal)));
+        }
+    }
+
+    fn refusal(&self, wanted: Role) -> Result<(), Refusal> {
+        let credential = self.credential.as_ref();
+        self.spec.entitles(self.log.electorate().run(), self.me, credential)?;
+        suits(&self.state, self.me, credential, wanted)?;
+        Occupancy::of(&self.state, &self.book, []).has_room_for(&self.state, &self.book, self.me)
+    }
+
     /// Notes the first merge that counts a contribution of this process.
     fn note_merged(&mut self, stage: StageIndex, epoch: Epoch) {
         let closed = self.state.stage(stage).and_then(|stage| stage.closed_epoch(epoch));
@@ -863,6 +916,7 @@ impl<S: Storage<LogBytes> + Clone> Peer<S> {
             miner: self.roles.miner && self.room != Room::Full,
             leaving: self.leave != Leave::Stays || self.room == Room::Near,
             validator: self.roles.validator,
+            credential: self.credential.clone(),
             multiaddrs: self.addresses.multiaddrs.clone(),
             data_addresses: self.addresses.data.clone(),
             log_length: self.log.certified(),
@@ -883,6 +937,7 @@ impl<S: Storage<LogBytes> + Clone> Peer<S> {
         if let Some(candidate) = self.candidate.as_mut().filter(|_| news.is_ok_and(|news| news.standing)) {
             candidate.handle_news();
         }
+        self.follow_admission();
         let forget = self.spec.timing.eviction.duration() * FORGET_EVICTIONS;
         let state = &self.state;
         let forgotten =

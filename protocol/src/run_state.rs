@@ -374,7 +374,8 @@ impl RunState {
 
     fn admit(&mut self, peer: PeerId, stage: StageIndex) -> Option<Vec<StateEvent>> {
         let room = stage.as_usize() < self.stages.len() && self.replicas(stage).count() < REPLICAS_MAX;
-        if !room || self.is_barred(peer) || self.members.contains_key(&peer) {
+        let barred = self.is_barred(peer) || self.spec.lists(peer).is_err();
+        if !room || barred || self.members.contains_key(&peer) {
             return None;
         }
         self.place(peer, stage);

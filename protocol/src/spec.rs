@@ -70,6 +70,8 @@ section! {
         validation: ValidationSpec = ValidationSpec::default(),
         /// Who may lead.
         orchestrator: OrchestratorSpec = OrchestratorSpec::default(),
+        /// Who may take a place.
+        join: JoinSpec = JoinSpec::default(),
         /// How long to wait for what.
         timing: TimingSpec = TimingSpec::default(),
         /// What work is worth.
@@ -346,6 +348,57 @@ pub struct Candidate {
 }
 
 section! {
+    /// Who may take a place as a miner or validator, beside the candidates; see [`join`](crate::join).
+    JoinSpec {
+        /// `open` for everybody who does the work, `allow` for those on a list, `invite` for those whom the owner invites. Default `open`.
+        policy: JoinPolicy = JoinPolicy::Open,
+        /// With `open`, zero bits that the hash of a proof of work begins with: each more doubles the work of an identity. 0 for none. Default 0.
+        work_bits: u8 = 0,
+        /// With `invite`, the public key that signs invites, hexadecimal.
+        owner: Option<PeerId> = None,
+        /// Largest number of members with the same address of the data plane; for IPv6 the same /64. Loopback counts like any other, so a swarm
+        /// on one machine needs as many as it has processes. 0 for no limit. Default 0.
+        per_address: u32 = 0,
+        /// With `allow`, who may join, hexadecimal.
+        allow: Vec<PeerId> = Vec::new(),
+        /// Who may not, whatever else it shows.
+        ban: Vec<Ban> = Vec::new(),
+    }
+}
+
+/// What a peer has to show for a place.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum JoinPolicy {
+    /// Work, if the spec asks for some.
+    Open,
+    /// Nothing: the spec lists who may join.
+    Allow,
+    /// An invite of the owner.
+    Invite,
+}
+
+impl std::fmt::Display for JoinPolicy {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(match self {
+            Self::Open => "open",
+            Self::Allow => "allow",
+            Self::Invite => "invite",
+        })
+    }
+}
+
+/// A peer that gets no place.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Ban {
+    /// Its public key, hexadecimal.
+    pub peer: PeerId,
+    /// Why, as it is told.
+    pub reason: String,
+}
+
+section! {
     /// Deadlines. Every wait in the protocol ends by one of these.
     TimingSpec {
         /// Between two records of a peer. Default 1s.
@@ -539,14 +592,16 @@ mod tests {
         assert!(error.to_string().contains("widht"), "{error}");
     }
 
+    /// Holds that the spec is refused with `text` once it is changed so.
+    fn refused(change: fn(&mut RunSpec), text: &str) {
+        let mut bad = spec();
+        change(&mut bad);
+        let error = bad.validate().expect_err(text).to_string();
+        assert!(error.contains(text), "{error}");
+    }
+
     #[test]
     fn impossible_relations_are_refused() {
-        let refused = |change: fn(&mut RunSpec), text: &str| {
-            let mut bad = spec();
-            change(&mut bad);
-            let error = bad.validate().expect_err(text).to_string();
-            assert!(error.contains(text), "{error}");
-        };
         refused(|s| s.model.heads = 3, "model.heads");
         refused(|s| s.pipeline.stages = 7, "pipeline.stages");
         refused(|s| s.orchestrator.candidates.clear(), "orchestrator.candidates");
@@ -575,5 +630,63 @@ mod tests {
         refused(|s| s.mirror.checkpoint_epochs = 0, "mirror.checkpoint_epochs");
         refused(|s| s.start.epoch = 3, "start.checkpoint");
         refused(|s| s.start.stages = vec![Hash::default()], "start.stages");
+    }
+
+    #[test]
+    fn what_a_policy_does_not_use_is_refused_and_so_is_the_lack_of_what_it_needs() {
+        refused(
+            |s| s.join.work_bits = limits::WORK_BITS_MAX + 1,
+            "`join.work_bits`: expected 0 to 36, got 37",
+        );
+        refused(
+            |s| (s.join.policy, s.join.work_bits) = (JoinPolicy::Allow, 1),
+            "`join.work_bits`: expected 0, since join.policy is `allow`, got 1",
+        );
+        refused(
+            |s| s.join.policy = JoinPolicy::Invite,
+            "`join.owner`: expected the public key that signs invites, since join.policy is `invite`, got nothing",
+        );
+        refused(
+            |s| (s.join.policy, s.join.owner) = (JoinPolicy::Invite, Some(PeerId([0; 32]))),
+            "`join.owner`: expected an ed25519 public key",
+        );
+        refused(
+            |s| s.join.owner = Some(PeerId::default()),
+            "`join.owner`: expected nothing, since join.policy is `open`",
+        );
+        refused(
+            |s| s.join.allow = vec![PeerId::default()],
+            "`join.allow`: expected nothing, since join.policy is `open`, got 1 peers",
+        );
+        refused(
+            |s| (s.join.policy, s.join.allow) = (JoinPolicy::Allow, vec![PeerId::default(); 2]),
+            "`join.allow`: expected each peer once",
+        );
+        refused(
+            |s| (s.join.policy, s.join.allow) = (JoinPolicy::Allow, vec![PeerId::default()]),
+            "`join.allow`: expected at least 5 peers beside the 1 candidates, for the 6 miners that the run waits for, got 1",
+        );
+        let ban = |peer| Ban { peer, reason: String::new() };
+        let banned = |bans: &[PeerId], text: &str| {
+            let mut bad = spec();
+            bad.join.ban = bans.iter().copied().map(ban).collect();
+            let error = bad.validate().expect_err(text).to_string();
+            assert!(error.contains(text), "{error}");
+        };
+        banned(&[PeerId::default(); 2], "`join.ban`: expected each peer once");
+        let candidate = spec().orchestrator.candidates[0].peer;
+        banned(&[candidate], "`join.ban`: expected no candidate");
+        refused(
+            |s| {
+                (s.join.policy, s.pipeline.stages, s.pipeline.start_replicas) = (JoinPolicy::Allow, 1, 1);
+                s.join.allow = vec![PeerId::default()];
+                s.join.ban = vec![Ban { peer: PeerId::default(), reason: String::new() }];
+            },
+            "`join.ban`: expected no peer that join.allow names",
+        );
+        refused(
+            |s| s.join.ban = vec![Ban { peer: PeerId::default(), reason: "x".repeat(257) }],
+            "`join.ban`: expected reasons of at most 256 bytes, got 257",
+        );
     }
 }

@@ -9,6 +9,7 @@ mod examples;
 use std::sync::Arc;
 
 use examples::{identity, peer, run, spec};
+use iota_protocol::join::{Credential, Invite, Role};
 use iota_protocol::log::{LogBytes, MemoryStorage};
 use iota_protocol::merge::evidence::Evidence;
 use iota_protocol::miner::Action;
@@ -99,6 +100,12 @@ fn sign_anything(kind: &str, payload: &[u8]) -> Vec<u8> {
     })
 }
 
+/// Records with a credential of each kind.
+fn entitled() -> [PeerRecord; 2] {
+    [Credential::Invite(examples::invite()), Credential::Work(examples::work())]
+        .map(|credential| PeerRecord { credential: Some(credential), ..examples::record() })
+}
+
 /// Every valid message, in the bytes that travel.
 fn valid() -> Vec<Vec<u8>> {
     let mut all = vec![
@@ -114,6 +121,7 @@ fn valid() -> Vec<Vec<u8>> {
         examples::scores_export().seal(&identity(1)),
         examples::push_payload(),
     ];
+    all.extend(entitled().iter().map(|record| seal(&identity(5), run(), record)));
     all.extend(examples::requests().iter().map(|(_, request)| encode(request)));
     all.extend(examples::responses().iter().map(|(_, response)| encode(response)));
     all.extend(examples::decisions().into_iter().map(|(_, decision)| encode(&examples::entry(decision))));
@@ -162,6 +170,15 @@ fn peer_id() -> impl Strategy<Value = PeerId> {
     any::<[u8; 32]>().prop_map(PeerId)
 }
 
+fn credential() -> impl Strategy<Value = Credential> {
+    let role = prop_oneof![Just(Role::Miner), Just(Role::Validator)];
+    let invite =
+        (role, option::of(any::<u32>()), vec(any::<u8>(), 0..80)).prop_map(|(role, until, signature)| {
+            Credential::Invite(Invite { role, until: until.map(Epoch), signature: signature.into() })
+        });
+    prop_oneof![any::<u64>().prop_map(Credential::Work), invite]
+}
+
 fn record() -> impl Strategy<Value = PeerRecord> {
     let weights = (any::<u16>(), any::<u32>(), hash()).prop_map(|(stage, version, hash)| WeightsRecord {
         stage: StageIndex(stage),
@@ -177,12 +194,13 @@ fn record() -> impl Strategy<Value = PeerRecord> {
     let lacks = any::<(u16, u32)>()
         .prop_map(|(stage, epoch)| LackRecord { stage: StageIndex(stage), epoch: Epoch(epoch) });
     let held = (option::of(weights), option::of(mirror), option::of(lacks), vec(peer_id(), 0..3));
+    let held = (held, option::of(credential()));
     (any::<(u64, u64, bool, bool, bool, u64)>(), text(), text(), held, counts).prop_map(
         |(
             (sequence, incarnation, miner, leaving, validator, log_length),
             multiaddrs,
             data_addresses,
-            (weights, mirror, lacks, queue),
+            ((weights, mirror, lacks, queue), credential),
             counts,
         )| {
             let (done, assigned, credits, speed_milli, tokens, wire_version_max) = counts;
@@ -192,6 +210,7 @@ fn record() -> impl Strategy<Value = PeerRecord> {
                 miner,
                 leaving,
                 validator,
+                credential,
                 multiaddrs,
                 data_addresses,
                 log_length,
@@ -408,8 +427,11 @@ proptest! {
 
     #[test]
     fn damage_behind_a_valid_signature_never_panics(changes in vec(change(), 0..4)) {
+        let [invited, worked] = entitled();
         let payloads = [
             (PeerRecord::KIND, encode(&examples::record())),
+            (PeerRecord::KIND, encode(&invited)),
+            (PeerRecord::KIND, encode(&worked)),
             (MergeMessage::KIND, encode(&examples::merge_manifest())),
             (MergeMessage::KIND, encode(&examples::merge_digest())),
             (MergeMessage::KIND, encode(&examples::merge_verdict())),

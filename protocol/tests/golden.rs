@@ -15,6 +15,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 use examples::{identity, peer, run, spec};
+use iota_protocol::join::{Credential, Role, invite_bytes};
 use iota_protocol::log::certificate::{Electorate, vote_bytes};
 use iota_protocol::merge::{owners, partition_range};
 use iota_protocol::receipts::{decode_receipts, encode_receipts, merkle_root};
@@ -119,6 +120,17 @@ fn gossip_and_its_envelopes() {
         "record-lacks",
         "The same PeerRecord of a miner that looks for a merge in vain",
         &lacking,
+    );
+    let invited =
+        PeerRecord { credential: Some(Credential::Invite(examples::invite())), ..examples::record() };
+    check::<PeerRecord>("record-invite", "The same PeerRecord of a miner that peer 7 invited", &invited);
+    let signed = invite_bytes(run(), peer(5), Role::Miner, Some(Epoch(40)));
+    check_bytes("invite-signed", "What that invite signs", &signed);
+    let worked = PeerRecord { credential: Some(Credential::Work(examples::work())), ..examples::record() };
+    check::<PeerRecord>(
+        "record-work",
+        "The same PeerRecord of peer 5 with a proof of work of 12 bits",
+        &worked,
     );
     check::<Manifest>("manifest", "Manifest, as a blob", &examples::manifest());
     check::<MergeMessage>("merge-manifest", "MergeMessage with manifest.hex", &examples::merge_manifest());

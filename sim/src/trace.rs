@@ -153,6 +153,7 @@ fn change(seen: &Seen<'_>) -> Option<Change> {
         Seen::Notice(Notice::Outdated(why)) => line("outdated", why.to_string()),
         Seen::Notice(Notice::Leaving(awaits)) => line("leaving", awaits.to_string()),
         Seen::Notice(Notice::Queued(place)) => line("queued", format!("{place:?}")),
+        Seen::Notice(Notice::Refused(refusal)) => line("refused", refusal.to_string()),
         Seen::Notice(Notice::Arrived(arrival)) => line("arrived", format!("{:?}", arrival.counted)),
         Seen::Notice(Notice::Left) => line("left", String::new()),
         Seen::Notice(Notice::Room(room, _)) => line("room", room.to_string()),

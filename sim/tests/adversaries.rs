@@ -165,9 +165,11 @@ fn robust_reducers_bound_what_one_of_six_can_do() {
         assert!(harm(WeightedMean, kind) > 1e6, "what the others are for");
     }
     // Of ordinary size, and wrong: clipping does nothing against it.
-    for (kind, most, least) in
-        [(Kind::SignFlip, 4.0, 10.0), (Kind::FreeRiderNoise, 10.0, 100.0), (Kind::FreeRiderReplay, 6.0, 1000.0)]
-    {
+    for (kind, most, least) in [
+        (Kind::SignFlip, 4.0, 10.0),
+        (Kind::FreeRiderNoise, 10.0, 100.0),
+        (Kind::FreeRiderReplay, 6.0, 1000.0),
+    ] {
         let harms = [Median, WeightedMean].map(|reducer| harm(reducer, kind));
         assert!(harms[0] < most && harms[1] > least, "{}: {harms:?}", kind.name());
     }

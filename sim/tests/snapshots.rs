@@ -54,11 +54,7 @@ fn finished(setup: Setup, healed: Duration) -> (World, BTreeSet<usize>) {
 }
 
 /// [`finished`] before the eyes of somebody else, too.
-fn watched(
-    setup: Setup,
-    healed: Duration,
-    witness: Option<Box<dyn Observer>>,
-) -> (World, BTreeSet<usize>) {
+fn watched(setup: Setup, healed: Duration, witness: Option<Box<dyn Observer>>) -> (World, BTreeSet<usize>) {
     let bound = liveness::bound(&setup.spec);
     let options = Options::of(&setup).healed(Instant::ZERO + healed, bound);
     let skips = Rc::default();

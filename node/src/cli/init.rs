@@ -5,7 +5,7 @@ use std::io::Write;
 use std::path::{Path, PathBuf};
 
 use clap::{ArgMatches, Args};
-use iota_protocol::spec::Candidate;
+use iota_protocol::spec::{Candidate, JoinPolicy};
 use iota_protocol::{Identity, PeerId, RunSpec};
 
 use super::keys::read_or_create_key;
@@ -20,7 +20,7 @@ pub(super) struct InitOptions {
     /// Folder to write `run.toml` and `keys/` to
     #[arg(long, default_value = ".", value_name = "DIR")]
     dir: PathBuf,
-    /// Orchestrator candidates to make keys for
+    /// Orchestrator candidates to make keys for; with `--set join.policy=invite` the owner gets one too
     #[arg(long, default_value_t = 1, value_name = "N")]
     candidates: u32,
     /// Name of the run, for people
@@ -40,16 +40,22 @@ pub(super) fn run(options: &InitOptions, matches: &ArgMatches) -> Result<(), Cli
     if let Some(name) = &options.name {
         resolved.spec.name.clone_from(name);
     }
-    let folder = RunFolder::new(&options.dir, options.candidates)?;
+    let mut folder = RunFolder::new(&options.dir, options.candidates)?;
     resolved.spec.orchestrator.candidates = folder.candidates();
+    let join = &mut resolved.spec.join;
+    if join.policy == JoinPolicy::Invite && join.owner.is_none() {
+        join.owner = Some(folder.make_owner()?);
+    }
     folder.write(resolved.validated()?)
 }
 
 /// The folder of a run to be, with the keys of its candidates.
 pub(super) struct RunFolder {
     dir: PathBuf,
-    /// Key files and whose they are.
+    /// Key files of candidates and whose they are.
     keys: Vec<(PathBuf, PeerId)>,
+    /// Key file of who invites, if one was made.
+    owner: Option<(PathBuf, PeerId)>,
 }
 
 impl RunFolder {
@@ -67,7 +73,15 @@ impl RunFolder {
             Ok((path, peer))
         };
         let keys = (0..candidates).map(key).collect::<Result<_, CliError>>()?;
-        Ok(Self { dir: dir.to_owned(), keys })
+        Ok(Self { dir: dir.to_owned(), keys, owner: None })
+    }
+
+    /// Makes the key of who invites.
+    fn make_owner(&mut self) -> Result<PeerId, CliError> {
+        let path = self.dir.join("keys/owner.key");
+        let owner = Identity::from_secret(read_or_create_key(&path)?).peer();
+        self.owner = Some((path, owner));
+        Ok(owner)
     }
 
     /// The candidates. The first is preferred, so that it is clear who leads when all are well.
@@ -82,7 +96,7 @@ impl RunFolder {
         let mut out = std::io::stdout().lock();
         fs::write(&path, format!("{HEADER}{}", annotated(spec, |_| None)))
             .map_err(|error| CliError::file("write", &path, error))?;
-        for (key, peer) in &self.keys {
+        for (key, peer) in self.keys.iter().chain(&self.owner) {
             let _ = writeln!(out, "key  {}  {peer}", key.display());
         }
         let _ = writeln!(out, "spec {}  {}", path.display(), spec.run_id());

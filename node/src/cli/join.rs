@@ -11,25 +11,30 @@ use std::time::Duration;
 use clap::Args;
 use iota_model::Device;
 use iota_model::data::Corpus;
+use iota_protocol::join::{Credential, Invite, Puzzle, Role};
 use iota_protocol::limits::SNAPSHOT_EVERY_ENTRIES;
 use iota_protocol::peer::room::Room;
-use iota_protocol::spec::DataSource;
+use iota_protocol::spec::{DataSource, JoinPolicy};
 use iota_protocol::time::{ByteCount, Millis};
-use iota_protocol::{Identity, RunSpec};
+use iota_protocol::{Identity, PeerId, RunId, RunSpec};
 use libp2p::Multiaddr;
 use libp2p::multiaddr::Protocol;
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
+use super::invite::read_invite;
 use super::keys::{read_key, read_or_create_key};
 use crate::blobs::DataError;
 use crate::corpus::open_corpus;
 use crate::disk::DiskWatch;
 use crate::error::{CliError, ExitCode};
 use crate::events::EVENTS_BYTES_MAX;
+use crate::invite::InviteFile;
 use crate::net::NetError;
 use crate::run::{Conclusion, JoinConfig, Poison, Roles, RunError, Stop, join};
 use crate::signals::StopSignals;
+use crate::up::plan::cores;
+use crate::work::read_or_search;
 
 #[derive(Debug, Args)]
 pub(super) struct JoinOptions {
@@ -39,6 +44,9 @@ pub(super) struct JoinOptions {
     /// Key file of this peer [default: `peer.key` in the data folder, made if it is not there]
     #[arg(long, value_name = "FILE")]
     key: Option<PathBuf>,
+    /// Invite that the owner of the run gave this peer; repeatable, one for each miner of this process
+    #[arg(long, value_name = "FILE", value_delimiter = ',')]
+    invite: Vec<PathBuf>,
     /// Address of a peer that is in the run, ending in `/p2p/...`; repeatable
     #[arg(long, value_name = "MULTIADDR", value_delimiter = ',')]
     bootstrap: Vec<Multiaddr>,
@@ -108,26 +116,34 @@ pub(super) struct JoinOptions {
 const GOODBYE: Duration = Duration::from_secs(5);
 
 pub(super) fn run(options: JoinOptions) -> Result<(), CliError> {
-    let text =
-        fs::read_to_string(&options.spec).map_err(|error| CliError::file("read", &options.spec, error))?;
-    let spec = RunSpec::from_toml(&text)
-        .map_err(|source| CliError::Spec { path: options.spec.display().to_string(), source })?;
+    let stop = Stop::default();
+    if options.exit_on_stdin_close {
+        exit_with_parent(stop.now.clone());
+    }
+    let spec = read_spec(&options.spec)?;
     let configs = options.configs(&spec)?;
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .enable_all()
         .build()
         .map_err(|error| CliError::Bug(format!("start the async runtime: {error}")))?;
-    let result = runtime.block_on(run_all(configs, &options, &spec.mirror.url));
+    let result = runtime.block_on(run_all(configs, &options, &stop, &spec.mirror.url));
     runtime.shutdown_timeout(GOODBYE);
     result
 }
 
+/// Reads the spec at `path`, which has to be complete.
+pub(super) fn read_spec(path: &Path) -> Result<RunSpec, CliError> {
+    let text = fs::read_to_string(path).map_err(|error| CliError::file("read", path, error))?;
+    RunSpec::from_toml(&text).map_err(|source| CliError::Spec { path: path.display().to_string(), source })
+}
+
 /// Runs every miner of this process until it ends, one fails, or a signal comes.
-async fn run_all(configs: Vec<JoinConfig>, options: &JoinOptions, mirror: &str) -> Result<(), CliError> {
-    let stop = Stop::default();
-    if options.exit_on_stdin_close {
-        exit_with_parent(stop.now.clone());
-    }
+async fn run_all(
+    configs: Vec<JoinConfig>,
+    options: &JoinOptions,
+    stop: &Stop,
+    mirror: &str,
+) -> Result<(), CliError> {
     let mut nodes = JoinSet::new();
     for config in configs {
         nodes.spawn(join(config, stop.clone()));
@@ -140,7 +156,7 @@ async fn run_all(configs: Vec<JoinConfig>, options: &JoinOptions, mirror: &str) 
         let node = tokio::select! {
             name = signals.next() => {
                 if stopped.replace(name).is_none() {
-                    until = leave(&stop, name, options.leave_within.duration());
+                    until = leave(stop, name, options.leave_within.duration());
                 } else {
                     stop.now.cancel();
                 }
@@ -222,10 +238,13 @@ impl JoinOptions {
             Some(path) if index == 0 => read_key(path)?,
             _ => read_or_create_key(&data_dir.join("peer.key"))?,
         };
+        let roles = self.roles(spec, secret, index)?;
+        let credential = self.credential(spec, Identity::from_secret(secret).peer(), roles, &data_dir)?;
         Ok(JoinConfig {
-            roles: self.roles(spec, secret, index)?,
+            roles,
             spec: spec.clone(),
             secret,
+            credential,
             data_dir,
             device: self.device,
             listen: self.listen.iter().map(|address| any_port(address, index)).collect(),
@@ -244,6 +263,64 @@ impl JoinOptions {
         })
     }
 
+    /// What `peer` shows to be let in, if the run asks it for something; refuses to start where nothing it has would do.
+    fn credential(
+        &self,
+        spec: &RunSpec,
+        peer: PeerId,
+        roles: Roles,
+        data_dir: &Path,
+    ) -> Result<Option<Credential>, CliError> {
+        let refused = |refusal| CliError::NotAdmitted { peer, refusal };
+        spec.lists(peer).map_err(refused)?;
+        if spec.candidate_index(peer).is_some() {
+            return Ok(None);
+        }
+        let run = spec.run_id();
+        let credential = match spec.join.policy {
+            JoinPolicy::Invite => self.invite_of(run, peer, roles)?.map(Credential::Invite),
+            policy if !self.invite.is_empty() => {
+                return Err(CliError::Option {
+                    option: "--invite".to_owned(),
+                    expected: "a run whose join.policy is `invite`".to_owned(),
+                    got: format!("one whose policy is `{policy}`"),
+                });
+            }
+            JoinPolicy::Allow => None,
+            JoinPolicy::Open => match spec.join.work_bits {
+                0 => None,
+                bits => Some(Credential::Work(work(run, peer, bits, data_dir)?)),
+            },
+        };
+        spec.entitles(run, peer, credential.as_ref()).map_err(refused)?;
+        Ok(credential)
+    }
+
+    /// The invite of `peer` among those given.
+    fn invite_of(&self, run: RunId, peer: PeerId, roles: Roles) -> Result<Option<Invite>, CliError> {
+        let files = self.invite.iter().map(|path| Ok((path, read_invite(path)?)));
+        let files = files.collect::<Result<Vec<_>, CliError>>()?;
+        let wrong = |path: &Path, expected: String, got: String| CliError::Option {
+            option: format!("--invite {}", path.display()),
+            expected,
+            got,
+        };
+        let Some((path, file)) = files.iter().find(|(_, file)| file.peer == peer) else {
+            let other = |(path, file): &(&PathBuf, InviteFile)| {
+                wrong(path, format!("an invite of this peer, {peer}"), format!("one of {}", file.peer))
+            };
+            return files.first().map(other).map_or(Ok(None), Err);
+        };
+        if file.run != run {
+            return Err(wrong(path, format!("an invite to run {run}"), format!("one to run {}", file.run)));
+        }
+        let wanted = if roles.miner { Role::Miner } else { Role::Validator };
+        if file.role != wanted {
+            return Err(wrong(path, format!("an invite as {wanted}"), format!("one as {}", file.role)));
+        }
+        Ok(Some(file.invite()))
+    }
+
     fn roles(&self, spec: &RunSpec, secret: [u8; 32], index: u16) -> Result<Roles, CliError> {
         let peer = Identity::from_secret(secret).peer();
         let candidate = spec.candidate_index(peer).is_some();
@@ -256,6 +333,17 @@ impl JoinOptions {
         }
         Ok(Roles { miner: self.is_miner(), validator: self.validator, orchestrator: candidate })
     }
+}
+
+/// A proof of work of `peer`, which an earlier process may have left in the folder.
+fn work(run: RunId, peer: PeerId, bits: u8, data_dir: &Path) -> Result<u64, CliError> {
+    let work = read_or_search(data_dir, &Puzzle::new(run, peer), bits, cores())
+        .map_err(|error| CliError::file("write", data_dir, error))?;
+    match work.took {
+        Some(took) => tracing::info!(bits, took = ?took, "proof of work found"),
+        None => tracing::info!(bits, "proof of work of an earlier start"),
+    }
+    Ok(work.nonce)
 }
 
 /// Refuses a folder for which there is no room.
@@ -307,6 +395,7 @@ fn explain(error: RunError, data_dir: &Path, mirror: &str) -> CliError {
             CliError::Unreachable { addresses, waited }
         }
         RunError::Outdated(outdated) => CliError::Outdated(outdated),
+        RunError::NotAdmitted { peer, refusal } => CliError::NotAdmitted { peer, refusal },
         RunError::Mirror(reason) => CliError::Mirror { url: mirror.to_owned(), reason },
         RunError::Device(reason) => CliError::Device { reason },
         other => CliError::Bug(format!("run the node: {other}")),

@@ -131,7 +131,7 @@ fn write_candidates(out: &mut String, spec: &RunSpec, example: &str) {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use iota_protocol::spec::{Candidate, DataSource};
+    use iota_protocol::spec::{Ban, Candidate, DataSource};
     use iota_protocol::{Hash, PeerId};
 
     #[test]
@@ -139,6 +139,7 @@ mod tests {
         let mut spec = RunSpec::default();
         // Those that may be left out stand in the template too.
         spec.data.hash = Some(Hash::default());
+        spec.join.owner = Some(PeerId::default());
         (spec.start.lineage, spec.start.checkpoint) = (Some(Hash::default()), Some(Hash::default()));
         let mut expected = Vec::new();
         super::super::leaves("", &Table::try_from(&spec).unwrap(), &mut |key| expected.push(key.to_owned()));
@@ -158,6 +159,8 @@ mod tests {
         spec.data.hash = Some(Hash([7; 32]));
         (spec.start.lineage, spec.start.stages) = (Some(Hash([8; 32])), vec![Hash([9; 32]); 3]);
         spec.orchestrator.candidates = vec![Candidate { peer: PeerId([1; 32]), priority: 2 }];
+        (spec.join.owner, spec.join.allow) = (Some(PeerId([2; 32])), vec![PeerId([3; 32]); 2]);
+        spec.join.ban = vec![Ban { peer: PeerId([4; 32]), reason: "sent \"noise\"".to_owned() }; 2];
         let text = annotated(&spec, |key| Some(format!("origin of {key}")));
         assert_eq!(toml::from_str::<RunSpec>(&text).unwrap(), spec);
         assert!(text.contains("learning_rate = 0.000125  # origin of training.learning_rate"), "{text}");

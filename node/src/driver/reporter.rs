@@ -186,6 +186,7 @@ impl Reporter {
             ),
             Notice::Queued(Some(place)) => tracing::info!(place, "the run is full; waiting for a place"),
             Notice::Queued(None) => tracing::info!("not among the first who wait for a place"),
+            Notice::Refused(refusal) => tracing::warn!(%refusal, "no place in the run"),
             Notice::Arrived(arrival) => self.arrived(&arrival),
             Notice::Leaving(awaits) => {
                 tracing::info!(%awaits, "leaving");
@@ -422,6 +423,7 @@ impl Reporter {
             "phase": phase,
             "joined": joined(peer.arrival()),
             "queued": peer.queued(),
+            "refused": peer.refused().map(ToString::to_string),
             "leaving": peer.leaves().map(|awaits| awaits.to_string()),
             "weights": weights.map(|weights| json!({ "version": weights.version, "hash": weights.hash })),
             "evicted": state.eviction(peer.id()).map(|reason| reason.to_string()),

@@ -6,14 +6,16 @@ use std::time::Duration;
 
 use clap::ValueEnum;
 use iota_model::Device;
-use iota_protocol::spec::Candidate;
+use iota_protocol::join::Role;
+use iota_protocol::spec::{Candidate, JoinPolicy};
 use iota_protocol::time::ByteCount;
 use iota_protocol::{Identity, RunSpec};
 
 use super::fault::Faults;
-use crate::cli::create_key;
+use crate::cli::{create_key, write_invite};
 use crate::config::annotated;
 use crate::error::CliError;
+use crate::invite::InviteFile;
 use crate::mirror::MirrorUrl;
 
 /// Orchestrator candidates of a local swarm; three survive the loss of one.
@@ -21,6 +23,8 @@ const CANDIDATES: usize = 3;
 
 /// Keeps the secrets of a local swarm apart from anything else derived from the same seed.
 const KEY_CONTEXT: &str = "iota-node 2026 keys of a loopback swarm";
+/// The same for the key that signs its invites.
+const OWNER_CONTEXT: &str = "iota-node 2026 owner of a loopback swarm";
 
 /// Everything `up` was asked to do.
 #[derive(Clone, Debug)]
@@ -84,6 +88,16 @@ impl UpPlan {
         blake3::derive_key(KEY_CONTEXT, &material)
     }
 
+    /// The secret of who invites the processes of a run that asks for invites.
+    fn owner_secret(&self) -> [u8; 32] {
+        blake3::derive_key(OWNER_CONTEXT, &self.spec.seed.to_le_bytes())
+    }
+
+    /// The invite of process `index`.
+    fn invite(&self, index: usize) -> PathBuf {
+        self.dir.join("keys").join(format!("peer-{index}.invite"))
+    }
+
     /// The key file of process `index`.
     #[must_use]
     pub fn key(&self, index: usize) -> PathBuf {
@@ -128,8 +142,9 @@ impl UpPlan {
         if !self.spec.mirror.is_set() {
             self.spec.mirror.url = self.mirror_url()?;
         }
-        self.spec.validate().map_err(|error| CliError::Spec { path: source.to_owned(), source: error })?;
         let processes = self.processes() + self.faults.joins.len();
+        self.let_in(processes);
+        self.spec.validate().map_err(|error| CliError::Spec { path: source.to_owned(), source: error })?;
         if let Some(peer) = self.faults.peer_max().filter(|peer| *peer >= processes) {
             return Err(CliError::Option {
                 option: "--kill-after, --freeze-after or --poison".to_owned(),
@@ -140,9 +155,56 @@ impl UpPlan {
         for index in 0..processes {
             create_key(&self.key(index), &self.secret(index))?;
         }
+        self.write_invites(processes)?;
         let text = format!("# The run in this folder.\n\n{}", annotated(&self.spec, |_| None));
         let path = self.spec_path();
         fs::write(&path, text).map_err(|error| CliError::file("write", &path, error))
+    }
+
+    /// Names the owner or the list that the policy asks for and the spec leaves out: the processes are this machine's own.
+    fn let_in(&mut self, processes: usize) {
+        let owner = Identity::from_secret(self.owner_secret()).peer();
+        let peers = (0..processes).map(|index| Identity::from_secret(self.secret(index)).peer()).collect();
+        let join = &mut self.spec.join;
+        match join.policy {
+            JoinPolicy::Invite => join.owner = join.owner.or(Some(owner)),
+            JoinPolicy::Allow if join.allow.is_empty() => join.allow = peers,
+            JoinPolicy::Allow | JoinPolicy::Open => {}
+        }
+    }
+
+    /// Invites every process, if the run asks for that, and checks that as many may be on one machine.
+    fn write_invites(&self, processes: usize) -> Result<(), CliError> {
+        let join = &self.spec.join;
+        let (policy, run, owner) =
+            (join.policy, self.spec.run_id(), Identity::from_secret(self.owner_secret()));
+        let impossible = |expected: String, got: String| {
+            Err(CliError::Option { option: "--spec or --set".to_owned(), expected, got })
+        };
+        if join.per_address > 0 && (join.per_address as usize) < processes {
+            let expected = format!("a join.per_address of 0, or at least {processes}, all on one machine");
+            return impossible(expected, join.per_address.to_string());
+        }
+        if policy != JoinPolicy::Invite {
+            return Ok(());
+        }
+        if let Some(other) = join.owner.filter(|other| *other != owner.peer()) {
+            let expected = "no join.owner, since `up` invites its processes by a key of its own".to_owned();
+            return impossible(expected, other.to_string());
+        }
+        let owner_key = self.dir.join("keys/owner.key");
+        create_key(&owner_key, &self.owner_secret())?;
+        for index in 0..processes {
+            let peer = Identity::from_secret(self.secret(index)).peer();
+            let file = InviteFile::sign(&owner, run, peer, self.role(index), None);
+            write_invite(&file, &self.invite(index))?;
+        }
+        Ok(())
+    }
+
+    /// What process `index` is.
+    fn role(&self, index: usize) -> Role {
+        if (self.miners()..self.processes()).contains(&index) { Role::Validator } else { Role::Miner }
     }
 
     /// The command line of process `index`.
@@ -158,6 +220,9 @@ impl UpPlan {
         add("--device", self.device.to_string());
         add("--listen", "/ip4/127.0.0.1/udp/0/quic-v1".to_owned());
         add("--listen", "/ip4/127.0.0.1/tcp/0".to_owned());
+        if self.spec.join.policy == JoinPolicy::Invite {
+            add("--invite", text(&self.invite(index)));
+        }
         if let Some(data) = &self.data {
             add("--data", text(data));
         }
@@ -167,12 +232,11 @@ impl UpPlan {
         for address in bootstrap {
             add("--bootstrap", address.clone());
         }
-        let is_validator = (self.miners()..self.processes()).contains(&index);
         for poisoned in self.faults.poisons.iter().filter(|poisoned| poisoned.peer == index) {
             let what = poisoned.poison.to_possible_value().map(|value| value.get_name().to_owned());
             arguments.extend(["--poison".to_owned(), what.unwrap_or_default()]);
         }
-        arguments.push(if is_validator { "--validator" } else { "--miner" }.to_owned());
+        arguments.push(format!("--{}", self.role(index)));
         arguments
     }
 }
@@ -217,6 +281,8 @@ fn first_free(root: &Path, base: &str) -> PathBuf {
 
 #[cfg(test)]
 mod tests {
+    use iota_protocol::join::Credential;
+
     use super::*;
     use crate::cli::read_key;
 
@@ -247,6 +313,44 @@ mod tests {
         }
         assert!(plan.arguments(6, &[]).contains(&"--validator".to_owned()));
         assert!(plan.arguments(5, &[]).contains(&"--miner".to_owned()));
+    }
+
+    #[test]
+    fn the_processes_of_a_run_that_asks_for_something_have_it() {
+        for policy in [JoinPolicy::Invite, JoinPolicy::Allow] {
+            let dir = tempfile::tempdir().unwrap();
+            let mut plan = plan(dir.path());
+            plan.spec.join.policy = policy;
+            plan.prepare("(test)").unwrap();
+            let run = plan.spec.run_id();
+            for index in 0..plan.processes() {
+                let peer = Identity::from_secret(plan.secret(index)).peer();
+                let invite = InviteFile::read(&plan.invite(index)).ok();
+                assert_eq!(invite.is_some(), policy == JoinPolicy::Invite);
+                assert!(invite.as_ref().is_none_or(|file| file.role == plan.role(index)));
+                let credential = invite.map(|file| Credential::Invite(file.invite()));
+                assert_eq!(plan.spec.entitles(run, peer, credential.as_ref()), Ok(()));
+            }
+            let stranger = Identity::from_secret([9; 32]).peer();
+            assert!(plan.spec.entitles(run, stranger, None).is_err());
+        }
+    }
+
+    #[test]
+    fn what_a_spec_says_of_joining_must_let_all_processes_in() {
+        let refused = |change: fn(&mut RunSpec)| {
+            let dir = tempfile::tempdir().unwrap();
+            let mut plan = plan(dir.path());
+            change(&mut plan.spec);
+            plan.prepare("(test)").unwrap_err().to_string()
+        };
+        let few = refused(|spec| spec.join.per_address = 6);
+        assert!(few.contains("a join.per_address of 0, or at least 7") && few.contains("got 6"), "{few}");
+        let owned = refused(|spec| {
+            spec.join.policy = JoinPolicy::Invite;
+            spec.join.owner = Some(Identity::from_secret([9; 32]).peer());
+        });
+        assert!(owned.contains("expected no join.owner"), "{owned}");
     }
 
     #[test]

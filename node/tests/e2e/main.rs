@@ -8,6 +8,7 @@ mod exactness;
 mod faults;
 mod history;
 mod hostile;
+mod joining;
 mod late_joiner;
 mod leaving;
 mod merges;

@@ -6,6 +6,7 @@ use std::sync::Arc;
 
 use super::job::Job;
 use crate::id::{Epoch, Hash, Identity, LogIndex, PeerId, RunId, StageIndex};
+use crate::join::Refusal;
 use crate::limits::WIRE_VERSION_FIRST;
 use crate::log::Snapshot;
 use crate::peer::arrival::Arrival;
@@ -147,6 +148,8 @@ pub enum Notice {
     Diverged(LogIndex),
     /// The run is full, and this is the place of this peer among those who wait, if it was told one.
     Queued(Option<usize>),
+    /// This peer wants a place, and this is why it gets none.
+    Refused(Refusal),
     /// A first contribution of this process counts.
     Arrived(Arrival),
     /// This peer leaves, and waits for this.

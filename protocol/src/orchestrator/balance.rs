@@ -21,6 +21,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use super::holders;
 use crate::id::{Epoch, PeerId, StageIndex};
 use crate::limits::{PROPOSAL_REPEAT, REPLICAS_MAX};
+use crate::peer::admission::Occupancy;
 use crate::peer::book::Book;
 use crate::peer::speed::Speed;
 use crate::run_state::{Phase, RunState, Stage};
@@ -69,16 +70,18 @@ impl Crew {
 
 impl Balance {
     /// Admits the asking, in the order of the `queue`: to a stage whose newest weights it alone has, else to the stage with
-    /// the fewest miners, to its former stage among equals.
+    /// the fewest miners, to its former stage among equals. Who is one too many at its address waits on.
     pub(super) fn admissions(
         &mut self,
         now: Instant,
         state: &RunState,
         book: &Book,
         queue: &[PeerId],
+        occupancy: &mut Occupancy,
     ) -> Vec<Decision> {
         self.admitting
             .retain(|peer, (_, at)| state.stage_of(*peer).is_none() && now.since(*at) < PROPOSAL_REPEAT);
+        self.admitting.keys().for_each(|peer| occupancy.take(*peer, book));
         let mut sizes: BTreeMap<StageIndex, usize> = state.spec().stages().map(|stage| (stage, 0)).collect();
         let pending = || self.admitting.values().map(|(stage, _)| stage);
         let mut taken = sizes.clone();
@@ -106,6 +109,10 @@ impl Balance {
             let has_room = |stage: &StageIndex| taken.get(stage).is_some_and(|taken| *taken < REPLICAS_MAX);
             let fewest = sizes.iter().filter(|(stage, _)| has_room(stage)).min_by_key(key);
             let Some((&stage, _)) = fewest else { break };
+            if occupancy.has_room_for(state, book, peer).is_err() {
+                continue;
+            }
+            occupancy.take(peer, book);
             sizes.entry(stage).and_modify(|size| *size += 1);
             taken.entry(stage).and_modify(|taken| *taken += 1);
             self.admitting.insert(peer, (stage, now));

@@ -7,7 +7,9 @@
 use std::collections::BTreeMap;
 
 use crate::id::PeerId;
+use crate::join::Role;
 use crate::limits::{QUEUE_EVICTIONS, QUEUE_TOLD_MAX, REPLICAS_MAX};
+use crate::peer::admission::suits;
 use crate::peer::book::Book;
 use crate::run_state::RunState;
 use crate::time::Instant;
@@ -59,6 +61,7 @@ impl Queue {
 
 /// Whether `peer` asks for a place and may have one.
 fn asks(state: &RunState, book: &Book, peer: PeerId) -> bool {
-    let asks = book.record(peer).is_some_and(|record| record.miner && !record.leaving);
-    asks && !state.is_barred(peer) && state.stage_of(peer).is_none()
+    let asks = book.record(peer).filter(|record| record.miner && !record.leaving);
+    let may = asks.is_some_and(|record| suits(state, peer, record.credential.as_ref(), Role::Miner).is_ok());
+    may && !state.is_barred(peer) && state.stage_of(peer).is_none()
 }

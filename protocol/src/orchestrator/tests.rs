@@ -257,3 +257,42 @@ fn a_waiter_that_stays_silent_or_asks_no_more_holds_nobody_up() {
     }
     assert_eq!(waiting.leader.queue(&room), []);
 }
+
+/// The places that a leader gives those who ask for one as miners and as validators, all from the same address, in a run
+/// that lets `per_address` of one address in.
+fn given(per_address: u32, asking: &[(PeerId, bool)], rounds: u32) -> Vec<Decision> {
+    let candidates = vec![Candidate { peer: MEMBER, priority: 0 }];
+    let mut spec = RunSpec { orchestrator: OrchestratorSpec { candidates }, ..RunSpec::default() };
+    (spec.pipeline.stages, spec.join.per_address) = (1, per_address);
+    let state = RunState::new(Arc::new(spec), &[10]);
+    let mut waiting = Waiting::new();
+    let mut decisions = Vec::new();
+    for round in 0..rounds {
+        // One more asks in each round, before anything is decided.
+        waiting.now = waiting.now + Duration::from_millis(100);
+        waiting.says(MEMBER, false);
+        for (peer, miner) in asking.iter().take(round as usize + 1) {
+            waiting.sequence += 1;
+            let data_addresses = vec!["192.0.2.7:4001".to_owned()];
+            let (sequence, miner, validator) = (waiting.sequence, *miner, !*miner);
+            let record = PeerRecord { miner, validator, sequence, data_addresses, ..record() };
+            waiting.book.insert(waiting.now, *peer, Arc::new(record)).expect("a valid record");
+        }
+        decisions.extend(waiting.leader.propose(waiting.now, &state, &waiting.book, 8));
+    }
+    decisions.retain(|decision| matches!(decision, Decision::Admit { .. } | Decision::Enlist { .. }));
+    decisions
+}
+
+#[test]
+fn no_more_get_a_place_at_one_address_than_the_spec_says_whatever_they_ask_for() {
+    let [a, b, c] = [PeerId([9; 32]), PeerId([5; 32]), PeerId([1; 32])];
+    let admit = |peer| Decision::Admit { peer, stage: StageIndex(0) };
+    let enlist = |peer| Decision::Enlist { peer };
+    let asking = [(a, true), (b, false), (c, true)];
+    assert_eq!(given(0, &asking, 3), [admit(a), enlist(b), admit(c)], "there is no limit");
+    assert_eq!(given(2, &asking, 3), [admit(a), enlist(b)]);
+    assert_eq!(given(1, &asking, 3), [admit(a)], "what is proposed and not decided counts");
+    let validators = [(a, false), (b, false), (c, false)];
+    assert_eq!(given(2, &validators, 3), [enlist(a), enlist(b)]);
+}

@@ -4,7 +4,9 @@ use std::collections::BTreeMap;
 
 use super::checkpoints::is_trained;
 use crate::id::PeerId;
-use crate::limits::VALIDATORS_MAX;
+use crate::join::Role;
+use crate::limits::{PROPOSAL_REPEAT, VALIDATORS_MAX};
+use crate::peer::admission::{Occupancy, suits};
 use crate::peer::book::Book;
 use crate::run_state::RunState;
 use crate::time::Instant;
@@ -15,6 +17,8 @@ use crate::wire::message::Decision;
 #[derive(Debug, Default)]
 pub(super) struct Verdicts {
     heard: BTreeMap<(Subject, PeerId), Verdict>,
+    /// Validators proposed and not decided.
+    enlisting: BTreeMap<PeerId, Instant>,
     /// Since when all epochs of the run are done.
     trained_since: Option<Instant>,
 }
@@ -48,13 +52,21 @@ impl Verdicts {
         asked && self.trained_since.is_some_and(|since| now.since(since) < patience)
     }
 
+    /// Validators that were proposed, which the state does not show yet.
+    pub(super) fn enlisting(&mut self, now: Instant, state: &RunState) -> Vec<PeerId> {
+        let undecided = |peer: &PeerId| !state.validators().contains(peer);
+        self.enlisting.retain(|peer, at| undecided(peer) && now.since(*at) < PROPOSAL_REPEAT);
+        self.enlisting.keys().copied().collect()
+    }
+
     /// Enlists those who offer to validate, dismisses those who are gone, and puts verdicts into the log.
     pub(super) fn decisions(
-        &self,
+        &mut self,
         now: Instant,
         listening_since: Instant,
         state: &RunState,
         book: &Book,
+        occupancy: &mut Occupancy,
     ) -> Vec<Decision> {
         let eviction = state.spec().timing.eviction.duration();
         let listened = now.since(listening_since);
@@ -72,10 +84,17 @@ impl Verdicts {
             let trusted = state.dismissal(*peer) != Some(DismissReason::WrongVerdict);
             offers(record)
                 && trusted
+                && suits(state, *peer, record.credential.as_ref(), Role::Validator).is_ok()
                 && book.hears(now, *peer, eviction)
                 && !state.validators().contains(peer)
         });
-        decisions.extend(new.take(room).map(|(peer, _)| Decision::Enlist { peer }));
+        for (peer, _) in new.take(room) {
+            if occupancy.has_room_for(state, book, peer).is_ok() {
+                occupancy.take(peer, book);
+                self.enlisting.entry(peer).or_insert(now);
+                decisions.push(Decision::Enlist { peer });
+            }
+        }
         decisions.extend(self.heard.values().cloned().map(Decision::Judge));
         decisions
     }

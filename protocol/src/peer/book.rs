@@ -6,7 +6,10 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use crate::id::{PeerId, StageIndex};
-use crate::limits::{ADDRESS_BYTES_MAX, ADDRESSES_MAX, BOOK_PEERS_MAX, QUEUE_TOLD_MAX};
+use crate::limits::{
+    ADDRESS_BYTES_MAX, ADDRESSES_MAX, BOOK_PEERS_MAX, QUEUE_TOLD_MAX, RECORDS_AT_ONCE_MAX,
+    RECORDS_PER_HEARTBEAT_MAX,
+};
 use crate::pace::{Smoothed, patience};
 use crate::peer::speed::Speed;
 use crate::time::Instant;
@@ -18,7 +21,8 @@ use crate::wire::message::{PeerRecord, WeightsRecord};
 pub struct News {
     /// Where its peer can be reached.
     pub addresses: bool,
-    /// What the orchestrator decides by: whether its peer asks for a place or leaves, and the weights it holds.
+    /// What the orchestrator decides by: whether its peer asks for a place or leaves, what it shows for one, and the weights
+    /// it holds.
     pub standing: bool,
     /// That its peer has forgotten what was pushed to it, or may have.
     pub forgot: bool,
@@ -31,6 +35,8 @@ pub struct Book {
     speeds: BTreeMap<PeerId, Speed>,
     /// Intervals between records.
     gaps: BTreeMap<PeerId, Smoothed>,
+    /// When the next record of a peer would be due, had those before come as evenly as they may.
+    due: BTreeMap<PeerId, Instant>,
 }
 
 impl Book {
@@ -78,13 +84,27 @@ impl Book {
                     addresses: old.multiaddrs != record.multiaddrs
                         || old.data_addresses != record.data_addresses,
                     standing: old.weights != record.weights
-                        || (old.miner, old.leaving) != (record.miner, record.leaving),
+                        || (old.miner, old.leaving) != (record.miner, record.leaving)
+                        || old.credential != record.credential,
                     forgot: old.incarnation < record.incarnation,
                 };
                 occupied.insert((record, now));
                 Ok(news)
             }
         }
+    }
+
+    /// Counts a record of a peer that is in the book. Whether it has sent more than [`RECORDS_PER_HEARTBEAT_MAX`] for so long
+    /// that this one is not to be taken (the generic cell rate algorithm, ITU-T I.371).
+    pub fn is_flooded(&mut self, now: Instant, peer: PeerId, heartbeat: Duration) -> bool {
+        let interval = heartbeat / RECORDS_PER_HEARTBEAT_MAX;
+        let due = self.due.entry(peer).or_insert(now);
+        let next = now.max(*due);
+        if next.since(now) > interval * RECORDS_AT_ONCE_MAX {
+            return true;
+        }
+        *due = next + interval;
+        false
     }
 
     /// The newest record of `peer`.
@@ -155,6 +175,42 @@ impl Book {
         let gone: Vec<_> = gone.map(|(peer, (record, _))| (peer, record.sequence)).collect();
         self.speeds.retain(|peer, _| self.records.contains_key(peer));
         self.gaps.retain(|peer, _| self.records.contains_key(peer));
+        self.due.retain(|peer, _| self.records.contains_key(peer));
         gone
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const HEARTBEAT: Duration = Duration::from_secs(1);
+
+    /// How many of so many records are taken that come `apart` from each other.
+    fn taken(records: u32, apart: Duration) -> u32 {
+        let (mut book, peer, start) = (Book::default(), PeerId([1; 32]), Instant::from_nanos(1));
+        let takes = (0..records).filter(|i| !book.is_flooded(start + apart * *i, peer, HEARTBEAT));
+        u32::try_from(takes.count()).expect("few")
+    }
+
+    #[test]
+    fn a_stream_of_records_is_taken_at_the_rate_that_honest_peers_need_at_most() {
+        let even = HEARTBEAT / RECORDS_PER_HEARTBEAT_MAX;
+        assert_eq!(taken(1000, even), 1000);
+        assert_eq!(taken(1000, Duration::ZERO), RECORDS_AT_ONCE_MAX + 1, "they came together");
+        // In 50 heartbeats.
+        let flood = taken(10_000, Duration::from_millis(5));
+        let most = 50 * RECORDS_PER_HEARTBEAT_MAX + RECORDS_AT_ONCE_MAX + 1;
+        assert!((most - 1..=most).contains(&flood), "{flood} of {most}");
+    }
+
+    #[test]
+    fn who_is_forgotten_begins_anew() {
+        let (mut book, peer, now) = (Book::default(), PeerId([1; 32]), Instant::from_nanos(1));
+        book.insert(now, peer, Arc::new(PeerRecord::new(1))).expect("a valid record");
+        while !book.is_flooded(now, peer, HEARTBEAT) {}
+        let gone = book.forget(now + HEARTBEAT, HEARTBEAT, |_| false);
+        assert_eq!(gone, [(peer, 1)]);
+        assert!(book.due.is_empty());
     }
 }

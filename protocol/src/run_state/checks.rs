@@ -104,6 +104,7 @@ impl RunState {
     }
 
     pub(super) fn enlist(&mut self, peer: PeerId) -> Option<Vec<StateEvent>> {
+        self.spec.lists(peer).ok()?;
         self.checks.enlist(peer).then(|| vec![StateEvent::Enlisted(peer)])
     }
 

@@ -1,5 +1,5 @@
 use super::*;
-use crate::spec::{Candidate, KickPolicy, OrchestratorSpec, ScoresSpec};
+use crate::spec::{Ban, Candidate, JoinPolicy, JoinSpec, KickPolicy, OrchestratorSpec, ScoresSpec};
 
 const A: PeerId = PeerId([1; 32]);
 const B: PeerId = PeerId([2; 32]);
@@ -588,4 +588,27 @@ mod convictions {
         let expected = [StateEvent::Evicted(identity(3).peer(), invalid)];
         assert_eq!(fold.apply(evict(invalid, Some(two))), expected);
     }
+}
+
+#[test]
+fn a_place_for_whom_the_lists_of_the_spec_do_not_let_in_is_void() {
+    let [candidate, listed, banned, stranger] = [1, 2, 3, 4].map(|name| PeerId([name; 32]));
+    let fold = |join: JoinSpec| {
+        let mut spec = Fold::new().0.spec().clone();
+        spec.join = join;
+        Fold(RunState::new(Arc::new(spec), &[1000]))
+    };
+    let placed = |fold: &mut Fold, peer| {
+        let admitted = fold.apply(Decision::Admit { peer, stage: S }) == [StateEvent::Admitted(peer, S)];
+        let enlisted = fold.apply(Decision::Enlist { peer }) == [StateEvent::Enlisted(peer)];
+        (admitted, enlisted)
+    };
+    let mut allow = fold(JoinSpec { policy: JoinPolicy::Allow, allow: vec![listed], ..JoinSpec::default() });
+    assert_eq!(placed(&mut allow, candidate), (true, true));
+    assert_eq!(placed(&mut allow, listed), (true, true));
+    assert_eq!(placed(&mut allow, stranger), (false, false));
+    let ban = vec![Ban { peer: banned, reason: "sent noise".to_owned() }];
+    let mut open = fold(JoinSpec { ban, ..JoinSpec::default() });
+    assert_eq!(placed(&mut open, stranger), (true, true));
+    assert_eq!(placed(&mut open, banned), (false, false));
 }

@@ -1,6 +1,8 @@
 //! Ranges of the spec's fields, and the relations between them.
 
-use super::{Bottleneck, DataSource, RunSpec, SpecError};
+use std::collections::BTreeSet;
+
+use super::{Bottleneck, DataSource, JoinPolicy, RunSpec, SpecError};
 use crate::limits;
 use crate::time::{ByteCount, Millis};
 
@@ -16,7 +18,8 @@ impl RunSpec {
         self.validate_validation()?;
         self.validate_scores()?;
         self.validate_mirror()?;
-        self.validate_candidates()
+        self.validate_candidates()?;
+        self.validate_join()
     }
 
     fn validate_model(&self) -> Result<(), SpecError> {
@@ -298,6 +301,68 @@ impl RunSpec {
         )?;
         require(t.epoch_deadline.0 > 0, "timing.epoch_deadline", "more than 0s", t.epoch_deadline)?;
         require(t.merge_deadline.0 > 0, "timing.merge_deadline", "more than 0s", t.merge_deadline)
+    }
+}
+
+impl RunSpec {
+    fn validate_join(&self) -> Result<(), SpecError> {
+        let j = &self.join;
+        let max = limits::WORK_BITS_MAX;
+        require(j.work_bits <= max, "join.work_bits", format!("0 to {max}"), j.work_bits)?;
+        let only = |policy: JoinPolicy, text: &str| match j.policy == policy {
+            true => (true, String::new()),
+            false => (false, format!("{text}, since join.policy is `{}`", j.policy)),
+        };
+        let (may, expected) = only(JoinPolicy::Open, "0");
+        require(may || j.work_bits == 0, "join.work_bits", expected, j.work_bits)?;
+        let (may, expected) = only(JoinPolicy::Invite, "nothing");
+        match (j.owner, j.policy) {
+            (Some(owner), _) => {
+                require(may, "join.owner", expected, owner)?;
+                require(owner.is_key(), "join.owner", "an ed25519 public key", owner)?;
+            }
+            (None, policy) => require(
+                policy != JoinPolicy::Invite,
+                "join.owner",
+                "the public key that signs invites, since join.policy is `invite`",
+                "nothing",
+            )?,
+        }
+        let (may, expected) = only(JoinPolicy::Allow, "nothing");
+        require(may || j.allow.is_empty(), "join.allow", expected, format!("{} peers", j.allow.len()))?;
+        self.validate_join_lists()
+    }
+
+    fn validate_join_lists(&self) -> Result<(), SpecError> {
+        let (j, max) = (&self.join, limits::JOIN_LIST_MAX);
+        let mut known = BTreeSet::new();
+        for peer in &j.allow {
+            require(known.insert(*peer), "join.allow", "each peer once", peer)?;
+        }
+        require(known.len() <= max, "join.allow", format!("at most {max} peers"), known.len())?;
+        known.extend(self.orchestrator.candidates.iter().map(|candidate| candidate.peer));
+        let wanted = usize::from(self.pipeline.stages) * usize::from(self.pipeline.start_replicas);
+        let candidates = self.orchestrator.candidates.len();
+        require(
+            j.policy != JoinPolicy::Allow || known.len() >= wanted,
+            "join.allow",
+            format!(
+                "at least {} peers beside the {candidates} candidates, for the {wanted} miners that the run waits for",
+                wanted.saturating_sub(candidates)
+            ),
+            j.allow.len(),
+        )?;
+        let mut banned = BTreeSet::new();
+        for ban in &j.ban {
+            require(banned.insert(ban.peer), "join.ban", "each peer once", ban.peer)?;
+            let candidate = self.candidate_index(ban.peer).is_some();
+            require(!candidate, "join.ban", "no candidate", ban.peer)?;
+            require(!known.contains(&ban.peer), "join.ban", "no peer that join.allow names", ban.peer)?;
+            let bytes = limits::BAN_REASON_BYTES_MAX;
+            let length = ban.reason.len();
+            require(length <= bytes, "join.ban", format!("reasons of at most {bytes} bytes"), length)?;
+        }
+        require(banned.len() <= max, "join.ban", format!("at most {max} peers"), banned.len())
     }
 }
 

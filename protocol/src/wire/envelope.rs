@@ -17,6 +17,7 @@ use serde_bytes::ByteBuf;
 
 use super::{DecodeError, Versions, decode, encode};
 use crate::id::{Identity, PeerId, RunId};
+use crate::join::Refusal;
 use crate::limits::{BOOK_PEERS_MAX, GOSSIP_BYTES_MAX, WIRE_VERSION_FIRST};
 
 /// A value that travels signed.
@@ -61,9 +62,15 @@ pub enum RejectReason {
     /// The sender has no part in what it speaks about.
     #[error("sender has no part in this")]
     NotEntitled,
+    /// The run's spec does not let the sender in. Nobody honest asks where it can look that up itself, and nobody relays it.
+    #[error("sender may not join: {0}")]
+    NotAdmitted(#[from] Refusal),
     /// A field contradicts another or the run's spec.
     #[error("inconsistent: {0}")]
     Inconsistent(&'static str),
+    /// The sender says far more than anybody has to say. Not held against who relays it: it may have heard less of it.
+    #[error("more records of one sender than anybody needs")]
+    Flood,
     /// A bounded table is full.
     #[error("no room: {0}")]
     Full(&'static str),
@@ -85,7 +92,9 @@ impl RejectReason {
             Self::Replay { .. } => "replay",
             Self::Stale => "stale",
             Self::NotEntitled => "not_entitled",
+            Self::NotAdmitted(_) => "not_admitted",
             Self::Inconsistent(_) => "inconsistent",
+            Self::Flood => "flood",
             Self::Full(_) => "full",
             Self::Certificate => "certificate",
         }
@@ -96,7 +105,12 @@ impl RejectReason {
     pub const fn is_innocent(&self) -> bool {
         matches!(
             self,
-            Self::Version { .. } | Self::Replay { .. } | Self::Stale | Self::NotEntitled | Self::Full(_)
+            Self::Version { .. }
+                | Self::Replay { .. }
+                | Self::Stale
+                | Self::NotEntitled
+                | Self::Flood
+                | Self::Full(_)
         )
     }
 }

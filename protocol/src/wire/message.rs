@@ -5,6 +5,7 @@ use serde_bytes::ByteBuf;
 
 use super::Payload;
 use crate::id::{Epoch, Hash, LogIndex, PartitionIndex, PeerId, StageIndex};
+use crate::join::Credential;
 use crate::limits::WIRE_VERSION_FIRST;
 use crate::log::Certificate;
 use crate::merge::evidence::Evidence;
@@ -73,6 +74,10 @@ pub struct PeerRecord {
     pub leaving: bool,
     /// Whether it validates.
     pub validator: bool,
+    /// What it shows so that it is let in, if the run asks for something; the same in all of its records, so that whoever
+    /// comes to lead has it. Left out otherwise.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub credential: Option<Credential>,
     /// libp2p multiaddresses it can be dialled at.
     pub multiaddrs: Vec<String>,
     /// Socket addresses of its data plane (QUIC).
@@ -175,6 +180,7 @@ impl PeerRecord {
             miner: false,
             leaving: false,
             validator: false,
+            credential: None,
             multiaddrs: Vec::new(),
             data_addresses: Vec::new(),
             log_length: 0,
@@ -423,7 +429,7 @@ pub struct StateOffer {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Decision {
-    /// A miner joins a stage.
+    /// A miner joins a stage. Void for one that the spec bans or, with an allow list, does not list.
     Admit {
         /// The miner.
         peer: PeerId,
@@ -537,7 +543,7 @@ pub enum Decision {
         /// The merged partitions, in order.
         partitions: Vec<Hash>,
     },
-    /// A peer validates from now on. Void for one whose verdicts were found wrong.
+    /// A peer validates from now on. Void for one whose verdicts were found wrong, or that the spec does not let in.
     Enlist {
         /// The validator.
         peer: PeerId,

@@ -1,6 +1,7 @@
 //! One fixed value of every kind that is sent, signed or hashed. Shared by the tests of golden bytes and of
 //! decoding; `docs/WIRE.md` describes the same values.
 
+use iota_protocol::join::{Invite, Puzzle, Role};
 use iota_protocol::log::Vote;
 use iota_protocol::log::certificate::{Certificate, chain_hash, chain_start, vote_bytes};
 use iota_protocol::merge::evidence::Evidence;
@@ -51,6 +52,7 @@ pub(crate) fn record() -> PeerRecord {
         miner: true,
         leaving: false,
         validator: false,
+        credential: None,
         multiaddrs: vec!["/ip4/192.0.2.7/udp/4001/quic-v1".to_owned()],
         data_addresses: vec!["192.0.2.7:4002".to_owned()],
         log_length: 300,
@@ -65,6 +67,16 @@ pub(crate) fn record() -> PeerRecord {
         queue: Vec::new(),
         wire_version_max: 1,
     }
+}
+
+/// The invite of peer 5 by peer 7, until epoch 40.
+pub(crate) fn invite() -> Invite {
+    Invite::sign(&identity(7), run(), peer(5), Role::Miner, Some(Epoch(40)))
+}
+
+/// A nonce that is a proof of work of 12 bits of peer 5.
+pub(crate) fn work() -> u64 {
+    Puzzle::new(run(), peer(5)).search(12, 0..).expect("one of 4096")
 }
 
 pub(crate) fn receipts() -> Vec<Receipt> {

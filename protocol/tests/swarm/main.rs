@@ -1,5 +1,6 @@
 //! Whole swarms of protocol peers in virtual time: real state machines, a made-up network and engine.
 
+mod joining;
 mod leaving;
 mod mirror;
 mod replay;
@@ -157,8 +158,7 @@ fn lossy_gossip_and_failing_transfers_only_cost_time() {
 fn activations_that_overtake_the_decision_they_belong_to_are_kept() {
     for seed in 0..8 {
         // An audit would take a merge two messages longer.
-        let mut world =
-            World::with(seed, 3, 2, TrainingMode::Local, 5, |spec| spec.merge.audit_share = 0.0);
+        let mut world = World::with(seed, 3, 2, TrainingMode::Local, 5, |spec| spec.merge.audit_share = 0.0);
         world.slow_gossip(Duration::from_millis(400));
         let world = finish(world);
         assert_every_sample_once(&world);

@@ -11,6 +11,7 @@ use std::collections::{BTreeMap, BTreeSet, BinaryHeap};
 use std::sync::Arc;
 use std::time::Duration;
 
+use iota_protocol::join::{Credential, Refusal};
 use iota_protocol::log::{LogBytes, MemoryStorage};
 use iota_protocol::miner::{Action, Job, JobDone, Notice};
 use iota_protocol::peer::arrival::Arrival;
@@ -19,10 +20,10 @@ use iota_protocol::peer::{Peer, Roles};
 use iota_protocol::run_state::StateEvent;
 use iota_protocol::spec::{Candidate, RunSpec, TrainingMode};
 use iota_protocol::time::Millis;
-use iota_protocol::wire::encode;
 use iota_protocol::wire::frame::{PushAck, PushHeader};
 use iota_protocol::wire::message::{StateOffer, Topic};
-use iota_protocol::{Epoch, Hash, Identity, Instant, PeerId, StageIndex};
+use iota_protocol::wire::{RejectReason, encode};
+use iota_protocol::{Epoch, Hash, Identity, Instant, PeerId, RunId, StageIndex};
 use rand_chacha::ChaCha8Rng;
 use rand_core::{Rng, SeedableRng};
 
@@ -40,6 +41,8 @@ pub(crate) enum Fault {
     Freeze(usize, Duration),
     Leave(usize),
     Join,
+    /// Somebody joins who shows this.
+    JoinWith(Show),
     /// A node finds this on its disk.
     Disk(usize, DiskUse),
 }
@@ -140,7 +143,14 @@ pub(crate) struct World {
     left: BTreeMap<usize, Duration>,
     /// Whose first contribution counted, and how it came there.
     arrived: BTreeMap<usize, Arrival>,
+    /// What those show who join from now on.
+    credential: Show,
+    /// Who was told last why it gets no place.
+    refused: BTreeMap<usize, Refusal>,
 }
+
+/// What a peer shows to be let in.
+pub(crate) type Show = fn(RunId, PeerId) -> Option<Credential>;
 
 fn identity(i: usize) -> Identity {
     Identity::from_secret([u8::try_from(i + 1).expect("few"); 32])
@@ -207,6 +217,8 @@ impl World {
             trained: Vec::new(),
             left: BTreeMap::new(),
             arrived: BTreeMap::new(),
+            credential: |_, _| None,
+            refused: BTreeMap::new(),
         };
         for _ in 0..count {
             world.add_node();
@@ -226,7 +238,8 @@ impl World {
             &parameters,
             0,
             MemoryStorage::default(),
-        );
+        )
+        .showing((self.credential)(self.spec.run_id(), identity.peer()));
         self.ids.insert(identity.peer(), i);
         self.nodes.push(Node {
             peer,
@@ -334,6 +347,11 @@ impl World {
     /// How a peer came to its first contribution that counted.
     pub(crate) fn arrived(&self, i: usize) -> Option<Arrival> {
         self.arrived.get(&i).copied()
+    }
+
+    /// Why a peer was told that it gets no place, the last time.
+    pub(crate) fn refused(&self, i: usize) -> Option<&Refusal> {
+        self.refused.get(&i)
     }
 
     /// When a peer had left, if it has.
@@ -492,6 +510,10 @@ impl World {
                 self.drain(i);
             }
             Fault::Join => self.add_node(),
+            Fault::JoinWith(show) => {
+                self.credential = show;
+                self.add_node();
+            }
             Fault::Disk(i, disk) => {
                 self.nodes[i].peer.handle_disk(self.now, &disk);
                 self.drain(i);
@@ -509,7 +531,8 @@ impl World {
             Event::Timeout(..) => self.nodes[i].peer.handle_timeout(now),
             Event::Gossip(_, topic, bytes) => {
                 if let Err(reason) = self.nodes[i].peer.handle_gossip(now, topic, &bytes) {
-                    assert!(reason.is_innocent(), "honest peers are never guilty: {reason}");
+                    let turned_away = matches!(reason, RejectReason::NotAdmitted(_));
+                    assert!(turned_away || reason.is_innocent(), "honest peers are never guilty: {reason}");
                 }
             }
             Event::Request { from, id, bytes, .. } => {
@@ -666,6 +689,7 @@ impl World {
         match notice {
             Notice::JobFailed(reason) => panic!("job failed at {i}: {reason}"),
             Notice::Arrived(arrival) => assert_eq!(self.arrived.insert(i, arrival), None, "once"),
+            Notice::Refused(refusal) => drop(self.refused.insert(i, refusal)),
             Notice::Left => {
                 self.nodes[i].alive = false;
                 self.left.insert(i, self.elapsed());
