@@ -1,6 +1,6 @@
 //! What each contribution does for the model, in runs of one stage: after Templar's *Gauntlet* (arXiv 2505.21684; one-covenant/templar
-//! v2.1.28), whose formulas these are unless a file says otherwise and why. [ADR 0023](../../../docs/adr/0023-gauntlet.md) has all
-//! departures in one table.
+//! v2.1.28), whose formulas these are unless a file says otherwise and why. docs/adr/0023-gauntlet.md has all departures
+//! in one table.
 //!
 //! In a run of one stage every miner holds the whole model, so a contribution can be judged by itself: apply it alone to the base
 //! weights and look at the loss.
@@ -12,7 +12,7 @@
 //!                          sketches (overlap)
 //! score = max(0, μ − 3 σ) × gate(indicator) × sync × trust × 0.75^missed
 //! ```
-//! - **μ, σ**: the [rating](rating) from ranking random-data improvements epoch by epoch. Besides the miners the *anchor* plays, a
+//! - **μ, σ**: the [rating] from ranking random-data improvements epoch by epoch. Besides the miners the *anchor* plays, a
 //!   contribution of zeros, whose skill is 0 by definition: who is no better than nothing has no score, and who is better has
 //!   one though all others are better still. Ratings alone are a zero-sum game in which the slowest honest miner goes below zero.
 //! - **indicator**: the moving average of whether own data improve more than random ones ([`loss`]). What it is worth is bounded:
@@ -224,7 +224,7 @@ impl Gauntlet {
             return;
         }
         for (peer, standing) in &mut self.peers {
-            standing.missed += u16::from(!submitted.contains_key(peer));
+            standing.missed = standing.missed.saturating_add(u16::from(!submitted.contains_key(peer)));
         }
         self.peers.retain(|_, standing| standing.missed <= settings.missed_max);
     }

@@ -166,7 +166,7 @@ mod tests {
     #[test]
     fn who_committed_later_is_the_copy_and_the_author_is_none() {
         assert_eq!(found(sketch(9, contribution(4))), [9]);
-        let scaled = contribution(4).iter().map(|value| -3.0 * value * -1.0).collect();
+        let scaled = contribution(4).iter().map(|value| 3.0 * value).collect();
         assert_eq!(found(sketch(9, scaled)), [9]);
         let masked =
             contribution(4).iter().enumerate().map(|(i, value)| value + 0.8 * noise(77, i)).collect();
