@@ -9,13 +9,15 @@
 //! [`run_state`] (what everybody therefore knows), [`samples`] (who does what),
 //! [`orchestrator`] (what the leader proposes), [`miner`] (what a worker does about it),
 //! [`merge`] (how replicas become one again), [`validation`] and [`validator`] (how work is
-//! checked), [`scores`] (what it is worth) and [`peer`] (all of it behind one door).
+//! checked), [`scores`] (what it is worth) and [`peer`] (all of it behind one door). [`gauntlet`] judges
+//! contributions of runs of one stage by the loss, and [`clasp`] miners of others by that of their paths.
 //!
 //! **Invariant:** no function here reads a clock or draws entropy, and none panics on bytes that
 //! came from a peer.
 
 pub mod clasp;
 pub mod difference;
+pub mod gauntlet;
 pub mod id;
 pub mod limits;
 pub mod pace;

@@ -47,7 +47,7 @@ pub(crate) fn shuffle<T>(items: &mut [T], seed: Hash) {
 
 /// A number below `bound`, without modulo bias (Lemire 2019, by rejection).
 #[expect(clippy::cast_possible_truncation, reason = "the two halves of a 128-bit product")]
-fn bounded(rng: &mut ChaCha8Rng, bound: u64) -> u64 {
+pub(crate) fn bounded(rng: &mut ChaCha8Rng, bound: u64) -> u64 {
     let threshold = bound.wrapping_neg() % bound;
     loop {
         let wide = u128::from(rng.next_u64()) * u128::from(bound);

@@ -17,7 +17,7 @@ use iota_sim::measure::Meter;
 use iota_sim::observe::Seconds;
 use iota_sim::scenario::{self, Request, Scenario};
 use iota_sim::shrink::shrink;
-use iota_sim::sweep::{Parameter, Swarm, Sweep, clasp, laws, rebalance, valid_fraction, vary};
+use iota_sim::sweep::{Parameter, Swarm, Sweep, clasp, gauntlet, laws, rebalance, valid_fraction, vary};
 use iota_sim::trace::Trace;
 use iota_sim::trainer::Compute;
 use iota_sim::world::{Ending, World};
@@ -212,6 +212,8 @@ enum SweepArg {
     Rebalance,
     /// Samples until a miner that raises losses is named by them
     Clasp,
+    /// What cheats have of the score of honest miners, over epochs, when contributions are judged by the loss
+    Gauntlet,
 }
 
 impl SweepArg {
@@ -228,7 +230,9 @@ impl SweepArg {
             Self::FailureRate => ("`--values` of 0 or more, per miner and hour", |value| value >= 0.0),
             Self::Redundancy => ("`--values` 1, 2 or 3", |value| [1.0, 2.0, 3.0].contains(&value)),
             Self::Rebalance => ("`--values` above 0, in seconds", |value| value > 0.0),
-            Self::Clasp => ("whole `--values` from 1 on", |value| value >= 1.0 && value.fract() == 0.0),
+            Self::Clasp | Self::Gauntlet => {
+                ("whole `--values` from 1 on", |value| value >= 1.0 && value.fract() == 0.0)
+            }
         }
     }
 }
@@ -509,5 +513,6 @@ fn sweep(arguments: &SweepArgs, seeds: &[u64]) -> Result<Sweep, CliError> {
             rebalance::sweep(rebalance::Setting::SWARM, &values(&rebalance::EPOCHS), seeds)
         }
         SweepArg::Clasp => clasp::sweep(&values(&clasp::SAMPLES), seeds),
+        SweepArg::Gauntlet => gauntlet::sweep(&values(&gauntlet::EPOCHS), seeds),
     })
 }

@@ -5,9 +5,11 @@
 //! misses the true value: a curve agrees with its theory if few points do.
 //!
 //! [`vary`] is for anything a run reports, [`laws`] names the sweeps behind the claims, [`valid_fraction`] is for what
-//! survives failures in a merge, [`clasp`] for whom losses name, and [`rebalance`] for what moves between stages are worth.
+//! survives failures in a merge, [`clasp`] for whom losses name, [`gauntlet`] for what cheats earn where contributions are
+//! judged by the loss, and [`rebalance`] for what moves between stages are worth.
 
 pub mod clasp;
+pub mod gauntlet;
 pub mod laws;
 pub mod rebalance;
 mod setups;
