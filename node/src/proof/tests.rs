@@ -57,8 +57,12 @@ impl Swarm {
         };
         let mut miners = [1, 2, ACCUSED].map(peer);
         miners.sort_unstable();
-        miners.map(|peer| swarm.decide(Decision::Admit { peer, stage: S }));
-        [8, 9].map(|i| swarm.decide(Decision::Enlist { peer: peer(i) }));
+        for peer in miners {
+            swarm.decide(Decision::Admit { peer, stage: S });
+        }
+        for i in [8, 9] {
+            swarm.decide(Decision::Enlist { peer: peer(i) });
+        }
         let members = miners.map(|peer| (peer, 1)).to_vec();
         swarm.decide(Decision::OpenEpoch { stage: S, epoch: E, base: Hash::default(), members });
         let submitters = miners.map(|peer| swarm.contribute(peer, &spoils)).to_vec();
