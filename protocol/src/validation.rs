@@ -476,7 +476,8 @@ mod tests {
     /// validators and a quorum of two, an accusation succeeds with probability 1 − (1 − f)², and else costs the accuser its.
     #[test]
     fn accusers_who_collude_win_as_often_as_they_are_drawn_together() {
-        let (validators, checks) = (10, 20_000);
+        // Ten, for the miner is one of the eleven.
+        let (validators, checks) = (11, 20_000);
         let rates = |accusers: u8| {
             let finds = |peer: PeerId| if peer.0[0] < accusers { FAULT } else { Finding::Matches };
             let (mut framed, mut caught) = (0, 0);

@@ -198,7 +198,7 @@ fn a_lazy_approver_among_honest_miners_is_never_found() {
     assert_eq!((record.evicted, record.dismissed), (Vec::new(), Vec::new()));
 }
 
-/// A limit: where most validators accuse the same miners, these lose their places, and who contradicts is dismissed.
+/// A limit: where most validators accuse the same miners, these lose their places.
 #[test]
 fn a_majority_of_accomplices_takes_honest_miners_places() {
     let accomplices: Vec<_> =
@@ -209,7 +209,5 @@ fn a_majority_of_accomplices_takes_honest_miners_places() {
     assert!(failed.clone().count() > 0);
     assert!(failed.clone().all(|outcome| *outcome == Outcome::Failed(Fault::Contribution)));
     assert!(record.evicted.iter().all(|(_, reason)| *reason == EvictReason::FailedReplay));
-    let honest =
-        |peer: &PeerId| (VALIDATORS * 2 / 3..VALIDATORS).any(|v| identity(1, MINERS + v).peer() == *peer);
-    assert!(record.dismissed.iter().any(|(peer, _)| honest(peer)), "{:?}", record.dismissed);
+    assert!(!record.evicted.is_empty());
 }
