@@ -346,7 +346,7 @@ mod tests {
 
     #[test]
     fn the_table_of_exit_codes_names_each() {
-        assert_eq!(EXIT_CODES_HELP.lines().count(), 15);
+        assert_eq!(EXIT_CODES_HELP.lines().count(), 16);
         assert!(EXIT_CODES_HELP.contains("\n  130\tstopped"));
     }
 }
