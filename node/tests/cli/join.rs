@@ -10,11 +10,12 @@ use iota_protocol::{Identity, PeerId, RunSpec};
 /// What a peer with a key of its own, always the same, is told that would join `run.toml` in this way.
 fn told(cli: &Cli, further: &[&str]) -> String {
     let key = cli.write("my.key", &"11".repeat(32));
-    std::fs::set_permissions(cli.path().join(key), std::fs::Permissions::from_mode(0o600)).unwrap();
+    std::fs::set_permissions(cli.path().join(key), std::fs::Permissions::from_mode(0o600))
+        .expect("a file that is ours");
     let shown = cli.show(&cli.run(&[&["join", "--spec", "run.toml", "--key", key], further].concat()));
     // The owner's key is another each time.
-    let text = std::fs::read_to_string(cli.path().join("run.toml")).unwrap();
-    let spec = RunSpec::from_toml(&text).unwrap();
+    let text = std::fs::read_to_string(cli.path().join("run.toml")).expect("the spec that was written");
+    let spec = RunSpec::from_toml(&text).expect("a valid spec");
     let shown = shown.replace(&spec.run_id().to_string(), "[run]");
     match spec.join.owner {
         Some(owner) => shown.replace(&owner.to_string(), "[owner]"),

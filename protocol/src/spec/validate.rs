@@ -15,6 +15,7 @@ impl RunSpec {
         self.validate_model()?;
         self.validate_pipeline()?;
         self.validate_training()?;
+        self.validate_merge()?;
         self.validate_validation()?;
         self.validate_scores()?;
         self.validate_mirror()?;
@@ -161,7 +162,10 @@ impl RunSpec {
             "training.weight_decay",
             "zero or more",
             t.weight_decay,
-        )?;
+        )
+    }
+
+    fn validate_merge(&self) -> Result<(), SpecError> {
         let m = &self.merge;
         require(
             m.partition_bytes.0 >= 1024 && m.partition_bytes.0 <= limits::PARTITION_BYTES_MAX as u64,

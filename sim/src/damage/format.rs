@@ -73,19 +73,23 @@ fn evictions(evicted: &BTreeMap<&'static str, f64>) -> String {
     if each.is_empty() { "none".to_owned() } else { each.join(", ") }
 }
 
+/// A name, and which kinds are of that sort.
+type Sort = (&'static str, fn(Kind) -> bool);
+
+const SORTS: [Sort; 4] = [
+    ("all", |_| true),
+    ("miners", |kind| !kind.is_candidate() && !kind.is_validator()),
+    ("candidates", Kind::is_candidate),
+    ("validators", Kind::is_validator),
+];
+
 /// Who is found among all kinds, and among those that are of one sort.
 fn detection(rows: &[Damage]) -> String {
     let head = format!(
         "| adversaries | broke a rule | precision | recall | F1 | honest peers | of them punished |\n|{}\n",
         "---|".repeat(7)
     );
-    let sorts: [(&str, fn(Kind) -> bool); 4] = [
-        ("all", |_| true),
-        ("miners", |kind| !kind.is_candidate() && !kind.is_validator()),
-        ("candidates", Kind::is_candidate),
-        ("validators", Kind::is_validator),
-    ];
-    let lines = sorts.iter().filter_map(|(name, is)| {
+    let lines = SORTS.iter().filter_map(|(name, is)| {
         let by_seed = by_seed(rows.iter().filter(|row| is(row.kind)));
         (!by_seed.is_empty()).then(|| detected(name, &Detection::of(&by_seed)))
     });
