@@ -663,11 +663,11 @@ impl EvictReason {
             Self::Silent | Self::Left | Self::Unproven | Self::LowScore => false,
         }
     }
-}
 
-impl std::fmt::Display for EvictReason {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.write_str(match self {
+    /// Its name, for people.
+    #[must_use]
+    pub const fn name(self) -> &'static str {
+        match self {
             Self::Silent => "silent",
             Self::Left => "left",
             Self::InvalidContribution => "invalid contribution",
@@ -675,7 +675,13 @@ impl std::fmt::Display for EvictReason {
             Self::FailedReplay => "failed replay",
             Self::Unproven => "unproven",
             Self::LowScore => "low score",
-        })
+        }
+    }
+}
+
+impl std::fmt::Display for EvictReason {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(self.name())
     }
 }
 

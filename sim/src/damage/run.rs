@@ -74,7 +74,7 @@ impl Collected {
     fn state(&mut self, event: &StateEvent) {
         match event {
             StateEvent::Evicted(peer, reason) => {
-                self.evicted.insert((*peer, label(*reason)));
+                self.evicted.insert((*peer, reason.name()));
                 if Penalty::of(*reason).is_some() {
                     self.proven.insert(*peer);
                 }
@@ -124,18 +124,6 @@ impl Observer for Collector {
             _ => {}
         }
         Ok(())
-    }
-}
-
-const fn label(reason: EvictReason) -> &'static str {
-    match reason {
-        EvictReason::Silent => "silent",
-        EvictReason::Left => "left",
-        EvictReason::InvalidContribution => "invalid contribution",
-        EvictReason::WrongMerge => "wrong merge",
-        EvictReason::FailedReplay => "failed replay",
-        EvictReason::Unproven => "unproven",
-        EvictReason::LowScore => "low score",
     }
 }
 

@@ -34,7 +34,7 @@ pub(crate) struct Outcome {
 
 impl Outcome {
     pub(crate) fn evicted_adversaries(&self, reason: EvictReason) -> usize {
-        let named = |(host, why): &&(usize, &str)| self.adversaries.contains(host) && *why == label(reason);
+        let named = |(host, why): &&(usize, &str)| self.adversaries.contains(host) && *why == reason.name();
         self.evicted.iter().filter(named).count()
     }
 
@@ -44,18 +44,6 @@ impl Outcome {
 
     pub(crate) fn evicted_honest(&self) -> Vec<usize> {
         self.evicted.iter().map(|(host, _)| *host).filter(|host| !self.adversaries.contains(host)).collect()
-    }
-}
-
-fn label(reason: EvictReason) -> &'static str {
-    match reason {
-        EvictReason::Silent => "silent",
-        EvictReason::Left => "left",
-        EvictReason::InvalidContribution => "invalid contribution",
-        EvictReason::WrongMerge => "wrong merge",
-        EvictReason::FailedReplay => "failed replay",
-        EvictReason::Unproven => "unproven",
-        EvictReason::LowScore => "low score",
     }
 }
 
@@ -150,7 +138,7 @@ pub(crate) fn run_with(setup: Setup, kind: Kind, adversaries: &[usize]) -> Outco
         ending,
         evicted: of(false)
             .filter(|(_, reason)| *reason != EvictReason::Left)
-            .map(|(peer, reason)| (index[peer], label(*reason)))
+            .map(|(peer, reason)| (index[peer], reason.name()))
             .collect(),
         silenced: of(true).map(|(peer, _)| index[peer]).collect(),
         adversaries: adversaries.to_vec(),
