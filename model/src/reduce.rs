@@ -141,11 +141,15 @@ pub fn combine<T: Copy + Into<f64>>(parts: &[(f64, &[T])], reducer: Reducer) -> 
         column.clear();
         let scaled = parts.iter().zip(&factors);
         column.extend(scaled.map(|((weight, values), factor)| (*weight, values[index].into() * factor)));
+        if reducer == Reducer::Median {
+            column.iter_mut().for_each(|(weight, _)| *weight = 1.0);
+        }
         match reducer {
             Reducer::WeightedMean | Reducer::ClippedMean => mean(&column),
             Reducer::GeometricMean => geometric(&column),
             Reducer::TrimmedMean { trim } => trimmed(&mut column, trim),
-            Reducer::Median => median(column.iter().map(|(_, value)| *value).collect()),
+            // All but the middle one or two are left out.
+            Reducer::Median => trimmed(&mut column, 0.5),
         }
     };
     (0..parts[0].1.len()).map(&mut element).collect()

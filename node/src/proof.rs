@@ -144,26 +144,28 @@ fn convicted(log: &DecidedLog, mut fold: Fold, peer: PeerId) -> Result<Convictio
     let (mut found, mut findings) = (None, Vec::new());
     for index in log.first()..log.len() {
         let Some((entry, chain)) = log.entry(index) else { break };
-        let decision = entry.as_ref().map(|entry| entry.decision.clone());
-        let concerns = match &decision {
-            Some(Decision::Evict { peer: evicted, .. }) => *evicted == peer,
-            Some(Decision::Judge(verdict)) => verdict.subject.peer == peer,
+        let decision = entry.as_ref().map(|entry| &entry.decision);
+        let concerning = decision.filter(|decision| match decision {
+            Decision::Evict { peer: evicted, .. } => *evicted == peer,
+            Decision::Judge(verdict) => verdict.subject.peer == peer,
             _ => false,
-        };
-        let before = concerns.then(|| fold.state().clone());
+        });
+        let before = concerning.map(|_| fold.state().clone());
+        let mut convicted = None;
         for event in fold.apply(chain, entry.as_ref())? {
             match event {
                 StateEvent::Judged(subject, validator, finding) => {
                     findings.push((subject, validator, finding))
                 }
                 StateEvent::Evicted(evicted, reason) if evicted == peer && reason.is_proven() => {
-                    if let Some((before, decision)) = before.clone().zip(decision.clone()) {
-                        let findings = findings.clone();
-                        found = Some(Conviction { entries: index + 1, before, decision, reason, findings });
-                    }
+                    convicted = Some(reason);
                 }
                 _ => {}
             }
+        }
+        if let (Some(decision), Some(before), Some(reason)) = (concerning, before, convicted) {
+            let (decision, findings) = (decision.clone(), findings.clone());
+            found = Some(Conviction { entries: index + 1, before, decision, reason, findings });
         }
     }
     found.ok_or(ProofError::Innocent(peer))

@@ -14,7 +14,7 @@
 
 use std::fmt;
 
-use crate::quantiles::student;
+use crate::quantiles::{median, student};
 
 /// Added to the diagonal of the normal equations, as a share of the number of samples: effects that no sample tells apart
 /// come out with an enormous standard error, instead of as anything.
@@ -96,18 +96,7 @@ pub fn detrend(records: &mut [Record], window: usize) {
     let half = window / 2;
     for (at, record) in records.iter_mut().enumerate() {
         let near = at.saturating_sub(half)..losses.len().min(at + half + 1);
-        record.loss -= median(losses.get(near).unwrap_or_default());
-    }
-}
-
-fn median(values: &[f64]) -> f64 {
-    let mut sorted = values.to_vec();
-    sorted.sort_by(f64::total_cmp);
-    let middle = sorted.len() / 2;
-    match (sorted.get(middle), middle.checked_sub(1).and_then(|below| sorted.get(below))) {
-        (Some(upper), Some(lower)) if sorted.len().is_multiple_of(2) => (lower + upper) / 2.0,
-        (Some(value), _) => *value,
-        (None, _) => 0.0,
+        record.loss -= median(losses.get(near).unwrap_or_default().to_vec());
     }
 }
 

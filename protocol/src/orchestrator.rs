@@ -232,9 +232,9 @@ impl Orchestrator {
 
     /// Whether nothing is left to be done in the run, and nothing to be waited for.
     pub fn is_over(&self, now: Instant, state: &RunState, book: &Book) -> bool {
-        let awaited =
-            self.checkpoints.is_awaited(now, state, book) || self.verdicts.delay_the_end(now, state);
-        checkpoints::is_trained(state) && !awaited
+        checkpoints::is_trained(state)
+            && !self.checkpoints.is_awaited(now, state, book)
+            && !self.verdicts.delay_the_end(now, state)
     }
 
     /// Notes when each stage began what it is doing, and forgets what is over.

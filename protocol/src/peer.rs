@@ -115,6 +115,8 @@ pub struct Peer<S: Storage<LogBytes>> {
     versions: Versions,
     addresses: Addresses,
     credential: Option<Credential>,
+    /// Whether the spec lets it in with that. A signature may have to be checked for it, and neither changes.
+    entitled: Result<(), Refusal>,
     log: DecidedLog,
     snapshots: Snapshots,
     /// What is being fetched to begin the log with.
@@ -179,6 +181,7 @@ impl<S: Storage<LogBytes> + Clone> Peer<S> {
             versions: Versions::PROGRAM,
             addresses: Addresses::default(),
             credential: None,
+            entitled: spec.entitles(run, me, None),
             log: DecidedLog::new(&spec),
             snapshots: Snapshots::default(),
             anchor: None,
@@ -222,6 +225,7 @@ impl<S: Storage<LogBytes> + Clone> Peer<S> {
     /// The peer as one that shows this to be let in; nothing unless told otherwise.
     #[must_use]
     pub fn showing(mut self, credential: Option<Credential>) -> Self {
+        self.entitled = self.spec.entitles(self.log.electorate().run(), self.me, credential.as_ref());
         self.credential = credential;
         self
     }
@@ -824,9 +828,8 @@ impl<S: Storage<LogBytes> + Clone> Peer<S> {
     }
 
     fn refusal(&self, wanted: Role) -> Result<(), Refusal> {
-        let credential = self.credential.as_ref();
-        self.spec.entitles(self.log.electorate().run(), self.me, credential)?;
-        suits(&self.state, self.me, credential, wanted)?;
+        self.entitled.clone()?;
+        suits(&self.state, self.me, self.credential.as_ref(), wanted)?;
         Occupancy::of(&self.state, &self.book, []).has_room_for(&self.state, &self.book, self.me)
     }
 

@@ -1,6 +1,18 @@
-//! Quantiles by which thresholds follow from false-positive rates.
+//! Medians, and quantiles by which thresholds follow from false-positive rates.
 //!
 //! [`clasp`](crate::clasp) takes its own from here, and so do the thresholds that replays are held to.
+
+/// The middle of some numbers, of an even number the mean of the middle two; zero of none.
+#[must_use]
+pub(crate) fn median(mut values: Vec<f64>) -> f64 {
+    values.sort_by(f64::total_cmp);
+    let middle = values.len() / 2;
+    match (values.get(middle), middle.checked_sub(1).and_then(|below| values.get(below))) {
+        (Some(upper), Some(lower)) if values.len().is_multiple_of(2) => (lower + upper) / 2.0,
+        (Some(value), _) => *value,
+        (None, _) => 0.0,
+    }
+}
 
 /// Probability that a standard normal number is above `z`.
 #[must_use]

@@ -1,14 +1,12 @@
 //! `iota-node control`: the run of a spec in one process; `up` compares the swarm with it.
 
-use std::fs;
 use std::path::PathBuf;
 
 use clap::Args;
 use iota_model::Device;
-use iota_protocol::RunSpec;
 use tokio_util::sync::CancellationToken;
 
-use super::join::exit_with_parent;
+use super::join::{exit_with_parent, read_spec};
 use super::say;
 use crate::control::{ControlEvent, train};
 use crate::error::CliError;
@@ -34,10 +32,7 @@ pub(super) fn run(options: &ControlOptions) -> Result<(), CliError> {
     if options.exit_on_stdin_close {
         exit_with_parent(CancellationToken::new());
     }
-    let text =
-        fs::read_to_string(&options.spec).map_err(|error| CliError::file("read", &options.spec, error))?;
-    let spec = RunSpec::from_toml(&text)
-        .map_err(|source| CliError::Spec { path: options.spec.display().to_string(), source })?;
+    let spec = read_spec(&options.spec)?;
     let print = |event: &ControlEvent| {
         say(&serde_json::to_string(event).unwrap_or_default());
     };

@@ -3,9 +3,10 @@
 use std::path::PathBuf;
 
 use clap::Args;
-use iota_protocol::{PeerId, RunSpec};
+use iota_protocol::PeerId;
 
 use super::checkpoint::block_on;
+use super::join::read_spec;
 use super::say;
 use crate::error::CliError;
 use crate::proof::{Outcome, Proof, ProofError, check, collect};
@@ -34,10 +35,7 @@ pub(super) struct VerifyProofOptions {
 }
 
 pub(super) fn run(options: &ProofOptions) -> Result<(), CliError> {
-    let text = std::fs::read_to_string(&options.spec)
-        .map_err(|error| CliError::file("read", &options.spec, error))?;
-    let spec = RunSpec::from_toml(&text)
-        .map_err(|source| CliError::Spec { path: options.spec.display().to_string(), source })?;
+    let spec = read_spec(&options.spec)?;
     let collected = block_on(collect(&spec, &options.data_dir, options.peer))?;
     let proof = collected.map_err(|error| match error {
         ProofError::Innocent(peer) => CliError::Option {

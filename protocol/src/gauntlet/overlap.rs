@@ -21,6 +21,7 @@
 use std::collections::BTreeSet;
 
 use crate::id::{Hash, PeerId};
+use crate::quantiles::median;
 
 /// Fewest contributions that similarities can be told of: with fewer, the median is one of them.
 pub const SKETCHES_MIN: usize = 4;
@@ -110,16 +111,6 @@ fn unit(vector: &[f64]) -> Vec<f64> {
         scaled.iter().map(|value| value / norm).collect()
     } else {
         vec![0.0; vector.len()]
-    }
-}
-
-fn median(mut values: Vec<f64>) -> f64 {
-    values.sort_by(f64::total_cmp);
-    let middle = values.len() / 2;
-    match (values.get(middle), middle.checked_sub(1).and_then(|below| values.get(below))) {
-        (Some(upper), Some(lower)) if values.len().is_multiple_of(2) => (lower + upper) / 2.0,
-        (Some(value), _) => *value,
-        (None, _) => 0.0,
     }
 }
 

@@ -19,22 +19,18 @@ impl Miner {
         let Reports { stage, epoch, attempt, .. } = *reports;
         let Some(plan) = cx.state.plan_of(stage, epoch, attempt) else { return };
         let kept = Kept::Proof(stage, epoch);
-        for partition in self.disputed(plan, evidence) {
-            for submission in &plan.submitters {
-                if matches!(evidence, Evidence::Faults { .. }) && submission.peer != accused {
-                    continue;
-                }
-                let merge = self.merges.get(&stage);
-                let Some(manifest) = merge.and_then(|merge| merge.manifest(submission.peer)) else {
-                    continue;
-                };
-                cx.out.store(vec![(submission.manifest, encode(manifest))], kept.to_string());
-                if let Some(hash) = manifest.partitions.get(partition.0 as usize) {
-                    let providers = vec![submission.peer];
-                    cx.out.fetch(*hash, providers, PARTITION_BYTES_MAX, false, kept.to_string());
-                }
-                self.kept.insert(kept);
+        let (disputed, merge) = (self.disputed(plan, evidence), self.merges.get(&stage));
+        let concerned = plan.submitters.iter().filter(|submission| {
+            !disputed.is_empty()
+                && (matches!(evidence, Evidence::Digests { .. }) || submission.peer == accused)
+        });
+        for submission in concerned {
+            let Some(manifest) = merge.and_then(|merge| merge.manifest(submission.peer)) else { continue };
+            cx.out.store(vec![(submission.manifest, encode(manifest))], kept.to_string());
+            for hash in disputed.iter().filter_map(|of| manifest.partitions.get(of.0 as usize)) {
+                cx.out.fetch(*hash, vec![submission.peer], PARTITION_BYTES_MAX, false, kept.to_string());
             }
+            self.kept.insert(kept);
         }
         self.release_proofs(cx);
     }

@@ -28,15 +28,22 @@ pub struct News {
     pub forgot: bool,
 }
 
+/// The newest record of a peer, and how its records come.
+#[derive(Clone, Debug)]
+struct Heard {
+    record: Arc<PeerRecord>,
+    at: Instant,
+    /// Intervals between its records; nothing with the first.
+    gaps: Option<Smoothed>,
+    /// When the next would be due, had those before come as evenly as they may.
+    due: Instant,
+}
+
 /// The newest record of each peer.
 #[derive(Clone, Debug, Default)]
 pub struct Book {
-    records: BTreeMap<PeerId, (Arc<PeerRecord>, Instant)>,
+    records: BTreeMap<PeerId, Heard>,
     speeds: BTreeMap<PeerId, Speed>,
-    /// Intervals between records.
-    gaps: BTreeMap<PeerId, Smoothed>,
-    /// When the next record of a peer would be due, had those before come as evenly as they may.
-    due: BTreeMap<PeerId, Instant>,
 }
 
 impl Book {
@@ -72,14 +79,14 @@ impl Book {
         }
         match self.records.entry(peer) {
             Entry::Vacant(vacant) => {
-                vacant.insert((record, now));
+                vacant.insert(Heard { record, at: now, gaps: None, due: now });
                 // What it took from this process before may have died with an earlier one of its own.
                 Ok(News { addresses: true, standing: true, forgot: true })
             }
-            Entry::Occupied(mut occupied) => {
-                let (old, heard) = occupied.get();
-                let gap = Smoothed::with(self.gaps.get(&peer).copied(), now.since(*heard));
-                self.gaps.insert(peer, gap);
+            Entry::Occupied(occupied) => {
+                let heard = occupied.into_mut();
+                heard.gaps = Some(Smoothed::with(heard.gaps, now.since(heard.at)));
+                let old = &heard.record;
                 let news = News {
                     addresses: old.multiaddrs != record.multiaddrs
                         || old.data_addresses != record.data_addresses,
@@ -88,7 +95,7 @@ impl Book {
                         || old.credential != record.credential,
                     forgot: old.incarnation < record.incarnation,
                 };
-                occupied.insert((record, now));
+                (heard.record, heard.at) = (record, now);
                 Ok(news)
             }
         }
@@ -97,20 +104,20 @@ impl Book {
     /// Counts a record of a peer that is in the book. Whether it has sent more than [`RECORDS_PER_HEARTBEAT_MAX`] for so long
     /// that this one is not to be taken (the generic cell rate algorithm, ITU-T I.371).
     pub fn is_flooded(&mut self, now: Instant, peer: PeerId, heartbeat: Duration) -> bool {
+        let Some(heard) = self.records.get_mut(&peer) else { return false };
         let interval = heartbeat / RECORDS_PER_HEARTBEAT_MAX;
-        let due = self.due.entry(peer).or_insert(now);
-        let next = now.max(*due);
+        let next = now.max(heard.due);
         if next.since(now) > interval * RECORDS_AT_ONCE_MAX {
             return true;
         }
-        *due = next + interval;
+        heard.due = next + interval;
         false
     }
 
     /// The newest record of `peer`.
     #[must_use]
     pub fn record(&self, peer: PeerId) -> Option<&PeerRecord> {
-        self.records.get(&peer).map(|(record, _)| &**record)
+        self.records.get(&peer).map(|heard| &*heard.record)
     }
 
     /// The weights that `peer` says it holds.
@@ -133,26 +140,26 @@ impl Book {
 
     /// All records, in [`PeerId`] order.
     pub fn records(&self) -> impl Iterator<Item = (PeerId, &PeerRecord)> {
-        self.records.iter().map(|(peer, (record, _))| (*peer, &**record))
+        self.records.iter().map(|(peer, heard)| (*peer, &*heard.record))
     }
 
     /// How long `peer` has been silent; `None` if it was never heard.
     #[must_use]
     pub fn silence(&self, now: Instant, peer: PeerId) -> Option<Duration> {
-        self.records.get(&peer).map(|(_, heard)| now.since(*heard))
+        self.records.get(&peer).map(|heard| now.since(heard.at))
     }
 
     /// For how long `peer` may be silent before it loses its place; at least the `eviction` of the spec.
     #[must_use]
     pub fn patience(&self, peer: PeerId, eviction: Duration) -> Duration {
-        patience(eviction, self.gaps.get(&peer).copied())
+        patience(eviction, self.records.get(&peer).and_then(|heard| heard.gaps))
     }
 
     /// After this process was not running for a while, nobody was heard. Starts all silences anew, and
     /// gives members never heard of the benefit of the doubt by leaving them out.
     pub fn handle_pause(&mut self, now: Instant) {
-        for (_, heard) in self.records.values_mut() {
-            *heard = now;
+        for heard in self.records.values_mut() {
+            heard.at = now;
         }
     }
 
@@ -170,12 +177,9 @@ impl Book {
         silence: Duration,
         keep: impl Fn(PeerId) -> bool,
     ) -> Vec<(PeerId, u64)> {
-        let gone =
-            self.records.extract_if(.., |peer, (_, heard)| !keep(*peer) && now.since(*heard) >= silence);
-        let gone: Vec<_> = gone.map(|(peer, (record, _))| (peer, record.sequence)).collect();
+        let gone = self.records.extract_if(.., |peer, heard| !keep(*peer) && now.since(heard.at) >= silence);
+        let gone: Vec<_> = gone.map(|(peer, heard)| (peer, heard.record.sequence)).collect();
         self.speeds.retain(|peer, _| self.records.contains_key(peer));
-        self.gaps.retain(|peer, _| self.records.contains_key(peer));
-        self.due.retain(|peer, _| self.records.contains_key(peer));
         gone
     }
 }
@@ -189,6 +193,7 @@ mod tests {
     /// How many of so many records are taken that come `apart` from each other.
     fn taken(records: u32, apart: Duration) -> u32 {
         let (mut book, peer, start) = (Book::default(), PeerId([1; 32]), Instant::from_nanos(1));
+        book.insert(start, peer, Arc::new(PeerRecord::new(1))).expect("a valid record");
         let takes = (0..records).filter(|i| !book.is_flooded(start + apart * *i, peer, HEARTBEAT));
         u32::try_from(takes.count()).expect("few")
     }
@@ -211,6 +216,6 @@ mod tests {
         while !book.is_flooded(now, peer, HEARTBEAT) {}
         let gone = book.forget(now + HEARTBEAT, HEARTBEAT, |_| false);
         assert_eq!(gone, [(peer, 1)]);
-        assert!(book.due.is_empty());
+        assert!(book.records.is_empty());
     }
 }

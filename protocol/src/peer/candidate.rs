@@ -215,7 +215,9 @@ impl<S: Storage<LogBytes> + Clone> Candidate<S> {
 
     /// Moves newly decided entries into the log. Returns whether there were any.
     pub(super) fn poll_decided(&mut self, now: Instant, log: &mut DecidedLog) -> bool {
-        self.consensus.handle_timeout(now, self.tick());
+        if now >= self.consensus.deadline() {
+            self.consensus.handle_timeout(now, self.tick());
+        }
         let decided = self.consensus.poll_decided();
         let any = !decided.is_empty();
         self.news |= any;
