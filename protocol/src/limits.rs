@@ -96,8 +96,8 @@ pub const DISK_FULL_SHARE: u64 = 16;
 pub const DISK_NEAR_BYTES: u64 = 4 * DISK_FULL_BYTES;
 /// The same on a small file system: one part in so many.
 pub const DISK_NEAR_SHARE: u64 = 4;
-/// Zero bits of a proof of work, at most. One core makes about four million tries per second, so this is five hours of
-/// it; more would keep out those whom a run wants.
+/// Zero bits of a proof of work, at most. One core makes about eleven million tries per second, so this is 1.7 hours
+/// of it; more would keep out those whom a run wants.
 pub const WORK_BITS_MAX: u8 = 36;
 /// Peers that a spec allows, or bans. As many as are remembered at all.
 pub const JOIN_LIST_MAX: usize = BOOK_PEERS_MAX;
