@@ -130,6 +130,9 @@ pub const LAST_CHECKPOINT_WAIT: Duration = Duration::from_secs(600);
 pub const VALIDATORS_MAX: usize = 64;
 /// Unproven checks in a row after which a miner loses its place. The first may be the network's fault, and the second its end.
 pub const UNPROVEN_MAX: u16 = 3;
+/// Who looks at what is in dispute before anybody is named, if there are as many: owners at a partition, validators at a
+/// contribution. Seven outvote three liars who agree.
+pub const PANEL: usize = 7;
 /// Checks that are not concluded. Each is forgotten with the blobs of its epoch.
 pub const CHALLENGES_MAX: usize = 1024;
 /// Closed epochs whose blobs stay fetchable. Two, so that a validator of the epoch just settled still finds its inputs.

@@ -68,6 +68,16 @@ impl Receipt {
             _ => None,
         }
     }
+
+    /// Who was sent what a job computed.
+    #[must_use]
+    pub const fn sent_to(&self, done: &JobDone) -> Option<PeerId> {
+        match done {
+            JobDone::Forwarded { .. } => self.downstream,
+            JobDone::Finished { .. } => self.upstream,
+            _ => None,
+        }
+    }
 }
 
 /// The receipts of one miner and epoch, in sample order, as one blob.

@@ -317,7 +317,7 @@ section! {
         replay_share: f64 = 0.04,
         /// Share of those that a second validator replays even if the first found nothing. Default 0.2.
         repeat_share: f64 = 0.2,
-        /// Validators that have to find the same before a miner loses its place. Default 2.
+        /// Fewest validators whose finding takes a miner's place; most of a panel of seven have to agree, too. Default 2.
         quorum: u16 = 2,
         /// Largest Euclidean norm of the difference between a contribution and its replay, relative to the replay's. Default 0.03.
         contribution_error_max: f64 = 0.03,

@@ -268,7 +268,9 @@ impl Check {
                 match replay.next() {
                     Next::Job(job) => (Step::Replaying(replay), Some(Progress::Job(job))),
                     Next::Fetch(hashes) => {
-                        let wanted = hashes.into_iter().map(|hash| Wanted::new(hash, vec![subject.peer]));
+                        let wanted = hashes.into_iter().map(|(hash, other)| {
+                            Wanted::new(hash, [subject.peer].into_iter().chain(other).collect())
+                        });
                         (Step::Theirs(replay, Fetches::of(wanted)), None)
                     }
                     Next::Found(finding) => (Step::Over(finding), None),

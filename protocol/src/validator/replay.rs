@@ -12,8 +12,8 @@ use crate::spec::RunSpec;
 use crate::validation::{Fault, Finding};
 use crate::wire::message::Manifest;
 
-/// Samples whose tensors are compared as numbers when their hashes differ. On another kind of device all of them do, and
-/// what the contribution says covers them all.
+/// Tensors that are compared as numbers when their hashes differ, as soon as they are computed: a cheat's is found with its first
+/// few samples. On another kind of device all of them differ, and what the contribution says covers them all.
 const COMPARED_MAX: usize = 8;
 
 /// What comes next.
@@ -21,8 +21,8 @@ const COMPARED_MAX: usize = 8;
 pub(super) enum Next {
     /// Give this to the engine.
     Job(Job),
-    /// Bring these here.
-    Fetch(Vec<Hash>),
+    /// Bring these here, each of which the miner has, and maybe another.
+    Fetch(Vec<(Hash, Option<PeerId>)>),
     /// It is over.
     Found(Finding),
 }
@@ -34,6 +34,10 @@ struct Differing {
     kind: Tensor,
     /// Here, and at the miner.
     pairs: Vec<(Hash, Hash)>,
+    /// Who was sent them.
+    sent: Option<PeerId>,
+    /// Whether the miner's are here.
+    fetched: bool,
 }
 
 /// How far the replay is.
@@ -45,8 +49,6 @@ enum Phase {
     Steps(usize),
     /// The contribution is written.
     Contributed,
-    /// What differs is here, and so much of it is compared.
-    Comparing(usize),
 }
 
 /// A replay under way.
@@ -57,7 +59,10 @@ pub(super) struct Replay {
     receipts: Vec<Receipt>,
     steps: Vec<Step>,
     phase: Phase,
-    differing: Vec<Differing>,
+    /// What is compared before anything else.
+    differing: Option<Differing>,
+    /// Tensors that were compared.
+    compared: usize,
     found: Option<Finding>,
 }
 
@@ -75,7 +80,8 @@ impl Replay {
             receipts,
             steps,
             phase: Phase::Weights,
-            differing: Vec::new(),
+            differing: None,
+            compared: 0,
             found: None,
         })
     }
@@ -110,6 +116,13 @@ impl Replay {
         if let Some(finding) = self.found {
             return Next::Found(finding);
         }
+        if let Some(differing) = &mut self.differing {
+            if std::mem::replace(&mut differing.fetched, true) {
+                return Next::Job(Job::Compare { kind: differing.kind, pairs: differing.pairs.clone() });
+            }
+            let sent = differing.sent;
+            return Next::Fetch(differing.pairs.iter().map(|(_, theirs)| (*theirs, sent)).collect());
+        }
         let Manifest { stage, epoch, samples, .. } = self.manifest;
         match self.phase {
             // The engine is given its weights before this is asked.
@@ -120,18 +133,7 @@ impl Replay {
                     step.job(epoch, &self.receipts).map_or(Next::Found(Finding::Unavailable), Next::Job)
                 }
             },
-            Phase::Contributed if self.differing.is_empty() => Next::Found(Finding::Matches),
-            Phase::Contributed => {
-                self.phase = Phase::Comparing(0);
-                let pairs = self.differing.iter().flat_map(|differing| &differing.pairs);
-                Next::Fetch(pairs.map(|(_, theirs)| *theirs).collect())
-            }
-            Phase::Comparing(done) => match self.differing.get(done) {
-                None => Next::Found(Finding::Matches),
-                Some(Differing { kind, pairs, .. }) => {
-                    Next::Job(Job::Compare { kind: *kind, pairs: pairs.clone() })
-                }
-            },
+            Phase::Contributed => Next::Found(Finding::Matches),
         }
     }
 
@@ -144,6 +146,7 @@ impl Replay {
                     self.found = Some(Finding::Unavailable);
                 }
             }
+            (_, JobDone::Compared(outcome)) => self.judge(outcome),
             (Phase::Steps(taken), JobDone::Contributed { partitions, moments_after, .. }) => {
                 debug_assert_eq!(taken, self.steps.len(), "the last thing that is computed");
                 self.phase = Phase::Contributed;
@@ -153,20 +156,19 @@ impl Replay {
                 self.phase = Phase::Steps(taken + 1);
                 self.compare_step(taken, done);
             }
-            (Phase::Comparing(compared), JobDone::Compared(outcome)) => {
-                self.phase = Phase::Comparing(compared + 1);
-                let differing = self.differing.get(compared);
-                let validation = &self.spec.validation;
-                if let Some(Differing { fault, kind, .. }) = differing {
-                    let most = match kind {
-                        Tensor::Activation => validation.tensor_error_max,
-                        Tensor::Contribution { .. } => validation.contribution_error_max,
-                    };
-                    self.found = (!is_close(outcome, most)).then_some(Finding::Differs(*fault));
-                }
-            }
             _ => {}
         }
+    }
+
+    /// Takes how much differs.
+    fn judge(&mut self, outcome: &Difference) {
+        let Some(Differing { fault, kind, .. }) = self.differing.take() else { return };
+        let validation = &self.spec.validation;
+        let most = match kind {
+            Tensor::Activation => validation.tensor_error_max,
+            Tensor::Contribution { .. } => validation.contribution_error_max,
+        };
+        self.found = (!is_close(outcome, most)).then_some(Finding::Differs(fault));
     }
 
     fn compare_step(&mut self, taken: usize, done: &JobDone) {
@@ -179,10 +181,16 @@ impl Replay {
         }
         if let Some((ours, theirs)) = receipt.beside(done)
             && ours != theirs
-            && self.differing.len() < COMPARED_MAX
+            && self.compared < COMPARED_MAX
         {
-            let fault = Fault::Tensor(receipt.sample);
-            self.differing.push(Differing { fault, kind: Tensor::Activation, pairs: vec![(ours, theirs)] });
+            self.compared += 1;
+            self.differing = Some(Differing {
+                fault: Fault::Tensor(receipt.sample),
+                kind: Tensor::Activation,
+                pairs: vec![(ours, theirs)],
+                sent: receipt.sent_to(done),
+                fetched: false,
+            });
         }
     }
 
@@ -193,7 +201,8 @@ impl Replay {
         } else if partitions != theirs {
             let pairs = partitions.iter().copied().zip(theirs.iter().copied()).collect();
             let kind = Tensor::Contribution { stage: self.manifest.stage };
-            self.differing.push(Differing { fault: Fault::Contribution, kind, pairs });
+            self.differing =
+                Some(Differing { fault: Fault::Contribution, kind, pairs, sent: None, fetched: false });
         } else if moments_after != self.manifest.moments_after {
             // The same steps to the last bit end with the same moments.
             self.found = Some(Finding::Differs(Fault::Moments));
