@@ -8,11 +8,13 @@ mod balance;
 mod checkpoints;
 mod deadlines;
 mod departures;
+mod lapses;
 mod losses;
 mod queue;
 mod upgrade;
 pub(crate) mod verdicts;
 mod waits;
+mod weighing;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -21,14 +23,16 @@ use std::time::Duration;
 use balance::{Balance, Parting};
 use checkpoints::Checkpoints;
 use departures::Departures;
+use lapses::Lapses;
 use losses::Losses;
 use queue::Queue;
 use upgrade::Upgrade;
 use verdicts::Verdicts;
 use waits::Waits;
+use weighing::Weighing;
 
 use crate::id::{Epoch, Hash, PartitionIndex, PeerId, StageIndex};
-use crate::limits::{ANNOUNCE_HEARTBEATS_MAX, PROPOSAL_REPEAT};
+use crate::limits::{ANNOUNCE_HEARTBEATS_MAX, PANEL, PROPOSAL_REPEAT};
 use crate::merge::agreement::{AgreementMatrix, Tally, Verdict as OwnersVerdict};
 use crate::merge::evidence::{Evidence, SignedReport, witnesses};
 use crate::peer::admission::Occupancy;
@@ -59,9 +63,6 @@ const CUTOFF_DEADLINES: u32 = 2;
 const STALLED_EVICTIONS: u32 = 2;
 /// Evictions for which a stage without miners waits for one that asks for a place, before another stage gives one.
 const RESCUE_EVICTIONS: u32 = 1;
-/// Owners of a partition on which any two differ before somebody is named, if there are so many miners. Seven outvote three
-/// liars who agree.
-const DISPUTE_OWNERS: usize = 7;
 
 /// The leader's mind.
 #[derive(Debug, Default)]
@@ -76,6 +77,8 @@ pub struct Orchestrator {
     queue: Queue,
     checkpoints: Checkpoints,
     losses: Losses,
+    lapses: Lapses,
+    weighing: Weighing,
     verdicts: Verdicts,
     upgrade: Upgrade,
     /// What this candidate draws by, and nobody else knows.
@@ -243,6 +246,8 @@ impl Orchestrator {
         self.waits.observe(now, state, |stage, training| done(manifests, book, stage, training));
         self.checkpoints.observe(now, state, book);
         self.losses.observe(now, state, book);
+        self.lapses.observe(state);
+        self.weighing.observe(now, state);
         self.queue.observe(now, state, book);
         self.verdicts.observe(now, state);
         let version = |stage: StageIndex| state.stage(stage).map(|stage| stage.version);
@@ -300,7 +305,8 @@ impl Orchestrator {
         }
         let (base, peers) =
             ready.into_iter().max_by_key(|(hash, peers)| (peers.len(), std::cmp::Reverse(*hash)))?;
-        let members = weigh(&peers, index, book);
+        let partaking = self.lapses.partaking(index, stage.version, peers);
+        let members = weigh(&partaking, index, book, self.weighing.is_even(index, stage.version));
         Some(Decision::OpenEpoch { stage: index, epoch: stage.version, base, members })
     }
 
@@ -447,7 +453,7 @@ impl Orchestrator {
                         usize::from(self.audits(state.spec(), plan, partition))
                     } else {
                         // Who is outvoted by two or three may be honest, and they accomplices.
-                        DISPUTE_OWNERS.saturating_sub(owners.len())
+                        PANEL.saturating_sub(owners.len())
                     };
                     let asked = reassign(partition, owners, more);
                     if asked.is_empty() {
@@ -462,7 +468,7 @@ impl Orchestrator {
                 OwnersVerdict::Pending => {}
                 OwnersVerdict::NeedsOwner => decisions.extend(reassign(partition, owners, 1)),
                 OwnersVerdict::Disputed => {
-                    let count = DISPUTE_OWNERS.saturating_sub(owners.len()).max(1);
+                    let count = PANEL.saturating_sub(owners.len()).max(1);
                     decisions.extend(reassign(partition, owners, count));
                 }
             }
@@ -528,11 +534,12 @@ fn started(state: &RunState, book: &Book) -> bool {
     balance::begun(state) || state.spec().stages().all(ready)
 }
 
-/// Members of `stage` with weights in proportion to their measured speed; equal if any of them is unmeasured.
-fn weigh(peers: &[PeerId], stage: StageIndex, book: &Book) -> Vec<(PeerId, u32)> {
+/// Members of `stage` with weights in proportion to their measured speed; equal if any of them is unmeasured, or if all are
+/// to get the same.
+fn weigh(peers: &[PeerId], stage: StageIndex, book: &Book, even: bool) -> Vec<(PeerId, u32)> {
     let speeds: Option<Vec<f64>> =
         peers.iter().map(|peer| book.speed(*peer, stage).map(Speed::newest)).collect();
-    let speeds = speeds.unwrap_or_else(|| vec![1.0; peers.len()]);
+    let speeds = speeds.filter(|_| !even).unwrap_or_else(|| vec![1.0; peers.len()]);
     let fastest = speeds.iter().copied().fold(f64::MIN_POSITIVE, f64::max);
     let weight = |speed: f64| (speed / fastest * WEIGHT_MAX).round().clamp(1.0, WEIGHT_MAX);
     #[expect(

@@ -145,6 +145,17 @@ impl Deal {
         true
     }
 
+    /// All members the epoch was opened with, in [`PeerId`] order.
+    pub fn members(&self) -> impl Iterator<Item = PeerId> + '_ {
+        self.members.iter().map(|(peer, _)| *peer)
+    }
+
+    /// Whether all members have the same weight.
+    #[must_use]
+    pub fn is_even(&self) -> bool {
+        self.members.windows(2).all(|pair| matches!(pair, [(_, a), (_, b)] if a == b))
+    }
+
     /// Members still in the epoch, in [`PeerId`] order.
     pub fn live(&self) -> impl Iterator<Item = PeerId> + '_ {
         self.members

@@ -118,7 +118,7 @@ impl Waits {
 }
 
 /// Whether every stage is in `epoch` or past it.
-fn in_step(state: &RunState, epoch: Epoch) -> bool {
+pub(super) fn in_step(state: &RunState, epoch: Epoch) -> bool {
     let reached = |stage: &Stage| {
         stage.version > epoch || stage.training().is_some_and(|training| training.epoch == epoch)
     };
