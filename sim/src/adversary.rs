@@ -238,6 +238,13 @@ impl Kind {
         matches!(self, Self::FalseAccuser | Self::ColludingAccusers | Self::LazyApprover)
     }
 
+    /// Whether what it does can be proved to somebody who was not there. Delays, deafness and floods cannot: whoever sees one
+    /// sees its own connection, too.
+    #[must_use]
+    pub const fn is_provable(self) -> bool {
+        !matches!(self, Self::SpeedLiar | Self::Withholding | Self::Flooder | Self::Censor)
+    }
+
     /// Adversaries without which it is right by chance.
     #[must_use]
     pub const fn company(self) -> Option<Self> {

@@ -42,6 +42,8 @@ pub struct Plan {
     pub validators: usize,
     /// Share of all contributions that they replay.
     pub replay_share: f64,
+    /// Share of agreed partitions that one more owner computes.
+    pub audit_share: f64,
     /// How contributions are combined.
     pub reducer: ReducerName,
     /// What engines compute.
@@ -57,6 +59,7 @@ impl Default for Plan {
             share: 0.2,
             validators: 0,
             replay_share: ValidationSpec::default().replay_share,
+            audit_share: MergeSpec::default().audit_share,
             reducer: MergeSpec::default().reducer,
             compute: Compute::Toy,
         }

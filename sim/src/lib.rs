@@ -5,8 +5,8 @@
 //! time and insertion, and random streams of one seed make a run a function of its options: the same seed gives the same
 //! trace.
 //!
-//! Reading order: [`queue`] and [`random`] (what makes it deterministic), [`network`], [`mesh`], [`topics`] and [`blobs`] (what is
-//! between and on hosts), [`trainer`] and [`costs`] (what engines do), [`host`] and [`world`] (what ties them together),
+//! Reading order: [`queue`] and [`random`] (what makes it deterministic), [`network`], [`mesh`], [`topics`], [`reputation`] and [`blobs`]
+//! (what is between and on hosts), [`trainer`] and [`costs`] (what engines do), [`host`] and [`world`] (what ties them together),
 //! [`faults`] and [`adversary`] (what goes wrong), [`observe`] (who looks on), [`checker`] (which rules hold) with
 //! [`double`] (how each is shown to notice), [`trace`] (what happened), [`scenario`], [`fuzz`] and [`shrink`] (what is
 //! tried), [`measure`], [`report`] and [`sweep`] (what comes out, beside what theory allows), [`damage`] (what adversaries
@@ -19,6 +19,7 @@ pub mod blobs;
 pub mod clock;
 pub mod mesh;
 pub mod network;
+pub mod reputation;
 pub mod storage;
 pub mod topics;
 

@@ -72,6 +72,9 @@ struct DamageArgs {
     /// Share of all contributions that they replay [default: a spec's]
     #[arg(long, value_name = "SHARE")]
     replay_share: Option<f64>,
+    /// Share of agreed partitions that one more owner computes [default: a spec's]
+    #[arg(long, value_name = "SHARE")]
+    audit_share: Option<f64>,
     /// How contributions are combined, as `merge.reducer` of a spec names it [default: a spec's]
     #[arg(long, value_name = "NAME", value_parser = reducer)]
     reducer: Option<ReducerName>,
@@ -285,10 +288,12 @@ fn damage_plan(arguments: &DamageArgs) -> Result<damage::Plan, CliError> {
         expected: expected.to_owned(),
         got,
     };
-    let replay_share = arguments.replay_share.unwrap_or(plan.replay_share);
-    if !(0.0..=1.0).contains(&replay_share) {
-        return Err(wrong("a `--replay-share` between 0 and 1", replay_share.to_string()));
-    }
+    let share = |flag: &str, given: Option<f64>, default: f64| {
+        let share = given.unwrap_or(default);
+        let is_share = (0.0..=1.0).contains(&share);
+        let refusal = || wrong(&format!("a `{flag}` between 0 and 1"), share.to_string());
+        is_share.then_some(share).ok_or_else(refusal)
+    };
     if !(arguments.share > 0.0 && arguments.share < 1.0) {
         return Err(wrong("a `--share` above 0 and below 1", arguments.share.to_string()));
     }
@@ -298,7 +303,8 @@ fn damage_plan(arguments: &DamageArgs) -> Result<damage::Plan, CliError> {
         epochs: arguments.epochs,
         share: arguments.share,
         validators: arguments.validators,
-        replay_share,
+        replay_share: share("--replay-share", arguments.replay_share, plan.replay_share)?,
+        audit_share: share("--audit-share", arguments.audit_share, plan.audit_share)?,
         reducer: arguments.reducer.unwrap_or(plan.reducer),
         compute: match arguments.compute {
             LossArg::Toy => Compute::Toy,

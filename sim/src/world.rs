@@ -37,6 +37,7 @@ use crate::network::{FlowEnd, HostIndex, Network};
 use crate::observe::{Observation, Observer, Seen, Violation};
 use crate::queue::Queue;
 use crate::random::Random;
+use crate::reputation::Reputations;
 use crate::topics::Topics;
 use crate::trainer::{Compute, Engines};
 
@@ -117,6 +118,7 @@ pub enum Ending {
 /// A gossiped message on its way.
 #[derive(Debug)]
 pub(crate) struct Broadcast {
+    author: HostIndex,
     topic: Topic,
     bytes: u64,
     /// Opened once for all: opening asks no receiver's state.
@@ -238,6 +240,7 @@ pub struct World {
     queue: Queue<Event>,
     network: Network,
     topics: Topics,
+    reputations: Reputations,
     hosts: Vec<Host>,
     indices: BTreeMap<PeerId, HostIndex>,
     cargo: BTreeMap<u64, Cargo>,
@@ -273,6 +276,7 @@ impl World {
             queue: Queue::default(),
             network: Network::new(setup.seed).relaying(setup.relays),
             topics: Topics::new(setup.seed),
+            reputations: Reputations::default(),
             hosts: Vec::new(),
             indices: BTreeMap::new(),
             cargo: BTreeMap::new(),

@@ -3,6 +3,7 @@
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::time::Duration;
 
+use iota_protocol::limits::{GOSSIP_GRAYLIST, GOSSIP_REFUSED_DECAY, GOSSIP_REFUSED_WEIGHT};
 use libp2p::gossipsub::{
     self, IdentTopic, MessageAuthenticity, MessageId, PeerScoreParams, PeerScoreThresholds, TopicScoreParams,
     ValidationMode,
@@ -136,7 +137,9 @@ fn gossip(config: &NetConfig, keypair: &Keypair) -> Result<gossipsub::Behaviour,
         .map_err(|error| fail(&error))?;
     let mut gossip = gossipsub::Behaviour::new(MessageAuthenticity::Signed(keypair.clone()), settings)
         .map_err(|error| fail(&error))?;
-    gossip.with_peer_score(peer_score(), PeerScoreThresholds::default()).map_err(|error| fail(&error))?;
+    let thresholds =
+        PeerScoreThresholds { graylist_threshold: GOSSIP_GRAYLIST, ..PeerScoreThresholds::default() };
+    gossip.with_peer_score(peer_score(), thresholds).map_err(|error| fail(&error))?;
     for topic in &config.topics {
         join(&mut gossip, &wire_topic(&config.run, topic)).map_err(|error| fail(&error))?;
     }
@@ -171,8 +174,8 @@ fn peer_score() -> PeerScoreParams {
 
 /// Announcements are a few per second at most and may be absent for minutes, so nobody is punished
 /// for silence (P3). A rejected message costs 5 × n², which silences a peer at the second (−20 is
-/// below the gossip threshold of −10) and ignores it at the fifth (−125, graylist −80); the penalty
-/// fades over about two minutes.
+/// below the gossip threshold of −10) and ignores it at the fifth (−125, below [`GOSSIP_GRAYLIST`]); the
+/// penalty fades over about two minutes.
 fn topic_score() -> TopicScoreParams {
     TopicScoreParams {
         topic_weight: 1.0,
@@ -184,8 +187,8 @@ fn topic_score() -> TopicScoreParams {
         first_message_deliveries_cap: 20.0,
         mesh_message_deliveries_weight: 0.0,
         mesh_failure_penalty_weight: 0.0,
-        invalid_message_deliveries_weight: -5.0,
-        invalid_message_deliveries_decay: 0.98,
+        invalid_message_deliveries_weight: GOSSIP_REFUSED_WEIGHT,
+        invalid_message_deliveries_decay: GOSSIP_REFUSED_DECAY,
         ..TopicScoreParams::default()
     }
 }

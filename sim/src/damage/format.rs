@@ -76,8 +76,9 @@ fn evictions(evicted: &BTreeMap<&'static str, f64>) -> String {
 /// A name, and which kinds are of that sort.
 type Sort = (&'static str, fn(Kind) -> bool);
 
-const SORTS: [Sort; 4] = [
+const SORTS: [Sort; 5] = [
     ("all", |_| true),
+    ("of provable faults", Kind::is_provable),
     ("miners", |kind| !kind.is_candidate() && !kind.is_validator()),
     ("candidates", Kind::is_candidate),
     ("validators", Kind::is_validator),
@@ -185,6 +186,7 @@ mod tests {
             "| adversaries | broke a rule | precision | recall | F1 | honest peers | of them punished |",
             "|---|---|---|---|---|---|---|",
             "| all | 15 | 0.50 (0.19–0.81) | 0.20 (0.07–0.45) | 0.29 (0.29–0.29) | 105 | 2.86 % (0.98–8.07 %) |",
+            "| of provable faults | 12 | 1.00 (0.44–1.00) | 0.25 (0.09–0.53) | 0.40 (0.40–0.40) | 48 | 0.00 % (0.00–7.41 %) |",
             "| miners | 12 | 1.00 (0.44–1.00) | 0.25 (0.09–0.53) | 0.40 (0.40–0.40) | 48 | 0.00 % (0.00–7.41 %) |",
             "| candidates | 3 | 0.00 (0.00–0.56) | 0.00 (0.00–0.56) | 0.00 (0.00–0.00) | 57 | 5.26 % (1.81–14.37 %) |",
             "",

@@ -147,6 +147,7 @@ fn spec(plan: &Plan, mode: TrainingMode) -> RunSpec {
     spec.training.samples_per_epoch = SAMPLES;
     spec.training.inner_steps = 4;
     spec.merge.reducer = plan.reducer;
+    spec.merge.audit_share = plan.audit_share;
     spec.timing.epoch_deadline = Millis::from_secs(20);
     spec.timing.merge_deadline = Millis::from_secs(6);
     spec.validation.replay_share = plan.replay_share;

@@ -181,6 +181,13 @@ impl World {
             spread.retain(|(_, hearer)| near.contains(hearer));
         }
         let now = self.now();
+        if !self.reputations.is_empty() {
+            let near = self.topics.live_neighbours(&self.network, host, topic);
+            let listens = |hearer: HostIndex| !self.reputations.graylists(hearer, host, now);
+            // It reaches the others through neighbours that listen to it.
+            let passed_on = near.iter().any(|hearer| listens(*hearer));
+            spread.retain(|(_, hearer)| if near.contains(hearer) { listens(*hearer) } else { passed_on });
+        }
         let deliveries: Vec<(Instant, HostIndex)> = spread
             .into_iter()
             .filter(|(_, hearer)| hears(*hearer))
@@ -188,7 +195,7 @@ impl World {
             .collect();
         self.hosts[host].traffic.gossip += size * self.topics.degree(host, topic) as u64;
         if let Some((at, _)) = deliveries.first().copied() {
-            let broadcast = Broadcast { topic, bytes: size, opened, deliveries };
+            let broadcast = Broadcast { author: host, topic, bytes: size, opened, deliveries };
             self.queue.push_at(at, Event::Gossip(Rc::new(broadcast), 0));
         }
     }

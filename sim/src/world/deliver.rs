@@ -138,6 +138,7 @@ impl World {
     fn repeat(&mut self, broadcast: &Broadcast, host: HostIndex) {
         let at = self.now() + self.random.duration(Duration::ZERO, REPEAT_WITHIN);
         let again = Broadcast {
+            author: broadcast.author,
             topic: broadcast.topic,
             bytes: broadcast.bytes,
             opened: broadcast.opened.clone(),
@@ -152,6 +153,7 @@ impl World {
         let target = &mut self.hosts[host];
         if target.frozen {
             let alone = Broadcast {
+                author: broadcast.author,
                 topic: broadcast.topic,
                 bytes: broadcast.bytes,
                 opened: broadcast.opened.clone(),
@@ -186,6 +188,10 @@ impl World {
             Err(reason) => Err((None, reason.clone())),
         };
         if let Err((sender, reason)) = heard {
+            if broadcast.opened.is_err() && !reason.is_innocent() {
+                // Nobody has passed it on: it comes from its author.
+                self.reputations.refuse(host, broadcast.author, broadcast.topic, self.queue.now());
+            }
             self.show(host, Seen::Rejected(sender, &reason));
         }
         self.drain(host);

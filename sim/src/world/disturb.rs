@@ -67,6 +67,7 @@ impl World {
         self.hosts[host].stop();
         self.set_up(host, false);
         self.topics.forget(&self.network, host);
+        self.reputations.forget(host);
         self.show(host, Seen::Stopped);
         self.drop_cargo_of(host);
     }
