@@ -141,8 +141,9 @@ pub const BLOB_EPOCHS_KEPT: u32 = 2;
 /// [`GOSSIP_REFUSED_DECAY`] each second. At the second it is offered nothing, at the fifth it is below
 /// [`GOSSIP_GRAYLIST`].
 pub const GOSSIP_REFUSED_WEIGHT: f64 = -5.0;
-/// What is left of a count of refused messages after a second: half after 34 of them.
-pub const GOSSIP_REFUSED_DECAY: f64 = 0.98;
+/// What is left of a count of refused messages after a second: half after 11 minutes. From the fifth to the fourth it takes so long
+/// that whoever is not listened to loses its place for silence: heard now and then, it would hold up every merge.
+pub const GOSSIP_REFUSED_DECAY: f64 = 0.999;
 /// Score below which nothing is listened to that a neighbour says.
 pub const GOSSIP_GRAYLIST: f64 = -80.0;
 /// Newest epochs of a stage whose work is scored, at most. IOTA counts work for ten hours and wishes for several merges an

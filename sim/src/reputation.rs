@@ -73,8 +73,8 @@ mod tests {
         assert!(!reputations.graylists(neighbour, host, now), "not the other way");
         assert!(!reputations.graylists(2, neighbour, now), "nor by others");
         let later = |seconds| now + Duration::from_secs(seconds);
-        assert!(reputations.graylists(host, neighbour, later(5)));
-        assert!(!reputations.graylists(host, neighbour, later(15)), "five fade to four in eleven seconds");
+        assert!(reputations.graylists(host, neighbour, later(200)));
+        assert!(!reputations.graylists(host, neighbour, later(250)), "five fade to four in 223 seconds");
         reputations.forget(host);
         assert!(reputations.is_empty());
     }

@@ -175,7 +175,7 @@ fn peer_score() -> PeerScoreParams {
 /// Announcements are a few per second at most and may be absent for minutes, so nobody is punished
 /// for silence (P3). A rejected message costs 5 × n², which silences a peer at the second (−20 is
 /// below the gossip threshold of −10) and ignores it at the fifth (−125, below [`GOSSIP_GRAYLIST`]); the
-/// penalty fades over about two minutes.
+/// penalty fades, to the half in 11 minutes.
 fn topic_score() -> TopicScoreParams {
     TopicScoreParams {
         topic_weight: 1.0,
