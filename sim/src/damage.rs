@@ -113,7 +113,9 @@ pub fn report(plan: &Plan, mut progress: impl FnMut(&str)) -> String {
             rows.push(damage);
         }
     }
-    format::report(plan, &rows)
+    let losses =
+        clean.each_ref().map(|(mode, clean)| (*mode, median(clean.iter().map(|run| run.loss).collect())));
+    format::report(plan, &rows, &losses)
 }
 
 /// What adversaries of this kind do.

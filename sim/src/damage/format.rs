@@ -15,8 +15,8 @@ const LOSS_RATIO_MAX: f64 = 1.01;
 /// The largest share of an honest peer's score that an adversary may earn.
 const SCORE_MAX: f64 = 0.1;
 
-/// The tables of all rows.
-pub(super) fn report(plan: &Plan, rows: &[Damage]) -> String {
+/// The tables of all rows, and the loss at which runs without adversaries end.
+pub(super) fn report(plan: &Plan, rows: &[Damage], clean: &[(TrainingMode, f64)]) -> String {
     let loss = match plan.compute {
         Compute::Real => "loss",
         Compute::Toy | Compute::Cost => "excess loss",
@@ -27,15 +27,25 @@ pub(super) fn report(plan: &Plan, rows: &[Damage]) -> String {
         "---|".repeat(12)
     );
     let rows_text: String = rows.iter().map(|damage| row(damage) + "\n").collect();
-    format!("{head}{rows_text}\n{}\n{}", detection(rows), targets(rows))
+    format!("{head}{rows_text}\n{}\n{}\n{}", detection(rows), targets(rows), ends(clean))
+}
+
+/// What the ratios of losses are ratios to.
+fn ends(clean: &[(TrainingMode, f64)]) -> String {
+    let each: Vec<String> = clean.iter().map(|(of, loss)| format!("{loss:.3} ({})", mode(*of))).collect();
+    format!("Runs without adversaries end at {}.", each.join(", "))
+}
+
+const fn mode(mode: TrainingMode) -> &'static str {
+    match mode {
+        TrainingMode::Synchronous => "synchronous",
+        TrainingMode::Local => "local",
+    }
 }
 
 /// One kind in one mode.
 pub(super) fn row(damage: &Damage) -> String {
-    let mode = match damage.mode {
-        TrainingMode::Synchronous => "synchronous",
-        TrainingMode::Local => "local",
-    };
+    let mode = mode(damage.mode);
     let split = if damage.disagreed > 0 { format!(", {} split", damage.disagreed) } else { String::new() };
     let counts = Counts::sum(damage.counts.iter().copied());
     format!(
@@ -180,7 +190,8 @@ mod tests {
             counts: vec![Counts { found: 0, missed: 1, honest: 19, wronged: 1 }; 3],
             ..damage()
         };
-        let text = report(&Plan::default(), &[damage(), candidate]);
+        let clean = [(TrainingMode::Synchronous, 0.25), (TrainingMode::Local, 1.0)];
+        let text = report(&Plan::default(), &[damage(), candidate], &clean);
         let summary: Vec<&str> = text.lines().skip(5).collect();
         let expected = [
             "| adversaries | broke a rule | precision | recall | F1 | honest peers | of them punished |",
@@ -191,6 +202,7 @@ mod tests {
             "| candidates | 3 | 0.00 (0.00–0.56) | 0.00 (0.00–0.56) | 0.00 (0.00–0.00) | 57 | 5.26 % (1.81–14.37 %) |",
             "",
             "Loss at most 1.01 times that of the clean run: 1 of 2 rows. Score below 10 % of an honest miner's: 1 of 2.",
+            "Runs without adversaries end at 0.250 (synchronous), 1.000 (local).",
         ];
         assert_eq!(summary, expected);
     }
