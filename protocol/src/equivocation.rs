@@ -20,7 +20,8 @@ use serde_bytes::ByteBuf;
 
 use crate::id::{PeerId, RunId};
 use crate::limits::{
-    EQUIVOCATION_BYTES_MAX, EQUIVOCATIONS_MAX, WATCHED_BYTES_MAX, WATCHED_MESSAGES_MAX, WIRE_VERSION_FIRST,
+    EQUIVOCATION_BYTES_MAX, EQUIVOCATIONS_MAX, EQUIVOCATIONS_PROPOSED_MAX, WATCHED_BYTES_MAX,
+    WATCHED_MESSAGES_MAX, WIRE_VERSION_FIRST,
 };
 use crate::merge::evidence::Evidence;
 use crate::run_state::RunState;
@@ -161,7 +162,7 @@ impl Watch {
         convicts
     }
 
-    /// Evictions of those who are convicted, and have their places still.
+    /// Evictions of those who are convicted, and have their places still: a few at a time.
     pub(crate) fn decisions(&self, state: &RunState) -> Vec<Decision> {
         let placed = self.convicted.iter().filter(|(peer, _)| state.stage_of(**peer).is_some());
         let evict = |(peer, equivocation): (&PeerId, &Equivocation)| Decision::Evict {
@@ -169,7 +170,7 @@ impl Watch {
             reason: EvictReason::Equivocation,
             evidence: Some(Evidence::Equivocation(equivocation.clone())),
         };
-        placed.map(evict).collect()
+        placed.take(EQUIVOCATIONS_PROPOSED_MAX).map(evict).collect()
     }
 
     /// Forgets those who have no place any more.

@@ -56,6 +56,9 @@ pub const WATCHED_MESSAGES_MAX: usize = 8;
 pub const WATCHED_BYTES_MAX: usize = 64 * 1024 * 1024;
 /// Members at a time of whom a candidate keeps what convicts them. The others sign further messages.
 pub const EQUIVOCATIONS_MAX: usize = 64;
+/// Evictions for equivocation that a leader has under way. Many at once, each as long as an entry may be, would not fit one request
+/// between candidates.
+pub const EQUIVOCATIONS_PROPOSED_MAX: usize = 4;
 /// Merges, the newest, whose disputed inputs a miner keeps for a proof.
 pub const PROOFS_KEPT_MAX: usize = 4;
 
@@ -123,8 +126,9 @@ pub const RECORDS_PER_HEARTBEAT_MAX: u32 = 8;
 /// The same at once, after a quiet time: those that a slow link held back come together.
 pub const RECORDS_AT_ONCE_MAX: u32 = 32;
 /// Message numbers that a process writes down as used before it uses them, so that the next one uses others, whatever its clock
-/// says. As many microseconds are a second, so that who starts again later than that goes by its clock.
-pub const MESSAGE_NUMBERS_AHEAD: u64 = 1 << 20;
+/// says. Days of messages; as many microseconds are a quarter of a second, in which no process starts twice, so that a clock
+/// which is right is what counts.
+pub const MESSAGE_NUMBERS_AHEAD: u64 = 1 << 18;
 /// Peers that wait for a place whom a candidate's record names, the first first: 2 KiB each heartbeat of a full run.
 pub const QUEUE_TOLD_MAX: usize = 64;
 /// Evictions for which a silent peer keeps its place among those who wait: time to start again.
@@ -222,6 +226,10 @@ const _: () =
 const _: () = assert!(
     2 * EQUIVOCATION_BYTES_MAX + 1024 <= ENTRY_BYTES_MAX,
     "two messages under one number fit a log entry"
+);
+const _: () = assert!(
+    EQUIVOCATIONS_PROPOSED_MAX * ENTRY_BYTES_MAX <= RPC_BYTES_MAX / 4,
+    "evictions for equivocation leave room in a request"
 );
 const _: () = assert!(
     DIGEST_BYTES_MAX <= EQUIVOCATION_BYTES_MAX

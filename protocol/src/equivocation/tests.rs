@@ -217,6 +217,24 @@ fn what_is_kept_is_the_newest_of_members_and_bounded() {
 }
 
 #[test]
+fn of_many_who_are_convicted_a_few_are_evicted_at_a_time_and_then_the_others() {
+    let peers: Vec<u8> = (10..).take(EQUIVOCATIONS_MAX + 1).collect();
+    let (mut run, mut watch) = (Run::of(&peers), Watch::default());
+    let convicted =
+        peers.iter().filter(|i| !note(&mut watch, &run, **i, 7, 1) && note(&mut watch, &run, **i, 7, 2));
+    assert_eq!(convicted.count(), EQUIVOCATIONS_MAX, "no room for another");
+    let mut evicted = 0;
+    while let Some(evict) = watch.decisions(&run.0).first().cloned() {
+        assert!(watch.decisions(&run.0).len() <= EQUIVOCATIONS_PROPOSED_MAX);
+        evicted += run.apply(evict).len();
+        watch.observe(&run.0);
+    }
+    assert_eq!(evicted, EQUIVOCATIONS_MAX);
+    let last = peers.last().copied().expect("many");
+    assert!(note(&mut watch, &run, last, 7, 2), "its first message is kept still");
+}
+
+#[test]
 fn the_longest_pair_fits_a_log_entry() {
     let long = ByteBuf::from(vec![0; EQUIVOCATION_BYTES_MAX]);
     let equivocation = Equivocation { kind: MessageKind::Record, messages: [long.clone(), long] };
