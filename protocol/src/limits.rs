@@ -44,8 +44,7 @@ pub const DIGEST_REPORTS_KEPT_MAX: usize = 16;
 /// Digest reports that one decision rests on: the accused's, and those of two who agree against it.
 pub const EVIDENCE_REPORTS_MAX: usize = 3;
 /// Bytes of a signed message that candidates compare with another under its number, and of each of the two that a decision
-/// rests on. A record takes a few KiB and a digest report 54, so that only manifests of more than [`PARTITIONS_COMPARED_MAX`]
-/// partitions are longer.
+/// rests on. A record takes a few KiB and a digest report 54, so that only manifests of more than 2,700 partitions are longer.
 pub const EQUIVOCATION_BYTES_MAX: usize = 94 * 1024;
 /// Partitions of a manifest up to which it is compared.
 const PARTITIONS_COMPARED_MAX: usize = 2700;
