@@ -645,7 +645,7 @@ async fn store(vault: &Vault, blobs: Vec<(Hash, Vec<u8>)>, tag: &str) -> Result<
     vault.sync().await
 }
 
-/// A clock the run can share: microseconds of wall time, which only grow across restarts.
+/// A clock the run can share: microseconds of wall time, which grow across restarts unless the clock is set back.
 pub(crate) fn wall_micros() -> u64 {
     let since = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap_or_default();
     u64::try_from(since.as_micros()).unwrap_or(u64::MAX)

@@ -5,12 +5,14 @@
 //! | whose folder it is | `node.redb` | once, at the first start |
 //! | consensus state of a candidate | `node.redb` | before anything is said that rests on it |
 //! | certified log, and the snapshot it begins with | `node.redb` | as it comes |
+//! | message numbers that may be used | `node.redb` | before they are |
 //! | which state of a stage is kept | `node.redb` | when its blobs are on disk |
 //! | blobs and their tags | `blobs/` | states, contributions and what receipts name before they are announced |
 //!
 //! `node.redb` and the blob store's tables are transactional, so a process may end at any instant. What comes out damaged
 //! all the same, after a power failure or on a bad disk, is noticed by its hash, and had from other peers again.
 
+use iota_protocol::limits::MESSAGE_NUMBERS_AHEAD;
 use iota_protocol::log::{Certificate, Snapshot};
 use iota_protocol::peer::Remains;
 use iota_protocol::wire::message::{ControlUpdate, StateOffer};
@@ -25,6 +27,8 @@ use crate::store::{Store, StoreError};
 
 /// Where it stands whose folder it is.
 const OWNER_KEY: &str = "owner";
+/// Where it stands below which number none is free for a message.
+const NUMBERS_KEY: &str = "message numbers";
 /// Where the state of a stage is named whose blobs are kept.
 const STATE_KEY: &str = "stage state";
 
@@ -62,6 +66,29 @@ pub(crate) fn claim(store: &Store, run: RunId, peer: PeerId) -> Result<(), Recov
             Err(RecoveryError::Foreign { expected, found: String::from_utf8_lossy(&found).into_owned() })
         }
     }
+}
+
+/// The number before the first message of this process: what the clock says, but none that an earlier process of this folder
+/// may have used. A clock that was set back would have a peer sign two messages under one number.
+///
+/// # Errors
+/// When the disk fails.
+pub(crate) fn first_number(store: &Store, clock: u64) -> Result<u64, StoreError> {
+    let written =
+        store.get(NUMBERS_KEY)?.and_then(|bytes| bytes.try_into().ok()).map_or(0, u64::from_le_bytes);
+    let first = clock.max(written);
+    write_numbers(store, first)?;
+    Ok(first)
+}
+
+/// Writes down that numbers after `used` may be used; returns up to which.
+///
+/// # Errors
+/// When the disk fails; then what was written down before stands.
+pub(crate) fn write_numbers(store: &Store, used: u64) -> Result<u64, StoreError> {
+    let written = used.saturating_add(MESSAGE_NUMBERS_AHEAD);
+    store.put(NUMBERS_KEY, &written.to_le_bytes())?;
+    Ok(written)
 }
 
 /// Writes down what the log begins with, and lets go of the entries it stands for.
@@ -158,6 +185,21 @@ mod tests {
             let refused = claim(&store, run, peer).unwrap_err().to_string();
             assert!(refused.contains("expected peer") && refused.contains("another folder"), "{refused}");
         }
+    }
+
+    #[test]
+    fn a_clock_that_was_set_back_has_no_number_used_twice() {
+        let folder = tempfile::tempdir().unwrap();
+        let store = Store::open(folder.path()).unwrap();
+        assert_eq!(first_number(&store, 5_000_000).unwrap(), 5_000_000);
+        let ahead = 5_000_000 + MESSAGE_NUMBERS_AHEAD;
+        for clock in [5_000_000, 0, 4_999_999] {
+            let first = first_number(&store, clock).unwrap();
+            assert!(first >= ahead, "{clock}: {first}");
+        }
+        let written = write_numbers(&store, 9_000_000_000).unwrap();
+        assert_eq!(first_number(&store, 1).unwrap(), written, "a process that used many");
+        assert_eq!(first_number(&store, u64::MAX / 2).unwrap(), u64::MAX / 2, "the clock, if it is later");
     }
 
     #[test]

@@ -254,7 +254,8 @@ pub async fn join(config: JoinConfig, stop: Stop) -> Result<RunSummary, RunError
         }
         false => (None, None),
     };
-    let mut peer = new_peer(&config, &spec, identity.clone(), &store);
+    let number = recovery::first_number(&store, wall_micros())?;
+    let mut peer = new_peer(&config, &spec, identity.clone(), number, &store);
     recovery::recover(&mut peer, &store, &plane).await?;
     let events = EventLog::open(&config.data_dir, config.event_log_max)
         .map_err(|error| RunError::DataDir(format!("open the event log: {error}")))?;
@@ -300,12 +301,18 @@ fn open_mirror(config: &JoinConfig, registry: &mut Registry) -> Result<Option<Mi
         .map_err(|error| RunError::Mirror(error.to_string()))
 }
 
-fn new_peer(config: &JoinConfig, spec: &Arc<RunSpec>, identity: Identity, store: &Store) -> NodePeer {
+fn new_peer(
+    config: &JoinConfig,
+    spec: &Arc<RunSpec>,
+    identity: Identity,
+    number: u64,
+    store: &Store,
+) -> NodePeer {
     let model = bridge::model_config(spec);
     let parameters: Vec<usize> = (0..model.stages).map(|stage| model.parameter_count(stage)).collect();
     let roles = iota_protocol::peer::Roles { miner: config.roles.miner, validator: config.roles.validator };
     let storage = PaxosStorage::new(store);
-    Peer::new(Arc::clone(spec), identity, roles, &parameters, wall_micros(), storage)
+    Peer::new(Arc::clone(spec), identity, roles, &parameters, number, storage)
         .showing(config.credential.clone())
         .with_snapshots_every(config.snapshot_every)
 }

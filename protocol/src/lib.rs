@@ -8,7 +8,7 @@
 //! Reading order: [`spec`] (what a run is), [`join`] (who may take part), [`wire`] (what is said), [`log`] (how it is decided),
 //! [`run_state`] (what everybody therefore knows), [`samples`] (who does what),
 //! [`orchestrator`] (what the leader proposes), [`miner`] (what a worker does about it),
-//! [`merge`] (how replicas become one again), [`validation`] and [`validator`] (how work is
+//! [`merge`] (how replicas become one again), [`equivocation`] (what nobody may sign), [`validation`] and [`validator`] (how work is
 //! checked), [`scores`] (what it is worth) and [`peer`] (all of it behind one door). [`gauntlet`] judges
 //! contributions of runs of one stage by the loss, and [`clasp`] miners of others by that of their paths.
 //!
@@ -36,6 +36,7 @@ pub mod run_state;
 pub mod samples;
 pub mod scores;
 
+pub mod equivocation;
 pub mod merge;
 pub mod miner;
 pub mod moments;

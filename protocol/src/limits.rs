@@ -43,6 +43,21 @@ const DIGEST_BYTES_MAX: usize = DIGEST_PARTITIONS_MAX * 38 + DIGEST_FAULTS_MAX *
 pub const DIGEST_REPORTS_KEPT_MAX: usize = 16;
 /// Digest reports that one decision rests on: the accused's, and those of two who agree against it.
 pub const EVIDENCE_REPORTS_MAX: usize = 3;
+/// Bytes of a signed message that candidates compare with another under its number, and of each of the two that a decision
+/// rests on. A record takes a few KiB and a digest report 54, so that only manifests of more than 2,700 partitions are longer.
+pub const EQUIVOCATION_BYTES_MAX: usize = 94 * 1024;
+/// Partitions of a manifest up to which it is compared.
+const PARTITIONS_COMPARED_MAX: usize = 2700;
+/// Newest messages of one member and kind that a candidate compares others with. What one half of a swarm was told reaches the
+/// other in a hop or two, in which an honest peer says two or three things.
+pub const WATCHED_MESSAGES_MAX: usize = 8;
+/// Bytes of all those messages together: the records of 2 000 members and their merge messages of ordinary size.
+pub const WATCHED_BYTES_MAX: usize = 64 * 1024 * 1024;
+/// Members at a time of whom a candidate keeps what convicts them. The others sign further messages.
+pub const EQUIVOCATIONS_MAX: usize = 64;
+/// Evictions for equivocation that a leader has under way. Many at once, each as long as an entry may be, would not fit one request
+/// between candidates.
+pub const EQUIVOCATIONS_PROPOSED_MAX: usize = 4;
 /// Merges, the newest, whose disputed inputs a miner keeps for a proof.
 pub const PROOFS_KEPT_MAX: usize = 4;
 
@@ -109,6 +124,10 @@ pub const BOOK_PEERS_MAX: usize = 8192;
 pub const RECORDS_PER_HEARTBEAT_MAX: u32 = 8;
 /// The same at once, after a quiet time: those that a slow link held back come together.
 pub const RECORDS_AT_ONCE_MAX: u32 = 32;
+/// Message numbers that a process writes down as used before it uses them, so that the next one uses others, whatever its clock
+/// says. Days of messages; as many microseconds are a quarter of a second, in which no process starts twice, so that a clock
+/// which is right is what counts.
+pub const MESSAGE_NUMBERS_AHEAD: u64 = 1 << 18;
 /// Peers that wait for a place whom a candidate's record names, the first first: 2 KiB each heartbeat of a full run.
 pub const QUEUE_TOLD_MAX: usize = 64;
 /// Evictions for which a silent peer keeps its place among those who wait: time to start again.
@@ -215,6 +234,23 @@ const _: () = assert!(PARTITIONS_MAX * 33 + 4096 <= ENTRY_BYTES_MAX, "an outcome
 const _: () = assert!(REPLICAS_MAX * 128 <= ENTRY_BYTES_MAX, "a plan fits a log entry");
 const _: () =
     assert!(EVIDENCE_REPORTS_MAX * DIGEST_BYTES_MAX + 1024 <= ENTRY_BYTES_MAX, "evidence fits a log entry");
+const _: () = assert!(
+    2 * EQUIVOCATION_BYTES_MAX + 1024 <= ENTRY_BYTES_MAX,
+    "two messages under one number fit a log entry"
+);
+const _: () = assert!(
+    EQUIVOCATIONS_PROPOSED_MAX * ENTRY_BYTES_MAX <= RPC_BYTES_MAX / 4,
+    "evictions for equivocation leave room in a request"
+);
+const _: () = assert!(
+    DIGEST_BYTES_MAX <= EQUIVOCATION_BYTES_MAX
+        && PARTITIONS_COMPARED_MAX * 34 + 2048 <= EQUIVOCATION_BYTES_MAX,
+    "digest reports and most manifests are compared"
+);
+const _: () = assert!(
+    EQUIVOCATION_BYTES_MAX * WATCHED_MESSAGES_MAX * 2 * 32 <= WATCHED_BYTES_MAX,
+    "a few members that send what is long do not push out all others at once"
+);
 const _: () = assert!(
     PARTITIONS_MAX.div_ceil(DIGEST_PARTITIONS_MAX) <= DIGEST_REPORTS_KEPT_MAX
         && REPLICAS_MAX.div_ceil(DIGEST_SUBMITTERS_MAX) <= DIGEST_REPORTS_KEPT_MAX,

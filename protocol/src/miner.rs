@@ -573,6 +573,11 @@ impl Miner {
         }
     }
 
+    /// The number of its last merge message.
+    pub(crate) const fn numbered(&self) -> u64 {
+        self.sequence
+    }
+
     /// When [`pump`](Self::pump) has something to do even if nothing else happens.
     #[must_use]
     pub fn deadline(&self) -> Option<Instant> {

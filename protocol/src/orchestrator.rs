@@ -31,6 +31,7 @@ use verdicts::Verdicts;
 use waits::Waits;
 use weighing::Weighing;
 
+use crate::equivocation::Watch;
 use crate::id::{Epoch, Hash, PartitionIndex, PeerId, StageIndex};
 use crate::limits::{ANNOUNCE_HEARTBEATS_MAX, PANEL, PROPOSAL_REPEAT};
 use crate::merge::agreement::{AgreementMatrix, Tally, Verdict as OwnersVerdict};
@@ -44,7 +45,7 @@ use crate::spec::RunSpec;
 use crate::time::Instant;
 use crate::validation::{Verdict, is_drawn};
 use crate::wire::encode;
-use crate::wire::gossip::HashedManifest;
+use crate::wire::gossip::{HashedManifest, Signed};
 use crate::wire::message::{Decision, EvictReason, Submission};
 
 /// Largest weight of a member in a deal; the fastest has it, the others a share. Coarse, so that the
@@ -74,6 +75,7 @@ pub struct Orchestrator {
     agreement: BTreeMap<StageIndex, AgreementMatrix>,
     balance: Balance,
     departures: Departures,
+    watch: Watch,
     queue: Queue,
     checkpoints: Checkpoints,
     losses: Losses,
@@ -125,6 +127,11 @@ impl Orchestrator {
     pub fn handle_digest(&mut self, owner: PeerId, signed: &Arc<SignedReport>) {
         let report = &signed.report;
         self.tallies.entry((report.stage, report.epoch, report.attempt)).or_default().add(owner, signed);
+    }
+
+    /// Compares a signed message with others of its sender. Whether that convicts it.
+    pub(crate) fn watch(&mut self, state: &RunState, signed: Signed<'_>) -> bool {
+        self.watch.note(state, signed)
     }
 
     /// Takes a validator's verdict that the log waits for.
@@ -185,6 +192,7 @@ impl Orchestrator {
             return Vec::new();
         }
         let mut wanted = self.departures.decisions(now, listening_since, state, book);
+        wanted.extend(self.watch.decisions(state));
         let mut occupancy = Occupancy::of(state, book, self.verdicts.enlisting(now, state));
         wanted.extend(self.balance.admissions(now, state, book, &self.queue.in_order(), &mut occupancy));
         wanted.extend(self.upgrade.decision(now, listening_since, state, book));
@@ -250,6 +258,7 @@ impl Orchestrator {
         self.weighing.observe(now, state);
         self.queue.observe(now, state, book);
         self.verdicts.observe(now, state);
+        self.watch.observe(state);
         let version = |stage: StageIndex| state.stage(stage).map(|stage| stage.version);
         self.manifests.retain(|(stage, _), submitted| {
             version(*stage).is_some_and(|version| submitted.manifest.epoch >= version)

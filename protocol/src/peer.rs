@@ -160,8 +160,9 @@ impl<S: Storage<LogBytes> + Clone> Peer<S> {
     /// A peer of `spec`'s run.
     ///
     /// `parameters` holds the length of each stage's flat vector. `storage` is what consensus remembers, used
-    /// only if the spec names this peer as a candidate. `sequence` has to be larger than any number this
-    /// identity used before; microseconds of wall time serve.
+    /// only if the spec names this peer as a candidate. `sequence` has to be no smaller than any number this identity used
+    /// before: under one that it uses twice, it would [equivocate](crate::equivocation), and be evicted for it. Microseconds
+    /// of wall time serve, or what was [written down](Self::numbered) if that is more.
     #[must_use]
     pub fn new(
         spec: Arc<RunSpec>,
@@ -292,6 +293,15 @@ impl<S: Storage<LogBytes> + Clone> Peer<S> {
         self.room
     }
 
+    /// The highest number it has given a message. A driver writes down [more than that](crate::limits::MESSAGE_NUMBERS_AHEAD)
+    /// before it is reached, and starts the next process of this identity there, or later.
+    #[must_use]
+    pub fn numbered(&self) -> u64 {
+        let miner = self.miner.as_ref().map_or(0, Miner::numbered);
+        let validator = self.validator.as_ref().map_or(0, Validator::numbered);
+        self.sequence.max(miner).max(validator)
+    }
+
     /// The gossip topics it listens to.
     #[must_use]
     pub const fn scope(&self) -> &Scope {
@@ -413,6 +423,7 @@ impl<S: Storage<LogBytes> + Clone> Peer<S> {
     /// [`RejectReason`] says why it must not be believed or forwarded.
     pub fn handle_gossip(&mut self, now: Instant, topic: Topic, bytes: &[u8]) -> Result<(), RejectReason> {
         match Gossip::open(self.log.electorate(), self.versions, topic, bytes) {
+            Ok(gossip) if self.candidate.is_some() => self.handle_opened(now, &gossip.keeping(bytes)),
             Ok(gossip) => self.handle_opened(now, &gossip),
             Err(reason) => {
                 self.take_foreign(now, &reason);
@@ -421,7 +432,8 @@ impl<S: Storage<LogBytes> + Clone> Peer<S> {
         }
     }
 
-    /// Takes a gossiped message whose signatures were checked.
+    /// Takes a gossiped message whose signatures were checked. A candidate notices who equivocates if it
+    /// [keeps its bytes](Gossip::keeping).
     ///
     /// # Errors
     /// [`RejectReason`] says why it must not be believed or forwarded.
@@ -431,6 +443,9 @@ impl<S: Storage<LogBytes> + Clone> Peer<S> {
             return Err(reason);
         }
         self.arrival.note(now, Step::Connected);
+        if let (Some(candidate), Some(signed)) = (&mut self.candidate, gossip.signed()) {
+            candidate.watch(&self.state, signed);
+        }
         match &gossip.0 {
             Opened::Control(certified) => self.take_update(certified)?,
             Opened::Record(sender, record) => {

@@ -25,6 +25,7 @@ use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 
+use crate::equivocation::{Equivocation, EquivocationError};
 use crate::id::{Epoch, Hash, LogIndex, PartitionIndex, PeerId, StageIndex};
 use crate::limits::{REPLICAS_MAX, WIRE_VERSION_FIRST};
 use crate::merge;
@@ -399,12 +400,14 @@ impl RunState {
             EvictReason::WrongMerge | EvictReason::InvalidContribution => {
                 evidence.is_some_and(|evidence| self.check_evidence(peer, reason, evidence).is_ok())
             }
+            EvictReason::Equivocation => matches!(evidence, Some(Evidence::Equivocation(equivocation))
+                if self.check_equivocation(peer, equivocation).is_ok()),
             // These follow from verdicts, which are decisions of their own.
             EvictReason::FailedReplay | EvictReason::Unproven => false,
         }
     }
 
-    /// Checks the evidence for a miner to lose its place, against the plan of a merge under way or lately closed.
+    /// Checks the evidence for a miner to lose its place over a merge, against the plan of a merge under way or lately closed.
     ///
     /// # Errors
     /// [`EvidenceError`] if it does not hold.
@@ -418,6 +421,19 @@ impl RunState {
         let plan = self.plan_of(reports.stage, reports.epoch, reports.attempt).ok_or(EvidenceError::Plan)?;
         evidence.convicts(&reports, accused, reason, plan)?;
         Ok(reports)
+    }
+
+    /// Checks that a peer signed two messages under one number, in this run and in a version that is decided. Returns the
+    /// number.
+    ///
+    /// # Errors
+    /// [`EquivocationError`] if it did not.
+    pub fn check_equivocation(
+        &self,
+        accused: PeerId,
+        equivocation: &Equivocation,
+    ) -> Result<u64, EquivocationError> {
+        equivocation.check(self.spec.run_id(), self.wire_version, accused)
     }
 
     /// The plan of a merge under way or lately closed.

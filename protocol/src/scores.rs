@@ -74,6 +74,8 @@ pub enum Penalty {
     InvalidContribution,
     /// Its merged partition differs from what two others computed from the same inputs.
     WrongMerge,
+    /// It signed two messages under one number.
+    Equivocation,
     /// A validator that did its work again came to something else.
     FailedReplay,
 }
@@ -86,6 +88,7 @@ impl Penalty {
             EvictReason::Silent | EvictReason::Left | EvictReason::Unproven | EvictReason::LowScore => None,
             EvictReason::InvalidContribution => Some(Self::InvalidContribution),
             EvictReason::WrongMerge => Some(Self::WrongMerge),
+            EvictReason::Equivocation => Some(Self::Equivocation),
             EvictReason::FailedReplay => Some(Self::FailedReplay),
         }
     }

@@ -9,6 +9,7 @@ mod examples;
 use std::sync::Arc;
 
 use examples::{identity, peer, run, spec};
+use iota_protocol::equivocation::{Equivocation, MessageKind};
 use iota_protocol::join::{Credential, Invite, Role};
 use iota_protocol::log::{LogBytes, MemoryStorage};
 use iota_protocol::merge::evidence::Evidence;
@@ -280,6 +281,10 @@ fn evidence() -> impl Strategy<Value = Evidence> {
             Evidence::Digests { partition: PartitionIndex(partition), reports }
         }),
         reports().prop_map(|reports| Evidence::Faults { reports }),
+        (any::<bool>(), any::<[Vec<u8>; 2]>()).prop_map(|(merge, messages)| {
+            let kind = if merge { MessageKind::Merge } else { MessageKind::Record };
+            Evidence::Equivocation(Equivocation { kind, messages: messages.map(ByteBuf::from) })
+        }),
     ]
 }
 
@@ -288,6 +293,9 @@ fn convicts_nobody(evidence: &Evidence) -> Result<(), TestCaseError> {
     let state = RunState::new(Arc::new(spec()), &[100, 100, 100]);
     for reason in [EvictReason::WrongMerge, EvictReason::InvalidContribution] {
         prop_assert!(state.check_evidence(peer(5), reason, evidence).is_err());
+    }
+    if let Evidence::Equivocation(equivocation) = evidence {
+        prop_assert!(state.check_equivocation(peer(5), equivocation).is_err());
     }
     Ok(())
 }
@@ -300,6 +308,7 @@ fn decision() -> impl Strategy<Value = Decision> {
         Just(EvictReason::Left),
         Just(EvictReason::InvalidContribution),
         Just(EvictReason::WrongMerge),
+        Just(EvictReason::Equivocation),
     ];
     let submission = (peer_id(), hash(), any::<u32>(), option::of(any::<i64>()))
         .prop_map(|(peer, manifest, samples, loss_micro)| Submission { peer, manifest, samples, loss_micro });

@@ -99,7 +99,8 @@ impl Means<'_> {
 pub enum Emission {
     /// What the protocol asked for, or something else.
     Act(Action),
-    /// A gossiped message that only every second host hears: those with an even number, or an odd one.
+    /// A gossiped message that only every second host is told: those with an even number, or an odd one. The others hear it
+    /// from them.
     PublishToHalf {
         /// The topic.
         topic: Topic,

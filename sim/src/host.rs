@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
 
-use iota_protocol::limits::{SNAPSHOT_EVERY_ENTRIES, WIRE_VERSION_FIRST};
+use iota_protocol::limits::{MESSAGE_NUMBERS_AHEAD, SNAPSHOT_EVERY_ENTRIES, WIRE_VERSION_FIRST};
 use iota_protocol::log::Snapshot;
 use iota_protocol::pace::Paces;
 use iota_protocol::peer::{Peer, Remains, Roles};
@@ -148,6 +148,8 @@ pub struct Host {
     /// How long transfers of its process may take.
     pub(crate) paces: Paces,
     pub(crate) disk: Disk,
+    /// The message number that none of its processes used nor went beyond.
+    pub(crate) numbered: u64,
     /// The state that its processes wrote down last.
     pub(crate) remembered: Option<StateOffer>,
     /// What its log begins with.
@@ -187,6 +189,7 @@ impl Host {
             missing: BTreeMap::new(),
             paces: Paces::default(),
             disk: Disk::default(),
+            numbered: 0,
             remembered: None,
             snapshot: None,
             log: None,
@@ -241,8 +244,9 @@ impl Host {
     /// Starts a process from what is on disk.
     pub(crate) fn start(&mut self, now: Instant, spec: &Arc<RunSpec>, engines: &Engines) {
         let roles = Roles { miner: self.setup.miner, validator: self.setup.validator };
-        // Microseconds of this host's clock, as the node takes them.
-        let sequence = self.setup.clock.local(now).as_nanos() / 1_000;
+        // Microseconds of this host's clock and above all that were written down, as the node takes them.
+        let sequence = self.numbered.max(self.setup.clock.local(now).as_nanos() / 1_000);
+        self.numbered = sequence + MESSAGE_NUMBERS_AHEAD;
         self.incarnation += 1;
         self.paces = Paces::default();
         if self.setup.double == Some(Double::LosesItsLog) {

@@ -67,6 +67,16 @@ fn two_owners_who_lie_without_agreeing_are_both_evicted() {
 }
 
 #[test]
+fn an_equivocator_is_evicted_for_what_it_signed_and_nobody_else() {
+    for (mode, seed) in MODES.into_iter().flat_map(|mode| SEEDS.map(move |seed| (mode, seed))) {
+        let outcome = run(Kind::Equivocator, mode, seed);
+        assert_safe(Kind::Equivocator, seed, &outcome);
+        assert_eq!(outcome.evicted_adversaries(EvictReason::Equivocation), 1, "{mode:?} seed {seed}");
+        assert_eq!(outcome.evicted.len(), 1, "{mode:?} seed {seed}: nobody else");
+    }
+}
+
+#[test]
 fn two_malicious_candidates_of_five_change_nothing() {
     for seed in SEEDS {
         let setup = Setup::new(spec(2, 3, TrainingMode::Local), seed, 5, 10);

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant as Clock};
 
-use iota_protocol::limits::WIRE_VERSION;
+use iota_protocol::limits::{MESSAGE_NUMBERS_AHEAD, WIRE_VERSION};
 use iota_protocol::log::Snapshot;
 use iota_protocol::merge::mean_nats;
 use iota_protocol::miner::Notice;
@@ -46,6 +46,8 @@ pub(crate) struct Reporter {
     last_progress: Option<NodeEvent>,
     disk: Option<DiskUse>,
     stored: u64,
+    /// Up to which message number is written down that numbers may be used.
+    numbers: u64,
 }
 
 impl Reporter {
@@ -71,6 +73,7 @@ impl Reporter {
             last_progress: None,
             disk: None,
             stored: 0,
+            numbers: 0,
         }
     }
 
@@ -159,6 +162,17 @@ impl Reporter {
     }
 
     /// Writes down which state is in the blob store.
+    /// Writes down that further message numbers may be used, when half of those written down are.
+    fn write_numbers(&mut self, peer: &NodePeer) {
+        if peer.numbered() < self.numbers.saturating_sub(MESSAGE_NUMBERS_AHEAD / 2) {
+            return;
+        }
+        match recovery::write_numbers(&self.store, peer.numbered()) {
+            Ok(written) => self.numbers = written,
+            Err(error) => tracing::warn!(%error, "message numbers not written down; tried again"),
+        }
+    }
+
     pub(crate) fn remember(&self, state: &StateOffer) {
         if let Err(error) = recovery::remember(&self.store, state) {
             tracing::warn!(%error, "state of the stage not written down; a restart begins with an older one");
@@ -360,6 +374,7 @@ impl Reporter {
     /// Progress, traffic, metrics and health, a few times a second.
     pub(crate) fn report(&mut self, peer: &NodePeer) {
         self.reports += 1;
+        self.write_numbers(peer);
         self.metrics.log_index.set(i64::try_from(peer.state().applied()).unwrap_or(i64::MAX) - 1);
         let phase = phase(peer);
         if let Some((stage, epoch, share)) = peer.miner().and_then(|miner| miner.progress()) {

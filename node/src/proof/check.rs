@@ -19,7 +19,7 @@ use super::{Conviction, Proof, ProofError, convicted};
 /// What a proof shows.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Outcome {
-    /// What was computed again says so.
+    /// What was computed again says so, or what the peer itself signed.
     Proved(RunId, String),
     /// It does not, or there is nothing to compute again; signatures show this.
     NotProved(RunId, String),
@@ -48,6 +48,12 @@ pub fn check(proof: &Proof) -> Result<Outcome, ProofError> {
     }
     let run = proof.spec.run_id();
     let shown = match &conviction.decision {
+        Decision::Evict { evidence: Some(Evidence::Equivocation(equivocation)), .. } => {
+            let number = conviction.before.check_equivocation(proof.peer, equivocation);
+            let number = number.map_err(|_| ProofError::Innocent(proof.peer))?;
+            let (peer, kind) = (proof.peer, equivocation.kind.name());
+            Ok(format!("peer {peer} signed two different messages of kind {kind} under the number {number}"))
+        }
         Decision::Evict { reason, evidence: Some(evidence), .. } => {
             let reports = conviction.before.check_evidence(proof.peer, *reason, evidence);
             let reports = reports.map_err(|_| ProofError::Innocent(proof.peer))?;
@@ -97,6 +103,8 @@ impl Case<'_> {
         match evidence {
             Evidence::Digests { partition, .. } => self.weigh_digest(*partition),
             Evidence::Faults { .. } => self.weigh_contribution(),
+            // It is about no plan, and so no case.
+            Evidence::Equivocation(_) => Err("two messages are no evidence of a merge".to_owned()),
         }
     }
 

@@ -1,5 +1,6 @@
 //! Proofs of a run that never was: one candidate decides its log, and what miners signed and contributed is made up.
 
+use iota_protocol::equivocation::{Equivocation, MessageKind};
 use iota_protocol::log::Certifier;
 use iota_protocol::log::certificate::Electorate;
 use iota_protocol::merge::evidence::Evidence;
@@ -221,6 +222,17 @@ fn an_invalid_contribution_is_proved_by_its_bytes() {
             if spoils { "which is no valid partition" } else { "none of its partitions in the file" };
         assert!(text.contains(expected), "{text}");
     }
+}
+
+#[test]
+fn an_equivocation_is_proved_by_what_the_accused_signed() {
+    let mut swarm = Swarm::planned(|_| ());
+    let messages = ["this", "that"].map(|said| swarm.report(ACCUSED, Hash::of(said.as_bytes()), None));
+    let equivocation = Equivocation { kind: MessageKind::Merge, messages };
+    swarm.evict(EvictReason::Equivocation, Some(Evidence::Equivocation(equivocation)));
+    let accused = peer(ACCUSED);
+    let expected = format!("peer {accused} signed two different messages of kind merge under the number 1");
+    assert_eq!(shown(&Proof { blobs: Vec::new(), ..swarm.proof() }), Ok(expected));
 }
 
 #[test]

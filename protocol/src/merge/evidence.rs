@@ -10,6 +10,7 @@ use std::collections::BTreeMap;
 use serde::{Deserialize, Serialize};
 use serde_bytes::ByteBuf;
 
+use crate::equivocation::Equivocation;
 use crate::id::{Epoch, Hash, PartitionIndex, PeerId, RunId, StageIndex};
 use crate::limits::{DIGEST_FAULTS_MAX, DIGEST_PARTITIONS_MAX, EVIDENCE_REPORTS_MAX, WIRE_VERSION_FIRST};
 use crate::run_state::Plan;
@@ -19,7 +20,8 @@ use crate::wire::{RejectReason, Versions, open_in};
 /// Owners who agree against one whose digest differs.
 pub const WITNESSES: usize = 2;
 
-/// The signed messages that a decision rests on: envelopes of [`MergeMessage::Digest`], all of the same plan.
+/// The signed messages that a decision rests on: envelopes of [`MergeMessage::Digest`], all of the same plan, or two of the
+/// accused.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Evidence {
@@ -36,6 +38,8 @@ pub enum Evidence {
         /// The reports, in any order.
         reports: Vec<ByteBuf>,
     },
+    /// Of [`EvictReason::Equivocation`]: what the accused signed under one number. It is about no plan.
+    Equivocation(Equivocation),
 }
 
 /// A digest report, and the envelope that its owner signed.
@@ -101,20 +105,16 @@ pub struct Reports {
 }
 
 impl Evidence {
-    /// The envelopes.
-    #[must_use]
-    pub fn envelopes(&self) -> &[ByteBuf] {
-        match self {
-            Self::Digests { reports, .. } | Self::Faults { reports } => reports,
-        }
-    }
-
-    /// Opens the envelopes, written in `run` in any version up to `version`.
+    /// Opens the reports, written in `run` in any version up to `version`.
     ///
     /// # Errors
-    /// [`EvidenceError`] if one does not open, or they are not of one plan and of different peers.
+    /// [`EvidenceError`] if one does not open, or they are not of one plan and of different peers, or it is no evidence of a
+    /// merge.
     pub fn open(&self, run: RunId, version: u16) -> Result<Reports, EvidenceError> {
-        let envelopes = self.envelopes();
+        let envelopes = match self {
+            Self::Digests { reports, .. } | Self::Faults { reports } => reports,
+            Self::Equivocation(_) => return Err(EvidenceError::Plan),
+        };
         let count = |got| EvidenceError::Count { expected: EVIDENCE_REPORTS_MAX, got };
         if envelopes.is_empty() || envelopes.len() > EVIDENCE_REPORTS_MAX {
             return Err(count(envelopes.len()));

@@ -22,6 +22,7 @@ use crate::run_state::RunState;
 use crate::spec::RunSpec;
 use crate::time::Instant;
 use crate::wire::envelope::signed_bytes;
+use crate::wire::gossip::Signed;
 use crate::wire::message::{ConsensusBundle, Decision, Entry, Request, Topic};
 use crate::wire::{RejectReason, encode};
 
@@ -127,6 +128,11 @@ impl<S: Storage<LogBytes> + Clone> Candidate<S> {
     /// Something changed that proposals depend on.
     pub(super) const fn handle_news(&mut self) {
         self.news = true;
+    }
+
+    /// Compares a message with others of its sender.
+    pub(super) fn watch(&mut self, state: &RunState, signed: Signed<'_>) {
+        self.news |= self.orchestrator.watch(state, signed);
     }
 
     /// Takes another candidate's messages and votes.

@@ -240,10 +240,11 @@ fn a_record_takes_no_more_bytes_than_the_bound_says() {
 
 #[test]
 fn penalties_follow_from_evictions_that_prove_something() {
-    use EvictReason::{InvalidContribution, Left, Silent, WrongMerge};
+    use EvictReason::{Equivocation, InvalidContribution, Left, Silent, WrongMerge};
+    assert_eq!([Silent, Left].map(Penalty::of), [None, None]);
     assert_eq!(
-        [Silent, Left, InvalidContribution, WrongMerge].map(Penalty::of),
-        [None, None, Some(Penalty::InvalidContribution), Some(Penalty::WrongMerge)]
+        [InvalidContribution, WrongMerge, Equivocation].map(Penalty::of),
+        [Penalty::InvalidContribution, Penalty::WrongMerge, Penalty::Equivocation].map(Some)
     );
 }
 

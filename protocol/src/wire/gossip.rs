@@ -9,15 +9,26 @@ use serde_bytes::ByteBuf;
 
 use super::message::{ControlUpdate, Manifest, MergeMessage, PeerRecord, Topic};
 use super::{Payload, RejectReason, Versions, decode, encode, open_in};
+use crate::equivocation::MessageKind;
 use crate::id::{Hash, PeerId, StageIndex};
 use crate::limits::GOSSIP_BYTES_MAX;
 use crate::log::certificate::{Certified, Electorate};
 use crate::merge::evidence::SignedReport;
 use crate::validation::Verdict;
 
-/// A message whose signature was checked, and the version it was written in; control updates have none.
+/// A message whose signature was checked, the version it was written in (control updates have none), and its bytes, if they
+/// were [kept](Self::keeping).
 #[derive(Clone, Debug)]
-pub struct Gossip(pub(crate) Opened, pub(crate) Option<u16>);
+pub struct Gossip(pub(crate) Opened, pub(crate) Option<u16>, Option<Arc<[u8]>>);
+
+/// Who signed a message, under which number, in these bytes.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Signed<'a> {
+    pub(crate) sender: PeerId,
+    pub(crate) kind: MessageKind,
+    pub(crate) number: u64,
+    pub(crate) envelope: &'a Arc<[u8]>,
+}
 
 /// What an opened message says.
 #[derive(Clone, Debug)]
@@ -113,7 +124,25 @@ impl Gossip {
                 Opened::Merge(sender, sequence, news)
             }
         };
-        Ok(Self(opened, written))
+        Ok(Self(opened, written, None))
+    }
+
+    /// The message with the bytes it was opened from, which a candidate compares with others under its number.
+    #[must_use]
+    pub fn keeping(mut self, bytes: &[u8]) -> Self {
+        self.2 = Some(bytes.into());
+        self
+    }
+
+    /// Who signed it, if that is one peer and its bytes were kept.
+    pub(crate) fn signed(&self) -> Option<Signed<'_>> {
+        let envelope = self.2.as_ref()?;
+        let (sender, kind, number) = match &self.0 {
+            Opened::Control(_) => return None,
+            Opened::Record(sender, record) => (*sender, MessageKind::Record, record.sequence),
+            Opened::Merge(sender, number, _) => (*sender, MessageKind::Merge, *number),
+        };
+        Some(Signed { sender, kind, number, envelope })
     }
 
     /// Whether a peer that speaks `versions` can read it.

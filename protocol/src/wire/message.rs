@@ -442,7 +442,7 @@ pub enum Decision {
         peer: PeerId,
         /// Why.
         reason: EvictReason,
-        /// What that rests on, if it is a merge: void without. Left out otherwise.
+        /// What that rests on, if it is a merge or two messages under one number: void without. Left out otherwise.
         #[serde(default, skip_serializing_if = "Option::is_none")]
         evidence: Option<Evidence>,
     },
@@ -652,6 +652,8 @@ pub enum EvictReason {
     Unproven,
     /// It does too little of its stage's work, by the run's `scores.kick`.
     LowScore,
+    /// It signed two messages under one number.
+    Equivocation,
 }
 
 impl EvictReason {
@@ -659,7 +661,7 @@ impl EvictReason {
     #[must_use]
     pub const fn is_proven(self) -> bool {
         match self {
-            Self::InvalidContribution | Self::WrongMerge | Self::FailedReplay => true,
+            Self::InvalidContribution | Self::WrongMerge | Self::FailedReplay | Self::Equivocation => true,
             Self::Silent | Self::Left | Self::Unproven | Self::LowScore => false,
         }
     }
@@ -675,6 +677,7 @@ impl EvictReason {
             Self::FailedReplay => "failed replay",
             Self::Unproven => "unproven",
             Self::LowScore => "low score",
+            Self::Equivocation => "equivocation",
         }
     }
 }

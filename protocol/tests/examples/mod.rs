@@ -1,6 +1,7 @@
 //! One fixed value of every kind that is sent, signed or hashed. Shared by the tests of golden bytes and of
 //! decoding; `docs/WIRE.md` describes the same values.
 
+use iota_protocol::equivocation::{Equivocation, MessageKind};
 use iota_protocol::join::{Invite, Puzzle, Role};
 use iota_protocol::log::Vote;
 use iota_protocol::log::certificate::{Certificate, chain_hash, chain_start, vote_bytes};
@@ -156,6 +157,7 @@ pub(crate) fn decisions() -> Vec<(&'static str, Decision)> {
         ("evict", Decision::Evict { peer: peer(5), reason: EvictReason::Silent, evidence: None }),
         ("evict-digests", accused(EvictReason::WrongMerge, digests())),
         ("evict-faults", accused(EvictReason::InvalidContribution, faults())),
+        ("evict-equivocation", accused(EvictReason::Equivocation, equivocation())),
         (
             "open-epoch",
             Decision::OpenEpoch {
@@ -230,6 +232,13 @@ pub(crate) fn digests() -> Evidence {
 pub(crate) fn faults() -> Evidence {
     let fault = ContributionFault { submitter: peer(5), kind: FaultKind::Invalid };
     Evidence::Faults { reports: [6, 7].map(|i| report(i, "merged 0", vec![fault])).to_vec() }
+}
+
+/// Peer 5 has signed under one number that it has done nothing, and that it has done 64 samples.
+pub(crate) fn equivocation() -> Evidence {
+    let record = |done| PeerRecord { done, ..PeerRecord::new(1_700_000_000_000_001) };
+    let messages = [0, 64].map(|done| ByteBuf::from(seal(&identity(5), run(), &record(done))));
+    Evidence::Equivocation(Equivocation { kind: MessageKind::Record, messages })
 }
 
 /// Peers by number with their weights, in the order of their public keys.

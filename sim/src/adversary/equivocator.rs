@@ -1,5 +1,6 @@
 //! Peer that tells one half of the swarm something else than the other: two manifests, and two records, each pair under
-//! one message number, so that whoever has one refuses the other as a replay.
+//! one message number, so that whoever has one refuses the other as a replay. But each half passes on what it was told, and
+//! candidates that hear both have what it takes to evict it.
 
 use iota_protocol::Hash;
 use iota_protocol::miner::Action;

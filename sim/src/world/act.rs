@@ -56,7 +56,7 @@ impl World {
             match emission {
                 Emission::Act(action) => self.act(host, action),
                 Emission::PublishToHalf { topic, bytes, odd } => {
-                    self.publish(host, topic, &bytes, |hearer| (hearer % 2 == 1) == odd);
+                    self.publish(host, topic, &bytes, Some(odd));
                 }
             }
         }
@@ -109,7 +109,7 @@ impl World {
         traffic.messages.requests += u64::from(matches!(action, Action::Request { .. }));
         traffic.messages.pushes += u64::from(matches!(action, Action::Push { .. }));
         match action {
-            Action::Publish { topic, bytes } => self.publish(host, topic, &bytes, |_| true),
+            Action::Publish { topic, bytes } => self.publish(host, topic, &bytes, None),
             Action::Subscribe(topic) => self.topics.join(&self.network, host, topic),
             Action::Unsubscribe(topic) => self.topics.leave(&self.network, host, topic),
             Action::Request { id, to, bytes } => self.request(host, id, to, bytes),
@@ -171,8 +171,11 @@ impl World {
         }
     }
 
-    fn publish(&mut self, host: HostIndex, topic: Topic, bytes: &[u8], hears: impl Fn(HostIndex) -> bool) {
+    /// Publishes a message. One that is told to a half only, the odd hosts or the others, is passed on by those who take it:
+    /// the other half hears it as well, a message later.
+    fn publish(&mut self, host: HostIndex, topic: Topic, bytes: &[u8], odd: Option<bool>) {
         let opened = Gossip::open(&self.electorate, ALL_VERSIONS, topic, bytes);
+        let opened = opened.map(|gossip| gossip.keeping(bytes));
         let size = bytes.len() as u64;
         let mut spread = self.topics.spread(&mut self.network, host, topic, size);
         if opened.is_err() {
@@ -188,11 +191,20 @@ impl World {
             let passed_on = near.iter().any(|hearer| listens(*hearer));
             spread.retain(|(_, hearer)| if near.contains(hearer) { listens(*hearer) } else { passed_on });
         }
-        let deliveries: Vec<(Instant, HostIndex)> = spread
-            .into_iter()
-            .filter(|(_, hearer)| hears(*hearer))
-            .map(|(delay, hearer)| (now + delay, hearer))
-            .collect();
+        let told = |hearer: HostIndex| odd.is_none_or(|odd| (hearer % 2 == 1) == odd);
+        let first = spread.iter().copied().find(|(_, hearer)| told(*hearer)).filter(|_| opened.is_ok());
+        let mut deliveries: Vec<(Instant, HostIndex)> = Vec::with_capacity(spread.len());
+        for (delay, hearer) in spread {
+            let heard = if told(hearer) {
+                Some(delay)
+            } else {
+                first.and_then(|(begun, relay)| {
+                    Some(delay.max(begun) + self.network.message(relay, hearer, size)?)
+                })
+            };
+            deliveries.extend(heard.map(|delay| (now + delay, hearer)));
+        }
+        deliveries.sort_unstable();
         self.hosts[host].traffic.gossip += size * self.topics.degree(host, topic) as u64;
         if let Some((at, _)) = deliveries.first().copied() {
             let broadcast = Broadcast { author: host, topic, bytes: size, opened, deliveries };
