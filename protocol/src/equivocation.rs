@@ -20,8 +20,7 @@ use serde_bytes::ByteBuf;
 
 use crate::id::{PeerId, RunId};
 use crate::limits::{
-    EQUIVOCATION_BYTES_MAX, EQUIVOCATIONS_MAX, EQUIVOCATIONS_PROPOSED_MAX, WATCHED_BYTES_MAX,
-    WATCHED_MESSAGES_MAX, WIRE_VERSION_FIRST,
+    EQUIVOCATION_BYTES_MAX, EQUIVOCATIONS_MAX, WATCHED_BYTES_MAX, WATCHED_MESSAGES_MAX, WIRE_VERSION_FIRST,
 };
 use crate::merge::evidence::Evidence;
 use crate::run_state::RunState;
@@ -162,7 +161,7 @@ impl Watch {
         convicts
     }
 
-    /// Evictions of those who are convicted, and have their places still: a few at a time.
+    /// Evictions of those who are convicted, and have their places still.
     pub(crate) fn decisions(&self, state: &RunState) -> Vec<Decision> {
         let placed = self.convicted.iter().filter(|(peer, _)| state.stage_of(**peer).is_some());
         let evict = |(peer, equivocation): (&PeerId, &Equivocation)| Decision::Evict {
@@ -170,7 +169,7 @@ impl Watch {
             reason: EvictReason::Equivocation,
             evidence: Some(Evidence::Equivocation(equivocation.clone())),
         };
-        placed.take(EQUIVOCATIONS_PROPOSED_MAX).map(evict).collect()
+        placed.map(evict).collect()
     }
 
     /// Forgets those who have no place any more.

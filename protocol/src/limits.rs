@@ -55,9 +55,6 @@ pub const WATCHED_MESSAGES_MAX: usize = 8;
 pub const WATCHED_BYTES_MAX: usize = 64 * 1024 * 1024;
 /// Members at a time of whom a candidate keeps what convicts them. The others sign further messages.
 pub const EQUIVOCATIONS_MAX: usize = 64;
-/// Evictions for equivocation that a leader has under way. Many at once, each as long as an entry may be, would not fit one request
-/// between candidates.
-pub const EQUIVOCATIONS_PROPOSED_MAX: usize = 4;
 /// Merges, the newest, whose disputed inputs a miner keeps for a proof.
 pub const PROOFS_KEPT_MAX: usize = 4;
 
@@ -84,6 +81,8 @@ pub const SNAPSHOT_BYTES_MAX: usize = 256 * 1024 * 1024;
 pub const ENTRY_HASH_BYTES: usize = 34;
 /// Entries that a leader has under way. More are undecided only if it has lost touch with the other candidates.
 pub const PROPOSALS_PENDING_MAX: usize = 512;
+/// Bytes of those proposals. Together they fit one request between candidates, however long each is.
+pub const PROPOSALS_PENDING_BYTES_MAX: usize = RPC_BYTES_MAX / 4;
 /// Bytes of the header of a pushed activation.
 pub const PUSH_HEADER_BYTES_MAX: usize = 4096;
 /// Bytes of a pushed activation: 4 × 8192 tokens × 512 channels of f32.
@@ -238,10 +237,7 @@ const _: () = assert!(
     2 * EQUIVOCATION_BYTES_MAX + 1024 <= ENTRY_BYTES_MAX,
     "two messages under one number fit a log entry"
 );
-const _: () = assert!(
-    EQUIVOCATIONS_PROPOSED_MAX * ENTRY_BYTES_MAX <= RPC_BYTES_MAX / 4,
-    "evictions for equivocation leave room in a request"
-);
+const _: () = assert!(ENTRY_BYTES_MAX <= PROPOSALS_PENDING_BYTES_MAX, "any entry can be proposed");
 const _: () = assert!(
     DIGEST_BYTES_MAX <= EQUIVOCATION_BYTES_MAX
         && PARTITIONS_COMPARED_MAX * 34 + 2048 <= EQUIVOCATION_BYTES_MAX,

@@ -33,7 +33,9 @@ use weighing::Weighing;
 
 use crate::equivocation::Watch;
 use crate::id::{Epoch, Hash, PartitionIndex, PeerId, StageIndex};
-use crate::limits::{ANNOUNCE_HEARTBEATS_MAX, PANEL, PROPOSAL_REPEAT};
+use crate::limits::{
+    ANNOUNCE_HEARTBEATS_MAX, PANEL, PROPOSAL_REPEAT, PROPOSALS_PENDING_BYTES_MAX, PROPOSALS_PENDING_MAX,
+};
 use crate::merge::agreement::{AgreementMatrix, Tally, Verdict as OwnersVerdict};
 use crate::merge::evidence::{Evidence, SignedReport, witnesses};
 use crate::peer::admission::Occupancy;
@@ -64,6 +66,35 @@ const CUTOFF_DEADLINES: u32 = 2;
 const STALLED_EVICTIONS: u32 = 2;
 /// Evictions for which a stage without miners waits for one that asks for a place, before another stage gives one.
 const RESCUE_EVICTIONS: u32 = 1;
+
+/// What may be proposed before what was proposed earlier is decided.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Room {
+    /// Decisions.
+    pub decisions: usize,
+    /// Their bytes.
+    pub bytes: usize,
+}
+
+impl Room {
+    /// What proposals of these sizes, which are not decided, leave.
+    pub fn beside(pending: impl Iterator<Item = usize>) -> Self {
+        let all = Self { decisions: PROPOSALS_PENDING_MAX, bytes: PROPOSALS_PENDING_BYTES_MAX };
+        pending.fold(all, |room, bytes| Self {
+            decisions: room.decisions.saturating_sub(1),
+            bytes: room.bytes.saturating_sub(bytes),
+        })
+    }
+
+    /// Takes room for a decision of so many bytes, if there is.
+    const fn take(&mut self, bytes: usize) -> bool {
+        let fits = self.decisions > 0 && self.bytes >= bytes;
+        if fits {
+            (self.decisions, self.bytes) = (self.decisions - 1, self.bytes - bytes);
+        }
+        fits
+    }
+}
 
 /// The leader's mind.
 #[derive(Debug, Default)]
@@ -180,8 +211,8 @@ impl Orchestrator {
         heard.count() > candidates.len() / 2
     }
 
-    /// What should be decided now, most urgent first, no more than `room`.
-    pub fn propose(&mut self, now: Instant, state: &RunState, book: &Book, room: usize) -> Vec<Decision> {
+    /// What should be decided now, most urgent first, as far as there is room.
+    pub fn propose(&mut self, now: Instant, state: &RunState, book: &Book, room: Room) -> Vec<Decision> {
         self.observe(now, state, book);
         let listening_since = *self.listening_since.get_or_insert(now);
         if state.finished() {
@@ -228,12 +259,12 @@ impl Orchestrator {
         }
         let mut room = room;
         wanted.retain(|decision| {
-            let key = Hash::of(&encode(decision));
+            let bytes = encode(decision);
+            let key = Hash::of(&bytes);
             let due = self.proposed.get(&key).is_none_or(|at| now.since(*at) >= PROPOSAL_REPEAT);
-            let proposes = due && room > 0;
+            let proposes = due && room.take(bytes.len());
             if proposes {
                 self.proposed.insert(key, now);
-                room -= 1;
             }
             proposes
         });

@@ -8,6 +8,7 @@ use crate::spec::{Candidate, OrchestratorSpec, RunSpec};
 use crate::wire::message::{Entry, PeerRecord, WeightsRecord};
 
 const MEMBER: PeerId = PeerId([2; 32]);
+const ROOM: Room = Room { decisions: 8, bytes: PROPOSALS_PENDING_BYTES_MAX };
 
 pub(super) fn record() -> PeerRecord {
     PeerRecord { wire_version_max: WIRE_VERSION, ..PeerRecord::new(1) }
@@ -34,10 +35,10 @@ fn a_leader_that_does_not_hear_a_majority_blames_nobody_and_starts_its_waits_ane
     for (peer, at) in [(peers[0], start), (peers[1], start), (peers[0], alone)] {
         book.insert(at, peer, Arc::new(record())).expect("a valid record");
     }
-    assert_eq!(leader.propose(start, &state, &book, 8), []);
-    assert_eq!(leader.propose(alone, &state, &book, 8), [], "two of three are out of reach");
+    assert_eq!(leader.propose(start, &state, &book, ROOM), []);
+    assert_eq!(leader.propose(alone, &state, &book, ROOM), [], "two of three are out of reach");
     book.insert(alone, peers[2], Arc::new(record())).expect("a valid record");
-    assert_eq!(leader.propose(alone, &state, &book, 8), [], "it has just begun to listen again");
+    assert_eq!(leader.propose(alone, &state, &book, ROOM), [], "it has just begun to listen again");
 }
 
 #[test]
@@ -54,7 +55,7 @@ fn a_leader_that_has_just_started_gives_members_time_to_be_heard() {
     let mut propose = |now| {
         // A candidate hears itself.
         book.insert(now, PeerId([1; 32]), Arc::new(record())).expect("a valid record");
-        leader.propose(now, &state, &book, 8)
+        leader.propose(now, &state, &book, ROOM)
     };
     assert_eq!(propose(start), []);
     assert_eq!(propose(start + (eviction - Duration::from_nanos(1))), []);
@@ -84,10 +85,10 @@ fn leaders_that_follow_upon_each_other_put_no_deadline_off() {
     let leads = start + deadline * CUTOFF_DEADLINES;
     hear(&mut book, leads);
     candidate.handle_leadership(leads);
-    assert_eq!(candidate.propose(leads, &state, &book, 8), [], "what was announced to others comes again");
+    assert_eq!(candidate.propose(leads, &state, &book, ROOM), [], "what was announced to others comes again");
     let informed = leads + heartbeat * (ANNOUNCE_HEARTBEATS_MAX + 1);
     hear(&mut book, informed);
-    let proposed = candidate.propose(informed, &state, &book, 8);
+    let proposed = candidate.propose(informed, &state, &book, ROOM);
     assert!(proposed.contains(&Decision::Cutoff { stage, epoch }), "{proposed:?}");
 }
 
@@ -112,9 +113,19 @@ fn cut_off_after(speed_milli: u32) -> u32 {
             let sequence = u64::from(*deadlines) + 1;
             let record = PeerRecord { miner: true, sequence, weights, speed_milli, ..record() };
             book.insert(now, MEMBER, Arc::new(record)).expect("a valid record");
-            leader.propose(now, &state, &book, 8).contains(&Decision::Cutoff { stage, epoch })
+            leader.propose(now, &state, &book, ROOM).contains(&Decision::Cutoff { stage, epoch })
         })
         .expect("it is cut off at last")
+}
+
+#[test]
+fn what_is_proposed_and_not_decided_leaves_less_room() {
+    let mut room = Room::beside([100, 200].into_iter());
+    assert_eq!(room.decisions, PROPOSALS_PENDING_MAX - 2);
+    assert!(!room.take(PROPOSALS_PENDING_BYTES_MAX - 299), "a byte too many");
+    assert!(room.take(PROPOSALS_PENDING_BYTES_MAX - 300) && !room.take(1));
+    let many = Room::beside(std::iter::repeat_n(1, PROPOSALS_PENDING_MAX + 1));
+    assert_eq!(many.decisions, 0);
 }
 
 #[test]
@@ -204,7 +215,7 @@ impl Waiting {
             self.says(peer, true);
         }
         self.says(MEMBER, false);
-        let decisions = self.leader.propose(self.now, state, &self.book, 8);
+        let decisions = self.leader.propose(self.now, state, &self.book, ROOM);
         decisions.into_iter().filter(|decision| matches!(decision, Decision::Admit { .. })).collect()
     }
 }
@@ -278,7 +289,7 @@ fn given(per_address: u32, asking: &[(PeerId, bool)], rounds: u32) -> Vec<Decisi
             let record = PeerRecord { miner, validator, sequence, data_addresses, ..record() };
             waiting.book.insert(waiting.now, *peer, Arc::new(record)).expect("a valid record");
         }
-        decisions.extend(waiting.leader.propose(waiting.now, &state, &waiting.book, 8));
+        decisions.extend(waiting.leader.propose(waiting.now, &state, &waiting.book, ROOM));
     }
     decisions.retain(|decision| matches!(decision, Decision::Admit { .. } | Decision::Enlist { .. }));
     decisions

@@ -10,13 +10,13 @@ use super::book::Book;
 use crate::id::{Hash, Identity, LogIndex, PeerId};
 use crate::limits::{
     CONSENSUS_BUNDLE_MAX, CONSENSUS_TICK, HEAD_REPEAT, LOG_GOSSIP_BYTES_MAX, PROPOSAL_GATHER,
-    PROPOSALS_PENDING_MAX, WIRE_VERSION_FIRST,
+    WIRE_VERSION_FIRST,
 };
 use crate::log::certificate::Electorate;
 use crate::log::snapshot::Snapshots;
 use crate::log::{Certifier, Consensus, DecidedLog, LogBytes, Vote};
 use crate::miner::Outbox;
-use crate::orchestrator::Orchestrator;
+use crate::orchestrator::{Orchestrator, Room};
 use crate::pace::{Smoothed, consensus_tick};
 use crate::run_state::RunState;
 use crate::spec::RunSpec;
@@ -68,8 +68,8 @@ pub(super) struct Candidate<S: Storage<LogBytes>> {
     kept: u64,
     /// Entries certified and published.
     published: u64,
-    /// Entries proposed as leader and not decided.
-    pending: usize,
+    /// Sizes of the entries proposed as leader and not decided.
+    pending: VecDeque<usize>,
     /// Whether it led when it last looked.
     led: bool,
     /// Whether something changed that proposals depend on, other than time.
@@ -95,7 +95,7 @@ impl<S: Storage<LogBytes> + Clone> Candidate<S> {
             decided: BTreeMap::new(),
             kept: 0,
             published: 0,
-            pending: 0,
+            pending: VecDeque::new(),
             led: false,
             news: true,
             look_due: Instant::ZERO,
@@ -227,7 +227,7 @@ impl<S: Storage<LogBytes> + Clone> Candidate<S> {
         let decided = self.consensus.poll_decided();
         let any = !decided.is_empty();
         self.news |= any;
-        self.pending = self.pending.saturating_sub(decided.len());
+        self.pending.drain(..decided.len().min(self.pending.len()));
         for entry in decided {
             log.push_decided(entry);
         }
@@ -263,7 +263,7 @@ impl<S: Storage<LogBytes> + Clone> Candidate<S> {
         let leads = self.consensus.is_leader();
         if leads && !self.led {
             self.orchestrator.handle_leadership(now);
-            self.pending = 0;
+            self.pending.clear();
         }
         self.led = leads;
         if !leads {
@@ -291,12 +291,13 @@ impl<S: Storage<LogBytes> + Clone> Candidate<S> {
             }
             return settled;
         }
-        let room = PROPOSALS_PENDING_MAX.saturating_sub(self.pending);
+        let room = Room::beside(self.pending.iter().copied());
         let decisions = self.orchestrator.propose(now, state, book, room);
-        self.pending += decisions.len();
         let any = !decisions.is_empty();
         for decision in decisions {
-            self.consensus.propose(encode(&Entry { proposer: me, decision }));
+            let entry = encode(&Entry { proposer: me, decision });
+            self.pending.push_back(entry.len());
+            self.consensus.propose(entry);
         }
         any
     }

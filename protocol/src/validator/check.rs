@@ -268,8 +268,10 @@ impl Check {
                 match replay.next() {
                     Next::Job(job) => (Step::Replaying(replay), Some(Progress::Job(job))),
                     Next::Fetch(hashes) => {
-                        let wanted = hashes.into_iter().map(|(hash, other)| {
-                            Wanted::new(hash, [subject.peer].into_iter().chain(other).collect())
+                        let owners = holders(cx.state, subject.stage, subject.peer);
+                        let wanted = hashes.into_iter().map(|(hash, sent)| {
+                            let others = sent.map_or_else(|| owners.clone(), |peer| vec![peer]);
+                            Wanted::new(hash, [subject.peer].into_iter().chain(others).collect())
                         });
                         (Step::Theirs(replay, Fetches::of(wanted)), None)
                     }

@@ -21,7 +21,7 @@ const COMPARED_MAX: usize = 8;
 pub(super) enum Next {
     /// Give this to the engine.
     Job(Job),
-    /// Bring these here, each of which the miner has, and maybe another.
+    /// Bring these here. The miner has each, and so has who was sent it, or else those who merged it.
     Fetch(Vec<(Hash, Option<PeerId>)>),
     /// It is over.
     Found(Finding),
@@ -34,7 +34,7 @@ struct Differing {
     kind: Tensor,
     /// Here, and at the miner.
     pairs: Vec<(Hash, Hash)>,
-    /// Who was sent them.
+    /// Who was sent them, if one peer was.
     sent: Option<PeerId>,
     /// Whether the miner's are here.
     fetched: bool,

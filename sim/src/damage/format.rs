@@ -32,7 +32,8 @@ pub(super) fn report(plan: &Plan, rows: &[Damage], clean: &[(TrainingMode, f64)]
 
 /// What the ratios of losses are ratios to.
 fn ends(clean: &[(TrainingMode, f64)]) -> String {
-    let each: Vec<String> = clean.iter().map(|(of, loss)| format!("{loss:.3} ({})", mode(*of))).collect();
+    let loss = |loss: f64| if loss < 0.01 { format!("{loss:.1e}") } else { format!("{loss:.3}") };
+    let each: Vec<String> = clean.iter().map(|(of, at)| format!("{} ({})", loss(*at), mode(*of))).collect();
     format!("Runs without adversaries end at {}.", each.join(", "))
 }
 
@@ -190,7 +191,7 @@ mod tests {
             counts: vec![Counts { found: 0, missed: 1, honest: 19, wronged: 1 }; 3],
             ..damage()
         };
-        let clean = [(TrainingMode::Synchronous, 0.25), (TrainingMode::Local, 1.0)];
+        let clean = [(TrainingMode::Synchronous, 0.25), (TrainingMode::Local, 1.25e-6)];
         let text = report(&Plan::default(), &[damage(), candidate], &clean);
         let summary: Vec<&str> = text.lines().skip(5).collect();
         let expected = [
@@ -202,7 +203,7 @@ mod tests {
             "| candidates | 3 | 0.00 (0.00–0.56) | 0.00 (0.00–0.56) | 0.00 (0.00–0.00) | 57 | 5.26 % (1.81–14.37 %) |",
             "",
             "Loss at most 1.01 times that of the clean run: 1 of 2 rows. Score below 10 % of an honest miner's: 1 of 2.",
-            "Runs without adversaries end at 0.250 (synchronous), 1.000 (local).",
+            "Runs without adversaries end at 0.250 (synchronous), 1.2e-6 (local).",
         ];
         assert_eq!(summary, expected);
     }

@@ -21,7 +21,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use iota_protocol::limits::WIRE_VERSION;
-use iota_protocol::orchestrator::Orchestrator;
+use iota_protocol::orchestrator::{Orchestrator, Room};
 use iota_protocol::peer::book::Book;
 use iota_protocol::run_state::{RunState, Stage, StateEvent};
 use iota_protocol::spec::Candidate;
@@ -43,7 +43,7 @@ const SPEED_NOISE: f64 = 0.03;
 /// Lengths of an epoch that are tried, in seconds; SWARM's is the second.
 pub const EPOCHS: [f64; 4] = [100.0, 300.0, 600.0, 1200.0];
 /// Proposals taken at once.
-const ROOM: usize = 4096;
+const ROOM: Room = Room { decisions: 4096, bytes: usize::MAX };
 
 /// The swarm that is simulated.
 #[derive(Clone, Copy, Debug, PartialEq)]
