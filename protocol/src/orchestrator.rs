@@ -346,7 +346,7 @@ impl Orchestrator {
         let (base, peers) =
             ready.into_iter().max_by_key(|(hash, peers)| (peers.len(), std::cmp::Reverse(*hash)))?;
         let partaking = self.lapses.partaking(index, stage.version, peers);
-        let members = weigh(&partaking, index, book, self.weighing.is_even(index, stage.version));
+        let members = weigh(&partaking, index, book, self.weighing.is_even(stage.version));
         Some(Decision::OpenEpoch { stage: index, epoch: stage.version, base, members })
     }
 
