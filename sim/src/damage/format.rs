@@ -191,7 +191,7 @@ mod tests {
             counts: vec![Counts { found: 0, missed: 1, honest: 19, wronged: 1 }; 3],
             ..damage()
         };
-        let clean = [(TrainingMode::Synchronous, 0.25), (TrainingMode::Local, 1.25e-6)];
+        let clean = [(TrainingMode::Synchronous, 0.25), (TrainingMode::Local, 1.5e-6)];
         let text = report(&Plan::default(), &[damage(), candidate], &clean);
         let summary: Vec<&str> = text.lines().skip(5).collect();
         let expected = [
@@ -203,7 +203,7 @@ mod tests {
             "| candidates | 3 | 0.00 (0.00–0.56) | 0.00 (0.00–0.56) | 0.00 (0.00–0.00) | 57 | 5.26 % (1.81–14.37 %) |",
             "",
             "Loss at most 1.01 times that of the clean run: 1 of 2 rows. Score below 10 % of an honest miner's: 1 of 2.",
-            "Runs without adversaries end at 0.250 (synchronous), 1.2e-6 (local).",
+            "Runs without adversaries end at 0.250 (synchronous), 1.5e-6 (local).",
         ];
         assert_eq!(summary, expected);
     }
