@@ -259,7 +259,7 @@ pub async fn join(config: JoinConfig, stop: Stop) -> Result<RunSummary, RunError
     recovery::recover(&mut peer, &store, &plane).await?;
     let events = EventLog::open(&config.data_dir, config.event_log_max)
         .map_err(|error| RunError::DataDir(format!("open the event log: {error}")))?;
-    let mut reporter = Reporter::new(events, metrics, traffic, health, store, mirror.clone());
+    let mut reporter = Reporter::new(events, metrics, traffic, health, store, mirror.clone(), number);
     reporter.event(started(&identity, &net, &plane, &pages).await);
 
     let disk = DiskWatch::new(&config.data_dir, config.disk_quota);

@@ -123,6 +123,15 @@ pub const BOOK_PEERS_MAX: usize = 8192;
 pub const RECORDS_PER_HEARTBEAT_MAX: u32 = 8;
 /// The same at once, after a quiet time: those that a slow link held back come together.
 pub const RECORDS_AT_ONCE_MAX: u32 = 32;
+/// What the number *n* of messages of a neighbour that were refused in a topic counts for its gossip score: this times *n*², where *n* fades by
+/// [`GOSSIP_REFUSED_DECAY`] each second. At the second it is offered nothing, at the fifth it is below
+/// [`GOSSIP_GRAYLIST`].
+pub const GOSSIP_REFUSED_WEIGHT: f64 = -5.0;
+/// What is left of a count of refused messages after a second: half after 11 minutes. From the fifth to the fourth it takes so long
+/// that whoever is not listened to loses its place for silence: heard now and then, it would hold up every merge.
+pub const GOSSIP_REFUSED_DECAY: f64 = 0.999;
+/// Score below which nothing is listened to that a neighbour says.
+pub const GOSSIP_GRAYLIST: f64 = -80.0;
 /// Message numbers that a process writes down as used before it uses them, so that the next one uses others, whatever its clock
 /// says. Days of messages; as many microseconds are a quarter of a second, in which no process starts twice, so that a clock
 /// which is right is what counts.
@@ -155,15 +164,6 @@ pub const PANEL: usize = 7;
 pub const CHALLENGES_MAX: usize = 1024;
 /// Closed epochs whose blobs stay fetchable. Two, so that a validator of the epoch just settled still finds its inputs.
 pub const BLOB_EPOCHS_KEPT: u32 = 2;
-/// What the number *n* of messages of a neighbour that were refused in a topic counts for its gossip score: this times *n*², where *n* fades by
-/// [`GOSSIP_REFUSED_DECAY`] each second. At the second it is offered nothing, at the fifth it is below
-/// [`GOSSIP_GRAYLIST`].
-pub const GOSSIP_REFUSED_WEIGHT: f64 = -5.0;
-/// What is left of a count of refused messages after a second: half after 11 minutes. From the fifth to the fourth it takes so long
-/// that whoever is not listened to loses its place for silence: heard now and then, it would hold up every merge.
-pub const GOSSIP_REFUSED_DECAY: f64 = 0.999;
-/// Score below which nothing is listened to that a neighbour says.
-pub const GOSSIP_GRAYLIST: f64 = -80.0;
 /// Newest epochs of a stage whose work is scored, at most. IOTA counts work for ten hours and wishes for several merges an
 /// hour; with 256 there may be 25.
 pub const SCORE_WINDOW_MAX: u32 = 256;

@@ -46,8 +46,8 @@ pub(crate) struct Reporter {
     last_progress: Option<NodeEvent>,
     disk: Option<DiskUse>,
     stored: u64,
-    /// Up to which message number is written down that numbers may be used.
-    numbers: u64,
+    /// The message number after which it was last written down that further ones may be used.
+    numbered: u64,
 }
 
 impl Reporter {
@@ -58,6 +58,7 @@ impl Reporter {
         health: watch::Sender<Value>,
         store: Store,
         mirror: Option<Mirror>,
+        numbered: u64,
     ) -> Self {
         Self {
             events,
@@ -73,7 +74,7 @@ impl Reporter {
             last_progress: None,
             disk: None,
             stored: 0,
-            numbers: 0,
+            numbered,
         }
     }
 
@@ -161,18 +162,19 @@ impl Reporter {
         kept.inspect_err(|error| tracing::warn!(%error, "log not shortened, trying again")).is_ok()
     }
 
-    /// Writes down which state is in the blob store.
     /// Writes down that further message numbers may be used, when half of those written down are.
     fn write_numbers(&mut self, peer: &NodePeer) {
-        if peer.numbered() < self.numbers.saturating_sub(MESSAGE_NUMBERS_AHEAD / 2) {
+        let numbered = peer.numbered();
+        if numbered < self.numbered.saturating_add(MESSAGE_NUMBERS_AHEAD / 2) {
             return;
         }
-        match recovery::write_numbers(&self.store, peer.numbered()) {
-            Ok(written) => self.numbers = written,
+        match recovery::write_numbers(&self.store, numbered) {
+            Ok(_) => self.numbered = numbered,
             Err(error) => tracing::warn!(%error, "message numbers not written down; tried again"),
         }
     }
 
+    /// Writes down which state is in the blob store.
     pub(crate) fn remember(&self, state: &StateOffer) {
         if let Err(error) = recovery::remember(&self.store, state) {
             tracing::warn!(%error, "state of the stage not written down; a restart begins with an older one");

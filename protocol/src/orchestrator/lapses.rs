@@ -44,11 +44,12 @@ impl Lapses {
             for closed in stage.closed.iter().filter(|closed| closed.training.epoch >= counted) {
                 self.count(index, closed);
             }
-            // Who was away for longer than anybody is left out begins anew.
-            self.by.retain(|(of, _), lapse| {
-                *of != index || stage.version.0 <= lapse.until().saturating_add(LEFT_OUT_MAX)
-            });
         }
+        // Who was away for longer than anybody is left out begins anew.
+        self.by.retain(|(stage, _), lapse| {
+            let version = state.stage(*stage).map_or(0, |stage| stage.version.0);
+            version <= lapse.until().saturating_add(LEFT_OUT_MAX)
+        });
     }
 
     fn count(&mut self, stage: StageIndex, closed: &Closed) {

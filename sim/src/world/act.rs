@@ -1,6 +1,7 @@
 //! What peers want done, and how the world does it.
 
 use std::rc::Rc;
+use std::time::Duration;
 
 use iota_protocol::Instant;
 use iota_protocol::PeerId;
@@ -18,7 +19,7 @@ use crate::network::HostIndex;
 use crate::observe::Seen;
 
 /// What a disk takes to flush.
-const DISK_FLUSH: std::time::Duration = std::time::Duration::from_millis(5);
+const DISK_FLUSH: Duration = Duration::from_millis(5);
 /// Blobs up to this size travel with the message that asks for them.
 const SMALL_BYTES: u64 = 16 * 1024;
 
@@ -89,7 +90,7 @@ impl World {
         let armed = &mut self.hosts[host];
         let Some(peer) = &armed.peer else { return };
         // A deadline is in the future, however often it is missed.
-        let soonest = self.queue.now() + std::time::Duration::from_millis(1);
+        let soonest = self.queue.now() + Duration::from_millis(1);
         let at = armed.setup.clock.global(peer.deadline()).max(soonest);
         if armed.wake.is_some_and(|(armed, _)| armed <= at) {
             return;
@@ -178,38 +179,49 @@ impl World {
         let opened = opened.map(|gossip| gossip.keeping(bytes));
         let size = bytes.len() as u64;
         let mut spread = self.topics.spread(&mut self.network, host, topic, size);
-        if opened.is_err() {
-            // Nobody passes on what does not verify.
-            let near = self.topics.live_neighbours(&self.network, host, topic);
-            spread.retain(|(_, hearer)| near.contains(hearer));
-        }
         let now = self.now();
-        if !self.reputations.is_empty() {
+        if opened.is_err() || !self.reputations.is_empty() {
             let near = self.topics.live_neighbours(&self.network, host, topic);
             let listens = |hearer: HostIndex| !self.reputations.graylists(hearer, host, now);
-            // It reaches the others through neighbours that listen to it.
-            let passed_on = near.iter().any(|hearer| listens(*hearer));
+            // It reaches the others through neighbours that listen to it, and nobody passes on what does not verify.
+            let passed_on = opened.is_ok() && near.iter().any(|hearer| listens(*hearer));
             spread.retain(|(_, hearer)| if near.contains(hearer) { listens(*hearer) } else { passed_on });
         }
-        let told = |hearer: HostIndex| odd.is_none_or(|odd| (hearer % 2 == 1) == odd);
-        let first = spread.iter().copied().find(|(_, hearer)| told(*hearer)).filter(|_| opened.is_ok());
-        let mut deliveries: Vec<(Instant, HostIndex)> = Vec::with_capacity(spread.len());
-        for (delay, hearer) in spread {
-            let heard = if told(hearer) {
-                Some(delay)
-            } else {
-                first.and_then(|(begun, relay)| {
-                    Some(delay.max(begun) + self.network.message(relay, hearer, size)?)
-                })
-            };
-            deliveries.extend(heard.map(|delay| (now + delay, hearer)));
+        if let Some(odd) = odd {
+            spread = self.told_to_half(spread, odd, size, opened.is_ok());
         }
-        deliveries.sort_unstable();
+        let deliveries: Vec<(Instant, HostIndex)> =
+            spread.into_iter().map(|(delay, hearer)| (now + delay, hearer)).collect();
         self.hosts[host].traffic.gossip += size * self.topics.degree(host, topic) as u64;
         if let Some((at, _)) = deliveries.first().copied() {
             let broadcast = Broadcast { author: host, topic, bytes: size, opened, deliveries };
             self.queue.push_at(at, Event::Gossip(Rc::new(broadcast), 0));
         }
+    }
+
+    /// Who hears what the odd hosts are told, or the others: the other half hears it a message after the first of them, if it
+    /// is passed on.
+    fn told_to_half(
+        &mut self,
+        spread: Vec<(Duration, HostIndex)>,
+        odd: bool,
+        size: u64,
+        passed_on: bool,
+    ) -> Vec<(Duration, HostIndex)> {
+        let told = |hearer: HostIndex| (hearer % 2 == 1) == odd;
+        let first = spread.iter().copied().find(|(_, hearer)| told(*hearer)).filter(|_| passed_on);
+        let mut heard = Vec::with_capacity(spread.len());
+        for (delay, hearer) in spread {
+            if told(hearer) {
+                heard.push((delay, hearer));
+            } else if let Some((begun, relay)) = first
+                && let Some(hop) = self.network.message(relay, hearer, size)
+            {
+                heard.push((delay.max(begun) + hop, hearer));
+            }
+        }
+        heard.sort_unstable();
+        heard
     }
 
     fn request(&mut self, from: HostIndex, id: u64, to: PeerId, bytes: Vec<u8>) {
@@ -229,7 +241,7 @@ impl World {
         let blob = self.hosts[from].store.get(&header.hash).cloned();
         let (Some(to), Some(blob)) = (self.index_of(receiver), blob) else {
             return self.queue.push(
-                std::time::Duration::ZERO,
+                Duration::ZERO,
                 Event::PushEnds { host: from, incarnation, id, to: receiver, ack: None },
             );
         };
@@ -241,7 +253,7 @@ impl World {
 
     fn fetch(&mut self, fetch: Fetch) {
         match self.hosts[fetch.host].store.get(&fetch.hash).cloned() {
-            Some(blob) => self.fetch_ends(&fetch, Some(blob), std::time::Duration::ZERO),
+            Some(blob) => self.fetch_ends(&fetch, Some(blob), Duration::ZERO),
             None => self.fetch_tries(&Rc::new(fetch), 0),
         }
     }
@@ -274,7 +286,7 @@ impl World {
         let (done, duration) = match shirked {
             Some(done) => {
                 self.hosts[host].deviated = true;
-                (done, std::time::Duration::from_millis(1))
+                (done, Duration::from_millis(1))
             }
             None => {
                 let engine = &mut self.hosts[host];
