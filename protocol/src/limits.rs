@@ -164,6 +164,9 @@ pub const PANEL: usize = 7;
 pub const CHALLENGES_MAX: usize = 1024;
 /// Closed epochs whose blobs stay fetchable. Two, so that a validator of the epoch just settled still finds its inputs.
 pub const BLOB_EPOCHS_KEPT: u32 = 2;
+/// The same, of an epoch that somebody has found a fault in. Eight: a panel is asked in at most two turns, and each of it ends
+/// the check that it is at before it replays an epoch's work, which takes it about an epoch.
+pub const DISPUTED_EPOCHS_KEPT: u32 = 8;
 /// Newest epochs of a stage whose work is scored, at most. IOTA counts work for ten hours and wishes for several merges an
 /// hour; with 256 there may be 25.
 pub const SCORE_WINDOW_MAX: u32 = 256;

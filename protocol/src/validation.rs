@@ -239,6 +239,12 @@ impl Challenge {
         asked.filter(|validator| !self.found.iter().any(|(answered, _)| answered == validator))
     }
 
+    /// Whether somebody has found a fault.
+    #[must_use]
+    pub fn is_disputed(&self) -> bool {
+        self.found.iter().any(|(_, finding)| matches!(finding, Finding::Differs(_)))
+    }
+
     /// Takes the verdict of one who is asked; whether it is news.
     pub fn take(&mut self, validator: PeerId, finding: Finding) -> bool {
         let news = self.awaited().any(|awaited| awaited == validator);

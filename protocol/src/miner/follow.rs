@@ -104,19 +104,18 @@ impl Miner {
 
     /// Lets go of the blobs that settled epochs left behind, of whatever stage and for whatever purpose.
     pub(super) fn release_settled(&mut self, cx: &mut Context<'_>) {
-        let version = |stage| cx.state.stage(stage).map_or(Epoch(0), |stage| stage.version);
         let remembered = self.remembered.map(|state| (state.stage, state.version));
         let mirroring = &self.mirroring;
         // Also of one that has no place any more.
-        self.offers_before
-            .retain(|offer| offer.version.0.saturating_add(BLOB_EPOCHS_KEPT) >= version(offer.stage).0);
+        self.offers_before.retain(|offer| cx.state.keeps(offer.stage, offer.version));
         let before = &self.offers_before;
         let settled = |kept: &Kept| match *kept {
-            Kept::Epoch(stage, epoch) => epoch.0.saturating_add(BLOB_EPOCHS_KEPT) < version(stage).0,
+            Kept::Epoch(stage, epoch) => !cx.state.keeps(stage, epoch),
             Kept::State(stage, epoch) => {
+                let newest = cx.state.stage(stage).map(|stage| stage.version);
                 let offered = before.iter().any(|offer| (offer.stage, offer.version) == (stage, epoch));
                 let needed = offered || remembered == Some((stage, epoch)) || mirroring.needs(stage, epoch);
-                epoch < version(stage) && !needed
+                newest.is_some_and(|newest| epoch < newest) && !needed
             }
             Kept::Proof(..) => false,
         };

@@ -5,7 +5,7 @@
 //! the adaptive rebalancing of SWARM (Ryabinin et al. 2023, section 3.2), without its random victim and with these guards:
 //!
 //! - a move must gain [`GAIN_MIN`], since the mover trains nothing while it fetches its new stage's weights, and differences
-//!   between stages count as far as they are beyond [doubt](Speed::doubt);
+//!   between stages, and between the miners of one, count as far as they are beyond [doubt](Speed::doubt);
 //! - a stage keeps [`KEPT_MIN`] miners that say they hold its newest weights;
 //! - one that took a miner gives none, nor takes one that gave, until that miner had the time to show its effect. The
 //!   slowest stage may take several at once, each counted from the moment its move is decided;
@@ -263,7 +263,8 @@ fn surplus(state: &RunState, donor: StageIndex) -> Option<(PeerId, StageIndex)> 
 
 /// The crews of all stages, with those who are `moving` where they go. A miner that was not measured in its stage counts as
 /// the mean of it, and a stage nobody of which was measured as the mean of the others. Machines are noisy: a stage counts
-/// as different from the mean of all only by what [doubt](Speed::doubt) leaves of the difference.
+/// as different from the mean of all, and a miner from that of its stage, only by what [doubt](Speed::doubt) leaves of the
+/// difference.
 #[expect(clippy::cast_precision_loss, reason = "counts are small")]
 fn crews(
     state: &RunState,
@@ -294,13 +295,19 @@ fn crews(
     let overall = if means.is_empty() { 1.0 } else { average(&means) };
     let crew = |(stage, peers): (StageIndex, Vec<PeerId>)| {
         let (mean, doubt) = measured.get(&stage).copied().unwrap_or((overall, 0.0));
-        let difference = mean - overall;
-        let pace = overall + difference - difference.clamp(-doubt, doubt);
-        let relative =
-            |peer: PeerId| (peer, book.speed(peer, stage).map_or(1.0, |speed| speed.mean() / mean));
+        let pace = overall + beyond(doubt, mean - overall);
+        let relative = |peer: PeerId| {
+            let speed = book.speed(peer, stage);
+            (peer, speed.map_or(1.0, |speed| 1.0 + beyond(speed.doubt(), speed.mean() - mean) / mean))
+        };
         (stage, Crew { miners: peers.into_iter().map(relative).collect(), pace })
     };
     members.into_iter().map(crew).collect()
+}
+
+/// What `doubt` leaves of a difference.
+fn beyond(doubt: f64, difference: f64) -> f64 {
+    difference - difference.clamp(-doubt, doubt)
 }
 
 /// Whether the run has begun: some stage trains, or has.
@@ -390,6 +397,43 @@ mod tests {
         let mut balance = Balance::default();
         assert_eq!(balance.rescue(now, &state, &book, |_| true).len(), 2);
         assert_eq!(balance.rescue(now, &state, &book, |_| true), [], "one is on its way");
+    }
+
+    /// As [`heard`], after these have said after each of their merges how fast they were.
+    fn measured(state: &RunState, speeds: impl Fn(PeerId, u32) -> u32) -> Book {
+        let mut book = Book::default();
+        for (peer, place) in state.members() {
+            // The newest is that of the weights which all start from.
+            for (sequence, version) in (1..).zip((0..8).rev()) {
+                let weights =
+                    WeightsRecord { stage: place.stage, version: Epoch(version), hash: Hash::default() };
+                let speed_milli = speeds(*peer, version);
+                let record = PeerRecord { weights: Some(weights), sequence, speed_milli, ..record() };
+                book.insert(Instant::from_nanos(sequence), *peer, Arc::new(record)).expect("a valid record");
+            }
+        }
+        book
+    }
+
+    #[test]
+    fn a_machine_that_seems_slow_by_chance_counts_as_one_that_is_not() {
+        let moved = |sizes: &[u8], speeds: fn(PeerId, u32) -> u32| {
+            let state = waiting(sizes);
+            let book = measured(&state, speeds);
+            match Balance::default().relief(Instant::from_nanos(1), &state, &book, StageIndex(0), true) {
+                Some(Parting::Decide(Decision::Move { peer, .. })) => Some(peer.0[0]),
+                _ => None,
+            }
+        };
+        // Each was at half of its speed in every other epoch, the third in three of four.
+        let noisy = |peer: PeerId, version: u32| {
+            let slow = version.is_multiple_of(2) || (peer.0[0] == 3 && version % 4 == 1);
+            if slow { 100_000 } else { 200_000 }
+        };
+        let half = |peer: PeerId, _: u32| if peer.0[0] == 3 { 100_000 } else { 200_000 };
+        assert_eq!(moved(&[3, 2], noisy), None, "2 and 3 are as good as 3 and 2");
+        assert_eq!(moved(&[4, 2], noisy), Some(1), "any of four equals");
+        assert_eq!(moved(&[4, 2], half), Some(3), "3 and 2.5 are better than 2.5 and 3");
     }
 
     #[test]

@@ -6,7 +6,9 @@ use serde::{Deserialize, Serialize};
 
 use super::{RunState, StateEvent};
 use crate::id::{Epoch, Hash, PeerId, RunId, StageIndex};
-use crate::limits::{BLOB_EPOCHS_KEPT, BOOK_PEERS_MAX, CHALLENGES_MAX, UNPROVEN_MAX, VALIDATORS_MAX};
+use crate::limits::{
+    BLOB_EPOCHS_KEPT, BOOK_PEERS_MAX, CHALLENGES_MAX, DISPUTED_EPOCHS_KEPT, UNPROVEN_MAX, VALIDATORS_MAX,
+};
 use crate::scores::Penalty;
 use crate::spec::ValidationSpec;
 use crate::validation::{Challenge, DismissReason, Outcome, Subject, Verdict};
@@ -65,8 +67,11 @@ impl Checks {
     /// Forgets what cannot be checked any more when `stage` has come to `version`: what it was made from is gone, or it was
     /// undone and harms nobody.
     pub(super) fn expire(&mut self, stage: StageIndex, version: Epoch) {
-        let kept = |epoch: Epoch| epoch.0.saturating_add(BLOB_EPOCHS_KEPT) >= version.0;
-        self.open.retain(|challenge| challenge.subject.stage != stage || kept(challenge.subject.epoch));
+        self.open.retain(|challenge| {
+            let kept = if challenge.is_disputed() { DISPUTED_EPOCHS_KEPT } else { BLOB_EPOCHS_KEPT };
+            let Subject { stage: of, epoch, .. } = challenge.subject;
+            of != stage || epoch.0.saturating_add(kept) >= version.0
+        });
     }
 
     /// Notes that nobody could check `peer`; returns how often that was so in a row.
@@ -101,6 +106,18 @@ impl RunState {
     #[must_use]
     pub fn challenges(&self) -> &[Challenge] {
         &self.checks.open
+    }
+
+    /// Whether the blobs of this epoch of `stage` are still asked for: it was settled lately, or the fault that somebody found in
+    /// it, or in what a neighbour made of its tensors, is not judged yet.
+    #[must_use]
+    pub fn keeps(&self, stage: StageIndex, epoch: Epoch) -> bool {
+        let version = self.stage(stage).map_or(Epoch(0), |stage| stage.version);
+        let disputed = |challenge: &Challenge| {
+            let Subject { stage: of, epoch: at, .. } = challenge.subject;
+            at == epoch && of.0.abs_diff(stage.0) <= 1 && challenge.is_disputed()
+        };
+        epoch.0.saturating_add(BLOB_EPOCHS_KEPT) >= version.0 || self.checks.open.iter().any(disputed)
     }
 
     pub(super) fn enlist(&mut self, peer: PeerId) -> Option<Vec<StateEvent>> {

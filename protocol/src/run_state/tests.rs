@@ -261,7 +261,7 @@ fn what_was_said_of_a_plan_does_not_hold_for_the_plan_of_an_epoch_that_opened_ag
 mod checks {
     use super::*;
     use crate::id::Identity;
-    use crate::limits::BLOB_EPOCHS_KEPT;
+    use crate::limits::{BLOB_EPOCHS_KEPT, DISPUTED_EPOCHS_KEPT};
     use crate::validation::{Challenge, DismissReason, Fault, Finding, Subject, Verdict};
 
     /// The secrets of the validators.
@@ -411,6 +411,33 @@ mod checks {
         let mut fold = closed(&SECRETS);
         fold.apply(Decision::Undo { stage: S, epoch: Epoch(0) });
         assert!(fold.0.challenges().is_empty(), "an undone merge harms nobody");
+    }
+
+    #[test]
+    fn an_epoch_in_dispute_is_kept_for_longer_but_not_for_ever() {
+        let mut fold = closed(&SECRETS);
+        // The same checks in a run of three stages, all at this version.
+        let kept = |fold: &Fold, version: u32| {
+            let mut spec = fold.0.spec().clone();
+            spec.pipeline.stages = 3;
+            let mut state = RunState::new(Arc::new(spec), &[1000; 3]);
+            state.stages_mut().iter_mut().for_each(|stage| stage.version = Epoch(version));
+            state.checks = fold.0.checks.clone();
+            let kept = [0, 1, 2].map(|stage| state.keeps(StageIndex(stage), Epoch(0)));
+            let others = state.keeps(S, Epoch(1));
+            state.checks.expire(S, Epoch(version));
+            (state.challenges().len(), kept, others)
+        };
+        let late = BLOB_EPOCHS_KEPT + 2;
+        assert_eq!(kept(&fold, BLOB_EPOCHS_KEPT), (2, [true; 3], true));
+        assert_eq!(kept(&fold, late), (0, [false; 3], false));
+        judge(&mut fold, A, DIFFERS);
+        let disputed = (1, [true, true, false], false);
+        assert_eq!(kept(&fold, late), disputed, "with the tensors of the neighbours, and nothing else");
+        assert_eq!(kept(&fold, DISPUTED_EPOCHS_KEPT), disputed);
+        assert_eq!(kept(&fold, DISPUTED_EPOCHS_KEPT + 1).0, 0);
+        judge(&mut fold, A, DIFFERS);
+        assert_eq!(kept(&fold, late), (0, [false; 3], false), "it is judged");
     }
 
     #[test]

@@ -3,7 +3,7 @@
 
 use iota_protocol::limits::BLOB_EPOCHS_KEPT;
 use iota_protocol::miner::{Job, Kept};
-use iota_protocol::{Epoch, RunSpec, StageIndex};
+use iota_protocol::{Epoch, RunSpec};
 
 use super::{Options, broken};
 use crate::costs::{Costs, activation_bytes};
@@ -52,7 +52,6 @@ pub fn stored_bytes_max(spec: &RunSpec, costs: &Costs, hosts: usize) -> u64 {
 
 /// A tag that nobody asks for any more, or not yet.
 fn outlived<'a>(tags: impl Iterator<Item = &'a str>, peer: &VirtualPeer) -> Option<String> {
-    let version = |stage: StageIndex| peer.state().stage(stage).map_or(Epoch(0), |stage| stage.version);
     let remembered =
         peer.miner().and_then(|miner| miner.remembered()).map(|state| (state.stage, state.version));
     // What the engine reads is not taken from under it.
@@ -61,12 +60,9 @@ fn outlived<'a>(tags: impl Iterator<Item = &'a str>, peer: &VirtualPeer) -> Opti
     let checkpoint = peer.state().checkpoint().map_or(Epoch(0), |checkpoint| checkpoint.epoch);
     let since = |epoch: Epoch| peer.state().spec().mirror.is_set() && epoch >= checkpoint;
     let is_over = |kept: Kept| match kept {
-        Kept::Epoch(stage, epoch) => epoch.0.saturating_add(BLOB_EPOCHS_KEPT) < version(stage).0,
+        Kept::Epoch(stage, epoch) => !peer.state().keeps(stage, epoch),
         // The next process starts from the newest, and whoever checks an epoch from one before.
-        Kept::State(stage, epoch) => {
-            let checked = epoch.0.saturating_add(BLOB_EPOCHS_KEPT) >= version(stage).0;
-            !checked && remembered != Some((stage, epoch))
-        }
+        Kept::State(stage, epoch) => !peer.state().keeps(stage, epoch) && remembered != Some((stage, epoch)),
         // Who lost its place for good can be shown to have earned it, long after.
         Kept::Proof(..) => false,
     };
