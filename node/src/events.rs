@@ -143,6 +143,22 @@ pub enum NodeEvent {
         /// What it has shown: `passed`, `unproven`, or `failed` and what is wrong.
         outcome: String,
     },
+    /// This validator has seen that samples which went through a miner end with a higher loss than those of its stage's
+    /// others. Nothing follows from it by itself.
+    Suspected {
+        /// The stage.
+        stage: u16,
+        /// The newest epoch looked at.
+        epoch: u32,
+        /// The miner.
+        peer: PeerId,
+        /// Samples of it that were looked at.
+        samples: u64,
+        /// What it adds to the loss of a sample, in nats per token.
+        effect: f64,
+        /// How many standard errors that is.
+        errors: f64,
+    },
     /// A peer validates no more.
     Dismissed {
         /// Which.

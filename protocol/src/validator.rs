@@ -11,9 +11,11 @@
 //! The replay gives an engine of its own the jobs that the miner's engine had, in the order that the receipts tell: where
 //! machine and backend are the same, all hashes are. Where hashes differ numbers are compared, within what the spec allows.
 //!
-//! [`check`] has the way of one check, `replay` the engine's part of it.
+//! [`check`] has the way of one check, `replay` the engine's part of it. Beside checks it reads losses, for [`losses`] to say whom they name.
 
 pub mod check;
+mod fetches;
+pub mod losses;
 mod replay;
 
 use std::cmp::Reverse;
@@ -22,10 +24,11 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use check::{Check, Progress};
+use losses::Losses;
 
 use crate::id::{PeerId, StageIndex};
 use crate::limits::ANNOUNCE_HEARTBEATS_MAX;
-use crate::miner::{Context, JobDone, Notice};
+use crate::miner::{Context, JobDone, Kept, Notice};
 use crate::spec::RunSpec;
 use crate::time::Instant;
 use crate::validation::{Finding, Subject, Verdict};
@@ -37,6 +40,7 @@ pub struct Validator {
     me: PeerId,
     spec: Arc<RunSpec>,
     check: Option<Check>,
+    losses: Losses,
     /// Verdicts that are not decided yet.
     given: BTreeMap<Subject, Verdict>,
     /// The stage that the engine is built for.
@@ -54,11 +58,12 @@ pub struct Validator {
 impl Validator {
     /// A validator that has checked nothing yet. `sequence` is the number before its first merge message.
     #[must_use]
-    pub const fn new(me: PeerId, spec: Arc<RunSpec>, sequence: u64) -> Self {
+    pub fn new(me: PeerId, spec: Arc<RunSpec>, sequence: u64) -> Self {
         Self {
             me,
             spec,
             check: None,
+            losses: Losses::default(),
             given: BTreeMap::new(),
             engine: None,
             busy: false,
@@ -76,12 +81,19 @@ impl Validator {
         self.check.as_ref().map(|check| check.subject)
     }
 
+    /// Whether it reads losses of the epoch that blobs are kept for under this name.
+    #[must_use]
+    pub fn reads(&self, kept: Kept) -> bool {
+        self.losses.keeps() == Some(kept)
+    }
+
     /// Takes the end of a fetch.
     pub fn handle_fetched(&mut self, cx: &mut Context<'_>, id: u64, bytes: Option<&[u8]>) {
         if let Some(subject) = self.late.remove(&id) {
-            self.release(cx, &subject);
-        } else if let Some(check) = &mut self.check {
-            check.fetched(id, bytes);
+            self.release_all(cx, &subject);
+        } else {
+            self.check.iter_mut().for_each(|check| check.fetched(id, bytes));
+            self.losses.fetched(id, bytes);
         }
         self.pump(cx);
     }
@@ -106,7 +118,7 @@ impl Validator {
             cx.out.notice(Notice::JobFailed(reason.clone()));
         }
         if let Some(subject) = self.abandoned.take() {
-            self.release(cx, &subject);
+            self.release_all(cx, &subject);
         } else if let Some(check) = &mut self.check {
             check.computed(&done);
         }
@@ -149,6 +161,9 @@ impl Validator {
                 Progress::Found(finding) => self.found(cx, finding),
             }
         }
+        let (named, read) = self.losses.pump(cx);
+        named.into_iter().for_each(|suspicion| cx.out.notice(Notice::Suspected(suspicion)));
+        read.into_iter().for_each(|kept| self.release(cx, kept));
         self.announce(cx);
     }
 
@@ -168,14 +183,19 @@ impl Validator {
             self.abandoned.get_or_insert(check.subject);
         }
         self.late.extend(check.fetching().map(|id| (id, check.subject)));
-        self.release(cx, &check.subject);
+        self.release_all(cx, &check.subject);
     }
 
-    /// Lets go of what is kept for a check that is over, unless another needs the same.
-    fn release(&self, cx: &mut Context<'_>, subject: &Subject) {
-        let needed = self.check.as_ref().map(|check| check.subject.keeps());
-        if needed != Some(subject.keeps()) {
-            subject.keeps().into_iter().for_each(|kept| cx.out.release(kept.to_string()));
+    /// Lets go of what is kept for a check that is over.
+    fn release_all(&self, cx: &mut Context<'_>, subject: &Subject) {
+        subject.keeps().into_iter().for_each(|kept| self.release(cx, kept));
+    }
+
+    /// Lets go of what was kept, unless something needs it still.
+    fn release(&self, cx: &mut Context<'_>, kept: Kept) {
+        let checked = self.check.as_ref().is_some_and(|check| check.subject.keeps().contains(&kept));
+        if !checked && !self.reads(kept) {
+            cx.out.release(kept.to_string());
         }
     }
 

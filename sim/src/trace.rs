@@ -162,6 +162,11 @@ fn change(seen: &Seen<'_>) -> Option<Change> {
             what: "found",
             details: format!("{}: {finding}", subject.peer.short()),
         }),
+        Seen::Notice(Notice::Suspected(suspicion)) => Some(Change {
+            place: Some((suspicion.stage, Some(suspicion.epoch))),
+            what: "suspects",
+            details: format!("{}: {:+.3} nats", suspicion.peer.short(), suspicion.effect),
+        }),
         Seen::Notice(Notice::JobFailed(why)) => line("failed", why.clone()),
         Seen::Notice(Notice::WeightsReady(stage, version, hash)) => {
             Some(Change { place: Some((*stage, Some(*version))), what: "weights", details: hash.to_string() })

@@ -1,7 +1,5 @@
 //! Swarms with adversaries: what they cannot break, and what they still can.
 
-mod common;
-
 use std::time::Duration;
 
 use iota_protocol::log::DecidedLog;
@@ -10,7 +8,7 @@ use iota_protocol::wire::message::EvictReason;
 use iota_sim::adversary::Kind;
 use iota_sim::world::{Ending, Setup, World};
 
-use common::{CANDIDATES, Outcome, corrupted, run, run_pair, run_with, spec};
+use crate::common::{CANDIDATES, Outcome, corrupted, run, run_pair, run_with, spec};
 
 const MODES: [TrainingMode; 2] = [TrainingMode::Synchronous, TrainingMode::Local];
 const SEEDS: std::ops::RangeInclusive<u64> = 1..=4;

@@ -11,6 +11,7 @@ use iota_protocol::run_state::StateEvent;
 use iota_protocol::spec::TrainingMode;
 use iota_protocol::time::Millis;
 use iota_protocol::validation::{DismissReason, Fault, Finding, Outcome, Subject};
+use iota_protocol::validator::losses::Suspicion;
 use iota_protocol::wire::message::EvictReason;
 use iota_protocol::{PeerId, RunSpec};
 use iota_sim::adversary::Kind;
@@ -56,12 +57,17 @@ struct Record {
     checked: BTreeMap<Subject, Outcome>,
     evicted: Vec<(PeerId, EvictReason)>,
     dismissed: Vec<(PeerId, DismissReason)>,
+    /// Whom losses name, as each validator says.
+    suspected: Vec<(usize, Suspicion)>,
 }
 
 struct Recorder(Rc<RefCell<Record>>);
 
 impl Observer for Recorder {
     fn observe(&mut self, seen: &Observation<'_>) -> Result<(), Violation> {
+        if let Seen::Notice(Notice::Suspected(suspicion)) = seen.seen {
+            self.0.borrow_mut().suspected.push((seen.host, *suspicion));
+        }
         let (Seen::Notice(Notice::State(event)), Some(0), Some(peer)) =
             (seen.seen, Some(seen.host), seen.peer)
         else {
@@ -150,7 +156,8 @@ fn a_false_accuser_is_dismissed_and_nobody_loses_its_place() {
         let accuser = identity(seed, MINERS).peer();
         let (ending, record) = run(setup_of(seed, &[(MINERS, Kind::FalseAccuser)]), Vec::new());
         assert!(matches!(ending, Ending::Finished(_)), "seed {seed}: {ending:?}");
-        let accused = record.found.iter().filter(|(.., finding)| *finding != Finding::Matches);
+        // What cannot be had any more, since the run is over, accuses nobody.
+        let accused = record.found.iter().filter(|(.., finding)| matches!(finding, Finding::Differs(_)));
         let by: Vec<PeerId> = accused.map(|(_, by, _)| *by).collect();
         assert!(!by.is_empty() && by.iter().all(|by| *by == accuser), "seed {seed}");
         assert_eq!(record.dismissed, [(accuser, DismissReason::WrongVerdict)], "seed {seed}");
@@ -213,4 +220,32 @@ fn a_majority_of_accomplices_takes_honest_miners_places() {
         evicted += record.evicted.len();
     }
     assert!(evicted > 0, "they accuse some miner in some run");
+}
+
+#[test]
+fn losses_name_whoever_sends_on_something_else_than_it_commits_to_and_nobody_else() {
+    let run_of = |adversary: Option<usize>, seed: u64| {
+        let mut setup = setup(TrainingMode::Synchronous, Compute::Toy, seed);
+        let spec = Arc::make_mut(&mut setup.spec);
+        (spec.training.samples_per_epoch, spec.training.epochs) = (300, 6);
+        spec.timing.epoch_deadline = Millis::from_secs(120);
+        spec.validation.replay_share = 0.2;
+        setup.hosts.truncate(MINERS + 2);
+        adversary.into_iter().for_each(|host| setup.hosts[host].adversary = Some(Kind::TwoFaced));
+        let (ending, record) = run(setup, Vec::new());
+        assert!(matches!(ending, Ending::Finished(_)), "{adversary:?} seed {seed}: {ending:?}");
+        let unfounded = record.checked.values().filter(|outcome| **outcome != Outcome::Passed).count();
+        assert_eq!((unfounded, record.evicted.len()), (0, 0), "its replays match, and so do others");
+        record.suspected
+    };
+    assert_eq!(run_of(None, 1), []);
+    let mut named = 0;
+    for host in 0..MINERS {
+        let suspected = run_of(Some(host), 1);
+        let bad = identity(1, host).peer();
+        assert!(suspected.iter().all(|(_, suspicion)| suspicion.peer == bad), "{host}: {suspected:?}");
+        // One in the last stage sends nothing on.
+        named += usize::from(!suspected.is_empty());
+    }
+    assert_eq!(named, 6, "of nine miners three are in the last stage");
 }

@@ -11,6 +11,7 @@ use iota_protocol::peer::arrival::Arrival;
 use iota_protocol::peer::room::{DiskUse, Room};
 use iota_protocol::run_state::{Phase, StateEvent};
 use iota_protocol::validation::{Outcome, Subject};
+use iota_protocol::validator::losses::Suspicion;
 use iota_protocol::wire::frame::PushRefusal;
 use iota_protocol::wire::message::StateOffer;
 use iota_protocol::wire::{RejectReason, encode};
@@ -215,8 +216,17 @@ impl Reporter {
                 let (stage, epoch) = (subject.stage.0, subject.epoch.0);
                 tracing::info!(stage, epoch, peer = %subject.peer.short(), %finding, "epoch replayed");
             }
+            Notice::Suspected(suspicion) => self.suspected(&suspicion),
             Notice::JobFailed(reason) => tracing::warn!(reason, "job failed"),
         }
+    }
+
+    /// Losses name a miner.
+    fn suspected(&mut self, suspicion: &Suspicion) {
+        let Suspicion { stage, peer, epoch, samples, effect, errors } = *suspicion;
+        let (stage, epoch) = (stage.0, epoch.0);
+        tracing::warn!(stage, epoch, peer = %peer.short(), samples, effect, errors, "samples of this miner end with a higher loss");
+        self.event(NodeEvent::Suspected { stage, epoch, peer, samples: samples as u64, effect, errors });
     }
 
     /// A first contribution of this process counts.

@@ -292,6 +292,7 @@ impl SwarmView {
             NodeEvent::Refused { .. } => None,
             NodeEvent::Evicted { .. }
             | NodeEvent::Checked { .. }
+            | NodeEvent::Suspected { .. }
             | NodeEvent::Dismissed { .. }
             | NodeEvent::Leaving { .. }
             | NodeEvent::Released { .. }
@@ -313,6 +314,10 @@ impl SwarmView {
             }
             NodeEvent::Checked { stage, epoch, peer, outcome } if outcome != "passed" => self.once(format!(
                 "validators replayed epoch {epoch} of peer {} in stage {stage}: {outcome}",
+                peer.short()
+            )),
+            NodeEvent::Suspected { stage, peer, effect, errors, .. } => self.once(format!(
+                "samples through peer {} in stage {stage} end with a loss higher by {effect:.3}, {errors:.1} standard errors",
                 peer.short()
             )),
             NodeEvent::Dismissed { peer, reason } => {

@@ -14,6 +14,7 @@ use crate::peer::departure::Awaits;
 use crate::peer::room::{DiskUse, Room};
 use crate::run_state::{Checkpoint, StateEvent};
 use crate::validation::{Finding, Subject, Verdict};
+use crate::validator::losses::Suspicion;
 use crate::wire::frame::PushHeader;
 use crate::wire::message::{MergeMessage, Request, Response, StateOffer, Topic};
 use crate::wire::{Outdated, Payload, encode, seal_in};
@@ -158,6 +159,8 @@ pub enum Notice {
     Left,
     /// This validator has found this.
     Checked(Subject, Finding),
+    /// This validator has found that losses name this miner.
+    Suspected(Suspicion),
     /// A job failed.
     JobFailed(String),
     /// There is more or less room on the disk than before.

@@ -1,12 +1,11 @@
 //! One check: from what the log names to what was found.
 
-use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
 
+use super::fetches::{Fetches, Wanted};
 use super::replay::{Next, Replay};
 use crate::id::{Epoch, Hash, PeerId, StageIndex};
 use crate::limits::{GOSSIP_BYTES_MAX, PARTITION_BYTES_MAX, RECEIPTS_BYTES_MAX, TRANSFER_DEADLINE};
-use crate::miner::outbox::{state_tag, tag};
 use crate::miner::{Context, Job, JobDone};
 use crate::moments;
 use crate::receipts::{Receipt, decode_receipts, merkle_root};
@@ -18,10 +17,6 @@ use crate::validation::{Fault, Finding, Subject};
 use crate::wire::decode;
 use crate::wire::message::{Manifest, StateOffer};
 
-/// Blobs fetched at once.
-const FETCHES_AT_ONCE: usize = 16;
-/// How often a blob is asked of all who may have it.
-const FETCH_TRIES: usize = 3;
 /// How often each replica is asked for the weights.
 const STATE_TRIES: usize = 2;
 
@@ -34,83 +29,6 @@ pub(super) enum Progress {
     Job(Job),
     /// It is over.
     Found(Finding),
-}
-
-/// A blob to fetch.
-#[derive(Clone, Debug)]
-struct Wanted {
-    hash: Hash,
-    providers: Vec<PeerId>,
-    limit: usize,
-    deliver: bool,
-    state: bool,
-    tries: usize,
-}
-
-impl Wanted {
-    /// A tensor.
-    fn new(hash: Hash, providers: Vec<PeerId>) -> Self {
-        Self { hash, providers, limit: PARTITION_BYTES_MAX, deliver: false, state: false, tries: 0 }
-    }
-
-    /// Something that is read here.
-    fn read(hash: Hash, providers: Vec<PeerId>, limit: usize) -> Self {
-        Self { limit, deliver: true, ..Self::new(hash, providers) }
-    }
-}
-
-/// Blobs under way.
-#[derive(Debug, Default)]
-struct Fetches {
-    waiting: VecDeque<Wanted>,
-    in_flight: BTreeMap<u64, Wanted>,
-    delivered: Option<Vec<u8>>,
-    failed: bool,
-}
-
-impl Fetches {
-    fn of(wanted: impl IntoIterator<Item = Wanted>) -> Self {
-        Self { waiting: wanted.into_iter().collect(), ..Self::default() }
-    }
-
-    fn start(&mut self, cx: &mut Context<'_>, subject: &Subject) {
-        while self.in_flight.len() < FETCHES_AT_ONCE && !self.failed {
-            let Some(wanted) = self.waiting.pop_front() else { break };
-            let tag = if wanted.state {
-                state_tag(subject.stage, subject.epoch)
-            } else {
-                tag(subject.stage, subject.epoch)
-            };
-            let providers = wanted.providers.clone();
-            let id = cx.out.fetch_mirrored(wanted.hash, providers, wanted.limit, wanted.deliver, tag);
-            self.in_flight.insert(id, wanted);
-        }
-    }
-
-    fn ended(&mut self, id: u64, bytes: Option<&[u8]>) {
-        let Some(mut wanted) = self.in_flight.remove(&id) else { return };
-        match bytes {
-            Some(bytes) if wanted.deliver => self.delivered = Some(bytes.to_vec()),
-            Some(_) => {}
-            None => {
-                wanted.tries += 1;
-                self.failed |= wanted.tries >= FETCH_TRIES;
-                // Another first, if there is one.
-                let turn = 1.min(wanted.providers.len());
-                wanted.providers.rotate_left(turn);
-                self.waiting.push_back(wanted);
-            }
-        }
-    }
-
-    /// Whether all are here, or one cannot be had.
-    fn ended_as(&self) -> Option<bool> {
-        if self.failed {
-            // What is under way still is waited for: it comes under a tag that is let go of at the end.
-            return self.in_flight.is_empty().then_some(false);
-        }
-        (self.waiting.is_empty() && self.in_flight.is_empty()).then_some(true)
-    }
 }
 
 /// How far a check is.
@@ -291,10 +209,7 @@ impl Check {
 
     fn manifest(&self, bytes: Option<&[u8]>) -> Step {
         let Some(bytes) = bytes else { return Step::Over(Finding::Unavailable) };
-        let manifest = decode::<Manifest>(bytes, GOSSIP_BYTES_MAX).ok().filter(|manifest| {
-            let Subject { stage, epoch, peer, .. } = self.subject;
-            (manifest.stage, manifest.epoch, manifest.peer, manifest.base) == (stage, epoch, peer, self.base)
-        });
+        let manifest = read_manifest(&self.subject, self.base, bytes);
         let Some(manifest) = manifest else { return Step::Over(Finding::Differs(Fault::Receipts)) };
         let receipts = Wanted::read(manifest.receipts, vec![self.subject.peer], RECEIPTS_BYTES_MAX);
         Step::Receipts(Box::new(manifest), Fetches::of([receipts]))
@@ -303,10 +218,7 @@ impl Check {
     fn receipts(&self, cx: &Context<'_>, manifest: Box<Manifest>, bytes: Option<&[u8]>) -> Step {
         let Some(bytes) = bytes else { return Step::Over(Finding::Unavailable) };
         let wrong = Step::Over(Finding::Differs(Fault::Receipts));
-        let Ok(receipts) = decode_receipts(bytes) else { return wrong };
-        if !agree(&manifest, &receipts) {
-            return wrong;
-        }
+        let Some(receipts) = read_receipts(&manifest, bytes) else { return wrong };
         let epoch = self.subject.epoch;
         match Replay::new(&self.spec, *manifest, receipts) {
             Err(_) => wrong,
@@ -382,6 +294,18 @@ fn prepare(
             (Step::Replaying(replay), Some(Progress::Job(job)))
         }
     }
+}
+
+/// What was committed to, if these bytes are the manifest of `subject`, whose epoch started from `base`.
+pub(super) fn read_manifest(subject: &Subject, base: Hash, bytes: &[u8]) -> Option<Manifest> {
+    let manifest: Manifest = decode(bytes, GOSSIP_BYTES_MAX).ok()?;
+    let of = (manifest.stage, manifest.epoch, manifest.peer, manifest.base);
+    (of == (subject.stage, subject.epoch, subject.peer, base)).then_some(manifest)
+}
+
+/// The receipts that a manifest commits to, if these bytes are they.
+pub(super) fn read_receipts(manifest: &Manifest, bytes: &[u8]) -> Option<Vec<Receipt>> {
+    decode_receipts(bytes).ok().filter(|receipts| agree(manifest, receipts))
 }
 
 /// Whether the receipts are those that the manifest commits to.

@@ -67,7 +67,8 @@ fn outlived<'a>(tags: impl Iterator<Item = &'a str>, peer: &VirtualPeer) -> Opti
         Kept::Proof(..) => false,
     };
     let checked = peer.validator().and_then(|validator| validator.checks());
-    let checks = |kept: Kept| checked.is_some_and(|subject| subject.keeps().contains(&kept));
+    let reads = |kept: Kept| peer.validator().is_some_and(|validator| validator.reads(kept));
+    let checks = |kept: Kept| checked.is_some_and(|subject| subject.keeps().contains(&kept)) || reads(kept);
     let mirrors = |stage, version| peer.miner().is_some_and(|miner| miner.mirrors(stage, version));
     let in_use = |kept: Kept| match kept {
         Kept::Epoch(_, epoch) => read == Some(kept) || since(epoch) || checks(kept),
