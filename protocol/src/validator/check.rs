@@ -105,10 +105,8 @@ impl Check {
     fn inputs(&self, cx: &Context<'_>, replay: Box<Replay>, offer: Option<StateOffer>) -> Step {
         let Subject { stage, peer, .. } = self.subject;
         let holders = holders(cx.state, stage, peer);
-        let parts = offer
-            .iter()
-            .flat_map(|offer| &offer.parts)
-            .map(|part| Wanted { state: true, ..Wanted::new(*part, holders.clone()) });
+        let parts =
+            offer.iter().flat_map(|offer| &offer.parts).map(|part| Wanted::part(*part, holders.clone()));
         let tensors = replay.inputs().map(|(hash, other)| {
             let providers = [peer].into_iter().chain(other).collect();
             Wanted::new(hash, providers)
@@ -116,10 +114,9 @@ impl Check {
         let partitions = cx.state.stage(stage).map_or(0, |stage| stage.partitions);
         // Two bytes a number is the smallest that a partition can be encoded in.
         let parameters = partitions.saturating_mul(PARTITION_BYTES_MAX / 2);
-        let moments = replay.moments_blob().map(|moments| Wanted {
-            limit: moments::bytes_max(parameters),
-            ..Wanted::new(moments, vec![peer])
-        });
+        let moments = replay
+            .moments_blob()
+            .map(|moments| Wanted::new(moments, vec![peer]).limited(moments::bytes_max(parameters)));
         let fetches = Fetches::of(parts.chain(tensors).chain(moments).collect::<Vec<_>>());
         Step::Inputs(replay, offer, fetches)
     }

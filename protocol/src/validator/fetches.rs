@@ -16,12 +16,12 @@ const FETCH_TRIES: usize = 3;
 /// A blob to fetch.
 #[derive(Clone, Debug)]
 pub(super) struct Wanted {
-    pub(super) hash: Hash,
-    pub(super) providers: Vec<PeerId>,
-    pub(super) limit: usize,
-    pub(super) deliver: bool,
-    pub(super) state: bool,
-    pub(super) tries: usize,
+    hash: Hash,
+    providers: Vec<PeerId>,
+    limit: usize,
+    deliver: bool,
+    state: bool,
+    tries: usize,
 }
 
 impl Wanted {
@@ -30,9 +30,20 @@ impl Wanted {
         Self { hash, providers, limit: PARTITION_BYTES_MAX, deliver: false, state: false, tries: 0 }
     }
 
+    /// A part of a stage's state.
+    pub(super) fn part(hash: Hash, providers: Vec<PeerId>) -> Self {
+        Self { state: true, ..Self::new(hash, providers) }
+    }
+
+    /// The same, of at most this many bytes.
+    pub(super) const fn limited(mut self, limit: usize) -> Self {
+        self.limit = limit;
+        self
+    }
+
     /// Something that is read here.
     pub(super) fn read(hash: Hash, providers: Vec<PeerId>, limit: usize) -> Self {
-        Self { limit, deliver: true, ..Self::new(hash, providers) }
+        Self { deliver: true, ..Self::new(hash, providers).limited(limit) }
     }
 }
 
