@@ -24,6 +24,8 @@ use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::Arc;
 use std::time::Duration;
 
+use serde_bytes::ByteBuf;
+
 pub use job::{Job, JobDone, Tensor};
 pub use outbox::{Action, Kept, Notice, Outbox};
 
@@ -33,6 +35,7 @@ use crate::limits::{
 };
 use crate::peer::book::Book;
 use crate::peer::room::Room;
+use crate::receipts::Received;
 use crate::run_state::RunState;
 use crate::spec::{Bottleneck, RunSpec};
 use crate::time::Instant;
@@ -80,13 +83,6 @@ enum Purpose {
     Commit(Epoch, Hash),
 }
 
-/// A forwarded activation for an epoch that has not opened here yet.
-#[derive(Clone, Copy, Debug)]
-struct Held {
-    from: PeerId,
-    hash: Hash,
-}
-
 /// The state of a miner.
 pub struct Miner {
     me: PeerId,
@@ -103,7 +99,8 @@ pub struct Miner {
     halted: bool,
     weights: Option<WeightsRecord>,
     works: BTreeMap<Epoch, EpochWork>,
-    held: BTreeMap<(Epoch, SampleId), Held>,
+    /// Forwarded activations for epochs that have not opened here yet.
+    held: BTreeMap<(Epoch, SampleId), Received>,
     merges: BTreeMap<StageIndex, MergeWork>,
     manifests: BTreeMap<Hash, Arc<HashedManifest>>,
     catch_up: CatchUp,
@@ -353,6 +350,7 @@ impl Miner {
             // Which samples it did is being read. Whatever is answered before that may turn out wrong.
             return Err(PushRefusal::Early);
         }
+        let received = header.received(from)?;
         // The log's version, not that of the weights held: a process that has started again holds old ones for a moment.
         let version = cx.state.stage(header.stage).map_or(Epoch(0), |stage| stage.version);
         let full = self.credits() == 0;
@@ -369,16 +367,14 @@ impl Miner {
                 }
                 Direction::Forward => {
                     self.kept.insert(Kept::Epoch(header.stage, header.epoch));
-                    self.held.insert((header.epoch, header.sample), Held { from, hash: header.hash });
+                    self.held.insert((header.epoch, header.sample), received);
                     Ok(())
                 }
             };
         };
         match header.direction {
-            Direction::Forward => {
-                work.receive_activation(cx.state, self.me, from, header.sample, header.hash, full)
-            }
-            Direction::Backward => work.receive_gradient(cx.state, from, header.sample, header.hash),
+            Direction::Forward => work.receive_activation(cx.state, self.me, header.sample, received, full),
+            Direction::Backward => work.receive_gradient(cx.state, header.sample, received),
         }
     }
 
@@ -520,6 +516,8 @@ impl Miner {
                     dtype,
                     shape,
                     hash,
+                    nonce: work.nonce,
+                    signature: ByteBuf::new(),
                 };
                 let id = cx.out.push(to, header);
                 work.sending(cx.state, direction, sample, id, to);

@@ -1,13 +1,17 @@
 //! Receipts: what a miner says it did with each sample, and the root it commits to. [`order`] reads back from them in which
-//! order it did.
+//! order it did, [`received`] has what its neighbours signed.
 
 pub mod order;
+pub mod received;
+
+pub use received::{Hop, Received};
 
 use serde::{Deserialize, Serialize};
 
-use crate::id::{Hash, PeerId, SampleId};
+use crate::id::{Epoch, Hash, PeerId, SampleId, StageIndex};
 use crate::limits::RECEIPTS_BYTES_MAX;
 use crate::miner::JobDone;
+use crate::wire::frame::Direction;
 use crate::wire::{DecodeError, decode, encode};
 
 /// One sample's passage through one miner. Every hash names a blob that stays fetchable until the epoch is settled.
@@ -16,16 +20,12 @@ use crate::wire::{DecodeError, decode, encode};
 pub struct Receipt {
     /// The sample.
     pub sample: SampleId,
-    /// Who it came from; none at the head.
-    pub upstream: Option<PeerId>,
-    /// Who it went to; none at the tail.
-    pub downstream: Option<PeerId>,
     /// Activation received; none at the head, whose input is the sample itself.
-    pub input: Option<Hash>,
+    pub input: Option<Received>,
     /// Activation sent on; none at the tail.
     pub output: Option<Hash>,
     /// Gradient received; none at the tail.
-    pub output_gradient: Option<Hash>,
+    pub output_gradient: Option<Received>,
     /// Gradient sent back; none at the head.
     pub input_gradient: Option<Hash>,
     /// The sample's loss in millionths of a nat; at the tail only.
@@ -45,8 +45,6 @@ impl Receipt {
     pub const fn new(sample: SampleId) -> Self {
         Self {
             sample,
-            upstream: None,
-            downstream: None,
             input: None,
             output: None,
             output_gradient: None,
@@ -69,14 +67,29 @@ impl Receipt {
         }
     }
 
-    /// Who was sent what a job computed.
+    /// What its miner, of `stage`, received in `epoch`, each over its hop.
+    pub fn received(&self, stage: StageIndex, epoch: Epoch) -> impl Iterator<Item = (Hop, &Received)> {
+        let hop = move |direction| Hop { direction, stage, epoch, sample: self.sample };
+        let activation = self.input.iter().map(move |received| (hop(Direction::Forward), received));
+        activation
+            .chain(self.output_gradient.iter().map(move |received| (hop(Direction::Backward), received)))
+    }
+
+    /// What its miner sent, and which way.
+    pub fn sent(&self) -> impl Iterator<Item = (Direction, Hash)> {
+        let gradient = self.input_gradient.map(|hash| (Direction::Backward, hash));
+        self.output.map(|hash| (Direction::Forward, hash)).into_iter().chain(gradient)
+    }
+
+    /// Who was sent what a job computed: whoever the other tensor came from.
     #[must_use]
-    pub const fn sent_to(&self, done: &JobDone) -> Option<PeerId> {
-        match done {
-            JobDone::Forwarded { .. } => self.downstream,
-            JobDone::Finished { .. } => self.upstream,
-            _ => None,
-        }
+    pub fn sent_to(&self, done: &JobDone) -> Option<PeerId> {
+        let other = match done {
+            JobDone::Forwarded { .. } => &self.output_gradient,
+            JobDone::Finished { .. } => &self.input,
+            _ => return None,
+        };
+        other.as_ref().map(|received| received.from)
     }
 }
 
@@ -120,10 +133,15 @@ mod tests {
     use super::*;
 
     fn receipt(sample: u64) -> Receipt {
+        let gradient = Received {
+            from: PeerId([2; 32]),
+            hash: Hash::of(b"g"),
+            nonce: 1,
+            signature: serde_bytes::ByteBuf::from([3; 64]),
+        };
         Receipt {
-            downstream: Some(PeerId([2; 32])),
             output: Some(Hash::of(b"o")),
-            output_gradient: Some(Hash::of(b"g")),
+            output_gradient: Some(gradient),
             ..Receipt::new(SampleId(sample))
         }
     }

@@ -184,6 +184,13 @@ impl Deal {
         self.place(peer).and_then(|place| self.released.get(place)).is_some_and(|released| !released)
     }
 
+    /// Whether `peer` handles `sample`, or may have before it was released.
+    #[must_use]
+    pub fn may_have_handled(&self, sample: SampleId, peer: PeerId) -> bool {
+        let released = self.place(peer).and_then(|place| self.released.get(place).copied());
+        released.is_some_and(|released| released || self.owner(sample) == Some(peer))
+    }
+
     fn place(&self, peer: PeerId) -> Option<usize> {
         self.members.binary_search_by_key(&peer, |(member, _)| *member).ok()
     }

@@ -72,6 +72,8 @@ pub enum Fault {
     Contribution,
     /// The inner optimizer's moments that the epoch started from or ended with.
     Moments,
+    /// What a neighbour was sent of this sample, under the miner's signature, is not what the miner commits to.
+    Sent(SampleId),
 }
 
 impl std::fmt::Display for Fault {
@@ -82,6 +84,7 @@ impl std::fmt::Display for Fault {
             Self::Tensor(sample) => write!(f, "tensors of sample {sample}"),
             Self::Contribution => f.write_str("contribution"),
             Self::Moments => f.write_str("moments"),
+            Self::Sent(sample) => write!(f, "what it sent of sample {sample}"),
         }
     }
 }
@@ -322,8 +325,10 @@ impl Challenge {
             Finding::Matches | Finding::Unavailable => None,
         };
         let found = self.found.iter().find_map(|(_, finding)| fault(finding));
+        // Who approves what neighbours contradict may not have been served by them.
+        let was_shown = !matches!(found, Some(Fault::Sent(_)));
         let is_wrong = |finding: &Finding| match finding {
-            Finding::Matches => failed,
+            Finding::Matches => failed && was_shown,
             Finding::Differs(_) => !failed,
             Finding::Unavailable => false,
         };
@@ -580,6 +585,17 @@ mod tests {
         let (challenge, conclusion) = concluded(2, 3, &[FAULT, Finding::Matches, FAULT]);
         let wrong = vec![challenge.validators[1]];
         assert_eq!(conclusion, Some(Conclusion { outcome: Outcome::Failed(Fault::Contribution), wrong }));
+    }
+
+    #[test]
+    fn whoever_approves_what_only_neighbours_contradict_is_not_named() {
+        let sent = Finding::Differs(Fault::Sent(SampleId(7)));
+        let (_, conclusion) = concluded(2, 3, &[sent, Finding::Matches, sent]);
+        let outcome = Outcome::Failed(Fault::Sent(SampleId(7)));
+        assert_eq!(conclusion, Some(Conclusion { outcome, wrong: Vec::new() }));
+        let (challenge, conclusion) = concluded(2, 3, &[sent, Finding::Matches, Finding::Matches]);
+        let wrong = vec![challenge.validators[0]];
+        assert_eq!(conclusion, Some(Conclusion { outcome: Outcome::Passed, wrong }), "its accuser is");
     }
 
     #[test]

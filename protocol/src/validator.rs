@@ -16,6 +16,8 @@
 pub mod check;
 mod fetches;
 pub mod losses;
+mod neighbours;
+mod reading;
 mod replay;
 
 use std::cmp::Reverse;

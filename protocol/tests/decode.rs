@@ -15,7 +15,7 @@ use iota_protocol::log::{LogBytes, MemoryStorage};
 use iota_protocol::merge::evidence::Evidence;
 use iota_protocol::miner::Action;
 use iota_protocol::peer::{Peer, Roles};
-use iota_protocol::receipts::{Receipt, decode_receipts, encode_receipts, merkle_root};
+use iota_protocol::receipts::{Receipt, Received, decode_receipts, encode_receipts, merkle_root};
 use iota_protocol::run_state::RunState;
 use iota_protocol::scores::ScoresExport;
 use iota_protocol::spec::WireDtype;
@@ -233,15 +233,16 @@ fn record() -> impl Strategy<Value = PeerRecord> {
 fn manifest() -> impl Strategy<Value = Manifest> {
     let names = (peer_id(), hash(), hash(), hash(), hash(), hash());
     let moments = (option::of(hash()), option::of(hash()));
-    (names, any::<(u16, u32, u32)>(), option::of(any::<i64>()), moments, vec(hash(), 0..5)).prop_map(
+    (names, any::<(u16, u32, u64, u32)>(), option::of(any::<i64>()), moments, vec(hash(), 0..5)).prop_map(
         |(names, numbers, loss_micro, (moments, moments_after), partitions)| {
             let (peer, base, sample_set, dealt, receipt_root, receipts) = names;
-            let (stage, epoch, samples) = numbers;
+            let (stage, epoch, nonce, samples) = numbers;
             let (stage, epoch) = (StageIndex(stage), Epoch(epoch));
             Manifest {
                 peer,
                 stage,
                 epoch,
+                nonce,
                 base,
                 samples,
                 sample_set,
@@ -353,14 +354,22 @@ fn decision() -> impl Strategy<Value = Decision> {
     ]
 }
 
+fn received() -> impl Strategy<Value = Received> {
+    let signature = vec(any::<u8>(), 0..70);
+    (peer_id(), hash(), any::<u64>(), signature).prop_map(|(from, hash, nonce, signature)| Received {
+        from,
+        hash,
+        nonce,
+        signature: ByteBuf::from(signature),
+    })
+}
+
 fn receipt() -> impl Strategy<Value = Receipt> {
-    let blobs = (option::of(hash()), option::of(hash()), option::of(hash()), option::of(hash()));
+    let blobs = (option::of(received()), option::of(hash()), option::of(received()), option::of(hash()));
     let numbers = (any::<u64>(), any::<[u32; 3]>());
-    (numbers, option::of(peer_id()), option::of(peer_id()), blobs, option::of(any::<i64>())).prop_map(
-        |((sample, [inner_step, gradient_step, turn]), upstream, downstream, blobs, loss_micro)| Receipt {
+    (numbers, blobs, option::of(any::<i64>())).prop_map(
+        |((sample, [inner_step, gradient_step, turn]), blobs, loss_micro)| Receipt {
             sample: SampleId(sample),
-            upstream,
-            downstream,
             input: blobs.0,
             output: blobs.1,
             output_gradient: blobs.2,
@@ -374,8 +383,8 @@ fn receipt() -> impl Strategy<Value = Receipt> {
 }
 
 fn push_header() -> impl Strategy<Value = PushHeader> {
-    (any::<(bool, bool, u16, u32, u64, [u32; 3])>(), hash()).prop_map(
-        |((forward, single, stage, epoch, sample, shape), hash)| PushHeader {
+    (any::<(bool, bool, u16, u32, u64, [u32; 3])>(), received()).prop_map(
+        |((forward, single, stage, epoch, sample, shape), received)| PushHeader {
             version: 1,
             run: run(),
             direction: if forward { Direction::Forward } else { Direction::Backward },
@@ -384,7 +393,9 @@ fn push_header() -> impl Strategy<Value = PushHeader> {
             sample: SampleId(sample),
             dtype: if single { WireDtype::F32 } else { WireDtype::Bf16 },
             shape,
-            hash,
+            hash: received.hash,
+            nonce: received.nonce,
+            signature: received.signature,
         },
     )
 }

@@ -205,6 +205,8 @@ fn requests_and_responses() {
 fn pushes_and_their_answers() {
     let header = examples::push_header();
     check("push-header", "PushHeader of push-frame.hex", &header);
+    let signed = header.hop().signed_bytes(run(), header.nonce, header.hash);
+    check_bytes("push-signed", "What the sender of push-frame.hex signs", &signed);
     assert_eq!(PushHeader::parse(run(), &encode(&header)), Ok(header.clone()));
     let (head, payload) = (encode(&header), examples::push_payload());
     let head_length = u32::try_from(head.len()).expect("short").to_le_bytes();

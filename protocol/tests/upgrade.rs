@@ -180,6 +180,8 @@ fn a_push_of_a_version_not_spoken_may_be_tried_again() {
         dtype: spec().pipeline.activation_dtype,
         shape: [1; 3],
         hash: Hash::default(),
+        nonce: 1,
+        signature: ByteBuf::new(),
     };
     let ack = miner(Versions::FIRST).handle_push(NOW, identity(3).peer(), &header);
     assert_eq!(ack, PushAck::Refused(PushRefusal::Version));

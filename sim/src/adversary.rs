@@ -25,6 +25,7 @@ mod colluding_owners;
 mod framers;
 mod lying_owner;
 
+mod fabricator;
 mod flooder;
 mod two_faced;
 mod withholding;
@@ -213,6 +214,8 @@ kinds! {
     Framers "framers" "Reduces as wrongly as its accomplice in the same stage, so that honest owners lose disputes."
         |_| Box::new(framers::Framers);
     TwoFaced "two-faced" "Sends on other activations than those it computed and commits to." |_| Box::new(two_faced::TwoFaced);
+    Fabricator "fabricator" "Computes from gradients of its own making, as if they had come from its neighbours."
+        |_| Box::new(fabricator::Fabricator);
     Withholding "withholding" "Takes activations and never sends anything on." |_| Box::new(withholding::Withholding);
     Flooder "flooder" "Publishes a stream of valid messages and garbage." |_| Box::new(flooder::Flooder::default());
     FalseAccuser "false-accuser" "As a validator, says that honest work differs." |_| Box::new(false_accuser::FalseAccuser);
@@ -242,10 +245,10 @@ impl Kind {
     }
 
     /// Whether what it does can be proved to somebody who was not there. Delays, deafness and floods cannot: whoever sees one
-    /// sees its own connection, too. Nor can what was sent from one miner to another, as long as it is not signed.
+    /// sees its own connection, too.
     #[must_use]
     pub const fn is_provable(self) -> bool {
-        !matches!(self, Self::SpeedLiar | Self::TwoFaced | Self::Withholding | Self::Flooder | Self::Censor)
+        !matches!(self, Self::SpeedLiar | Self::Withholding | Self::Flooder | Self::Censor)
     }
 
     /// Adversaries without which it is right by chance.

@@ -138,6 +138,36 @@ fn poisoned_contributions_are_found_and_only_their_authors_lose_their_place() {
     }
 }
 
+/// Replays of both match. What they and their neighbours have signed does not.
+#[test]
+fn whoever_commits_to_something_else_than_it_sends_or_receives_loses_its_place_and_nobody_else() {
+    for (kind, mode) in [(Kind::TwoFaced, TrainingMode::Synchronous), (Kind::Fabricator, TrainingMode::Local)]
+    {
+        let mut found = 0;
+        for host in 0..MINERS {
+            let mut setup = setup(mode, Compute::Toy, 5);
+            setup.hosts[host].adversary = Some(kind);
+            let (ending, record) = run(setup, Vec::new());
+            assert!(matches!(ending, Ending::Finished(_)), "{} {host}: {ending:?}", kind.name());
+            let is_right = |outcome: &Outcome| match (kind, outcome) {
+                (_, Outcome::Passed) | (Kind::TwoFaced, Outcome::Failed(Fault::Sent(_))) => true,
+                (Kind::Fabricator, outcome) => *outcome == Outcome::Failed(Fault::Receipts),
+                _ => false,
+            };
+            assert!(record.checked.values().all(is_right), "{} {host}: {:?}", kind.name(), record.checked);
+            let evicted = (identity(5, host).peer(), EvictReason::FailedReplay);
+            assert!(record.evicted.iter().all(|other| *other == evicted), "{} {host}", kind.name());
+            found += record.evicted.len();
+        }
+        assert_eq!(
+            found,
+            6,
+            "{}: the three of the last stage send nothing on and get nothing back",
+            kind.name()
+        );
+    }
+}
+
 const SEEDS: std::ops::RangeInclusive<u64> = 1..=4;
 
 /// A swarm in which every verdict is repeated, with these hosts as adversaries.
@@ -229,13 +259,12 @@ fn losses_name_whoever_sends_on_something_else_than_it_commits_to_and_nobody_els
         let spec = Arc::make_mut(&mut setup.spec);
         (spec.training.samples_per_epoch, spec.training.epochs) = (300, 6);
         spec.timing.epoch_deadline = Millis::from_secs(120);
-        spec.validation.replay_share = 0.2;
+        spec.validation.replay_share = 0.0;
         setup.hosts.truncate(MINERS + 2);
         adversary.into_iter().for_each(|host| setup.hosts[host].adversary = Some(Kind::TwoFaced));
         let (ending, record) = run(setup, Vec::new());
         assert!(matches!(ending, Ending::Finished(_)), "{adversary:?} seed {seed}: {ending:?}");
-        let unfounded = record.checked.values().filter(|outcome| **outcome != Outcome::Passed).count();
-        assert_eq!((unfounded, record.evicted.len()), (0, 0), "its replays match, and so do others");
+        assert_eq!((record.checked.len(), record.evicted.len()), (0, 0), "nobody is checked");
         record.suspected
     };
     assert_eq!(run_of(None, 1), []);

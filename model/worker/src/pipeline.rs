@@ -10,8 +10,8 @@ use bytes::Bytes;
 use iota_model::Device;
 use iota_model::data::Corpus;
 use iota_protocol::miner::{Job, JobDone};
-use iota_protocol::receipts::Receipt;
 use iota_protocol::receipts::order::{BadReceipts, Step, replay};
+use iota_protocol::receipts::{Receipt, Received};
 use iota_protocol::spec::TrainingMode;
 use iota_protocol::wire::message::StateOffer;
 use iota_protocol::{Epoch, Hash, RunSpec, SampleId, StageIndex};
@@ -306,7 +306,7 @@ impl Pipeline {
                 Ok(Some(Place::Up(StageIndex(stage.0 + 1), Some(output))))
             }
             Place::Down(stage, gradient) => {
-                self.receipt(stage, sample).output_gradient = Some(gradient);
+                self.receipt(stage, sample).output_gradient = Some(Received::unsigned(gradient));
                 let done = self.perform(stage, &Job::Backward { epoch, sample, gradient });
                 self.finished(stage, epoch, done)
             }
@@ -321,7 +321,7 @@ impl Pipeline {
     }
 
     fn received(&mut self, stage: StageIndex, sample: SampleId, input: Option<Hash>) {
-        self.receipt(stage, sample).input = input;
+        self.receipt(stage, sample).input = input.map(Received::unsigned);
     }
 
     fn finished(

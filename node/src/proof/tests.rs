@@ -98,6 +98,7 @@ impl Swarm {
             peer: miner,
             stage: S,
             epoch: E,
+            nonce: 1,
             base: Hash::default(),
             samples: 2,
             sample_set: Hash::default(),

@@ -64,7 +64,9 @@ async fn fetch_all(
         assert_eq!(receipts.len(), submission.samples as usize);
         for receipt in &receipts {
             let (head, tail) = (merge.stage.0 == 0, merge.stage.0 + 1 == spec.pipeline.stages);
-            let named = [receipt.input, receipt.output, receipt.output_gradient, receipt.input_gradient];
+            let [input, output_gradient] = [&receipt.input, &receipt.output_gradient]
+                .map(|received| received.as_ref().map(|received| received.hash));
+            let named = [input, receipt.output, output_gradient, receipt.input_gradient];
             assert_eq!(named.map(|hash| hash.is_some()), [!head, !tail, !tail, !head]);
             for hash in named.into_iter().flatten() {
                 let bytes = stranger.fetch(hash, &miner).await?;

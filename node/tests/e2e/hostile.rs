@@ -139,6 +139,7 @@ fn manifest(sequence: u64, peer: PeerId, epoch: u32) -> MergeMessage {
             peer,
             stage: StageIndex(0),
             epoch: Epoch(epoch),
+            nonce: 1,
             base: hash,
             samples: 1,
             sample_set: hash,
@@ -264,8 +265,8 @@ async fn hostile_requests_get_no_answer_and_the_run_goes_on() {
 }
 
 /// A push that only its epoch and sample keep from being right.
-fn header(node: &Alone, payload: &[u8]) -> PushHeader {
-    PushHeader {
+fn header(node: &Alone, sender: &Identity, payload: &[u8]) -> PushHeader {
+    let header = PushHeader {
         version: WIRE_VERSION,
         run: node.run(),
         direction: Direction::Forward,
@@ -275,7 +276,10 @@ fn header(node: &Alone, payload: &[u8]) -> PushHeader {
         dtype: WireDtype::F32,
         shape: [2, 32, 8],
         hash: Hash::of(payload),
-    }
+        nonce: 1,
+        signature: ByteBuf::new(),
+    };
+    header.signed(sender)
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -283,7 +287,8 @@ async fn hostile_pushes_are_refused_for_their_reason_and_the_run_goes_on() {
     let node = Alone::start();
     let liar = node.stranger(0x50).await;
     let good = vec![0_u8; 2 * 32 * 8 * 4];
-    let honest = header(&node, &good);
+    let honest = header(&node, &liar.identity, &good);
+    let signed = |header: PushHeader| encode(&header.signed(&liar.identity));
     let nan = [good[4..].to_vec(), f32::NAN.to_le_bytes().to_vec()].concat();
     let short = good[4..].to_vec();
     let cases: Vec<(PushRefusal, Vec<u8>, Vec<u8>)> = vec![
@@ -306,10 +311,11 @@ async fn hostile_pushes_are_refused_for_their_reason_and_the_run_goes_on() {
             encode(&PushHeader { stage: StageIndex(1), ..honest.clone() }),
             good.clone(),
         ),
-        (PushRefusal::Stale, encode(&PushHeader { epoch: Epoch(0), ..honest.clone() }), good.clone()),
+        (PushRefusal::Signature, encode(&PushHeader { nonce: 2, ..honest.clone() }), good.clone()),
+        (PushRefusal::Stale, signed(PushHeader { epoch: Epoch(0), ..honest.clone() }), good.clone()),
         (
             PushRefusal::WrongPath,
-            encode(&PushHeader { direction: Direction::Backward, ..honest.clone() }),
+            signed(PushHeader { direction: Direction::Backward, ..honest.clone() }),
             good.clone(),
         ),
         // Nobody's activation takes room that a member's may need.

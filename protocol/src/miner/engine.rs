@@ -137,7 +137,7 @@ impl Miner {
     /// Commits to a contribution: its receipts and manifest are written down, and it is announced after that.
     fn commit(&mut self, cx: &mut Context<'_>, epoch: Epoch, contribution: Contribution) {
         let Some(work) = self.works.get_mut(&epoch) else { return };
-        let Some((manifest, receipts)) = work.commit(cx.state, self.me, contribution) else { return };
+        let Some((manifest, receipts)) = work.commit(self.me, contribution) else { return };
         let blobs = vec![(manifest.manifest.receipts, receipts), (manifest.hash, encode(&manifest.manifest))];
         let id = cx.out.store(blobs, outbox::tag(work.stage, epoch));
         self.transfers.insert(id, Purpose::Commit(epoch, manifest.hash));

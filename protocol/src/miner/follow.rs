@@ -47,7 +47,12 @@ impl Miner {
         }
         let (me, spec) = (self.me, &self.spec);
         let begun = self.works.contains_key(&epoch);
-        let work = self.works.entry(epoch).or_insert_with(|| EpochWork::new(spec, index, training));
+        let sequence = &mut self.sequence;
+        let work = self.works.entry(epoch).or_insert_with(|| {
+            // A number of a message that is never sent: no other process of this peer has it either.
+            *sequence += 1;
+            EpochWork::new(spec, index, training, *sequence)
+        });
         self.kept.insert(Kept::Epoch(index, epoch));
         if decided || !begun {
             work.follow(me, training);
@@ -60,12 +65,12 @@ impl Miner {
         let held: Vec<_> = self
             .held
             .range((epoch, SampleId(0))..=(epoch, SampleId(u64::MAX)))
-            .map(|(key, held)| (*key, *held))
+            .map(|(key, held)| (*key, held.clone()))
             .collect();
         for ((_, sample), held) in held {
             self.held.remove(&(epoch, sample));
             // Refused only if its path changed meanwhile; whoever is on the path now sends it again.
-            let _ = work.receive_activation(cx.state, me, held.from, sample, held.hash, false);
+            let _ = work.receive_activation(cx.state, me, sample, held, false);
         }
     }
 

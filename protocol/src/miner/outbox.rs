@@ -337,8 +337,9 @@ impl Outbox {
         self.actions.push_back(Action::Respond { ticket, bytes: encode(response) });
     }
 
-    /// Pushes a tensor; returns the push's number.
+    /// Pushes a tensor, whose header is signed here; returns the push's number.
     pub fn push(&mut self, to: PeerId, header: PushHeader) -> u64 {
+        let header = header.signed(&self.identity);
         let id = self.number();
         self.actions.push_back(Action::Push { id, to, header });
         id

@@ -123,10 +123,7 @@ fn is_owed(state: &RunState, stage: StageIndex, epoch: Epoch) -> bool {
 
 /// The epoch, and the manifest of `me` in the plan by which it is merged.
 fn submission(state: &RunState, me: PeerId, stage: StageIndex, epoch: Epoch) -> Option<(&Training, Hash)> {
-    let stage = state.stage(stage)?;
-    let merging = stage.plan().filter(|(training, _)| training.epoch == epoch);
-    let closed = || stage.closed_epoch(epoch).map(|closed| (&closed.training, &closed.plan));
-    let (training, plan) = merging.or_else(closed)?;
+    let (training, plan) = state.stage(stage)?.merge(epoch)?;
     let mine = plan.submitters.iter().find(|submission| submission.peer == me)?;
     Some((training, mine.manifest))
 }

@@ -22,7 +22,7 @@ use delivery::{Debt, PATIENCE_PARTS};
 use super::job::Job;
 use crate::id::{Epoch, Hash, LogIndex, PeerId, SampleId, StageIndex};
 use crate::receipts::order::{Position, planned_step};
-use crate::receipts::{Receipt, encode_receipts, merkle_root};
+use crate::receipts::{Receipt, Received, encode_receipts, merkle_root};
 use crate::run_state::{RunState, Training};
 use crate::samples::sample_set_hash;
 use crate::spec::RunSpec;
@@ -47,9 +47,9 @@ enum Step {
 #[derive(Clone, Debug)]
 struct Passage {
     step: Step,
-    input: Option<Hash>,
+    input: Option<Received>,
     output: Option<Hash>,
-    output_gradient: Option<Hash>,
+    output_gradient: Option<Received>,
     input_gradient: Option<Hash>,
     loss_micro: Option<i64>,
     /// As in its [`Receipt`].
@@ -97,6 +97,8 @@ pub(super) struct EpochWork {
     pub(super) stage: StageIndex,
     pub(super) epoch: Epoch,
     pub(super) opened: LogIndex,
+    /// As in its [`Manifest`].
+    pub(super) nonce: u64,
     base: Hash,
     samples: BTreeMap<SampleId, Passage>,
     debts: BTreeMap<(Direction, SampleId), Debt>,
@@ -115,11 +117,12 @@ pub(super) struct EpochWork {
 }
 
 impl EpochWork {
-    pub(super) fn new(spec: &RunSpec, stage: StageIndex, training: &Training) -> Self {
+    pub(super) fn new(spec: &RunSpec, stage: StageIndex, training: &Training, nonce: u64) -> Self {
         Self {
             stage,
             epoch: training.epoch,
             opened: training.opened,
+            nonce,
             base: training.base,
             samples: BTreeMap::new(),
             debts: BTreeMap::new(),
@@ -144,7 +147,7 @@ impl EpochWork {
     ) -> Self {
         let lost = training.deal.samples_of(me).into_iter().map(|sample| (sample, Passage::lost()));
         let done = receipts.into_iter().map(|receipt| (receipt.sample, Passage::done(receipt)));
-        let mut work = Self::new(spec, manifest.stage, training);
+        let mut work = Self::new(spec, manifest.stage, training, manifest.nonce);
         work.samples = lost.chain(done).collect();
         work.progress = Progress::Submitted(Arc::new(manifest.into()));
         work.restored = true;
@@ -205,14 +208,13 @@ impl EpochWork {
         &mut self,
         state: &RunState,
         me: PeerId,
-        from: PeerId,
         sample: SampleId,
-        hash: Hash,
+        received: Received,
         full: bool,
     ) -> Result<(), PushRefusal> {
         let deal = |stage: StageIndex| state.stage(stage).and_then(|stage| stage.deal(self.epoch));
         let above = self.stage.0.checked_sub(1).map(StageIndex).ok_or(PushRefusal::WrongStage)?;
-        let path = deal(above).and_then(|deal| deal.owner(sample)) == Some(from)
+        let path = deal(above).and_then(|deal| deal.owner(sample)) == Some(received.from)
             && deal(self.stage).and_then(|deal| deal.owner(sample)) == Some(me);
         if !path {
             return Err(PushRefusal::WrongPath);
@@ -225,7 +227,7 @@ impl EpochWork {
             Step::Waiting if settled => return Err(PushRefusal::Stale),
             Step::Waiting if full => return Err(PushRefusal::Busy),
             Step::Waiting => {
-                passage.input = Some(hash);
+                passage.input = Some(received);
                 passage.step = Step::Ready;
             }
             // The sender is new on this path, or lost our answer: the gradient is owed to it.
@@ -240,18 +242,17 @@ impl EpochWork {
     pub(super) fn receive_gradient(
         &mut self,
         state: &RunState,
-        from: PeerId,
         sample: SampleId,
-        hash: Hash,
+        received: Received,
     ) -> Result<(), PushRefusal> {
         let below = state.stage(StageIndex(self.stage.0 + 1)).ok_or(PushRefusal::WrongStage)?;
-        if below.deal(self.epoch).and_then(|deal| deal.owner(sample)) != Some(from) {
+        if below.deal(self.epoch).and_then(|deal| deal.owner(sample)) != Some(received.from) {
             return Err(PushRefusal::WrongPath);
         }
         let passage = self.samples.get_mut(&sample).ok_or(PushRefusal::WrongPath)?;
         match passage.step {
             Step::Sent => {
-                passage.output_gradient = Some(hash);
+                passage.output_gradient = Some(received);
                 passage.step = Step::Returned;
                 self.debts.remove(&(Direction::Forward, sample));
                 Ok(())
@@ -332,7 +333,8 @@ impl EpochWork {
             self.samples.iter_mut().find(|(_, passage)| passage.step == Step::Returned)
         {
             passage.step = Step::Backwarding;
-            return passage.output_gradient.map(|gradient| Job::Backward { epoch, sample, gradient });
+            let gradient = passage.output_gradient.as_ref().map(|received| received.hash);
+            return gradient.map(|gradient| Job::Backward { epoch, sample, gradient });
         }
         let complete = self.samples.values().all(|passage| matches!(passage.step, Step::Done | Step::Lost));
         let done = self.done();
@@ -353,7 +355,7 @@ impl EpochWork {
             return None;
         }
         let (&sample, passage) = self.samples.iter_mut().find(|(_, passage)| passage.step == step)?;
-        let input = passage.input;
+        let input = passage.input.as_ref().map(|received| received.hash);
         Some(if position.tail {
             passage.step = Step::Backwarding;
             Job::Loss { epoch, sample, input }
@@ -374,14 +376,13 @@ impl EpochWork {
     /// while the engine made it: it would pass for one of them all.
     pub(super) fn commit(
         &mut self,
-        state: &RunState,
         me: PeerId,
         contribution: Contribution,
     ) -> Option<(Arc<HashedManifest>, Vec<u8>)> {
         if !matches!(self.progress, Progress::Contributing) {
             return None;
         }
-        let receipts = self.receipts(state);
+        let receipts = self.receipts();
         let encoded = encode_receipts(&receipts);
         let done: Vec<SampleId> = receipts.iter().map(|receipt| receipt.sample).collect();
         let dealt: Vec<SampleId> = self.samples.keys().copied().collect();
@@ -389,6 +390,7 @@ impl EpochWork {
             peer: me,
             stage: self.stage,
             epoch: self.epoch,
+            nonce: self.nonce,
             base: self.base,
             samples: u32::try_from(done.len()).unwrap_or(u32::MAX),
             sample_set: sample_set_hash(&done),
@@ -416,19 +418,13 @@ impl EpochWork {
         kept.then_some(manifest)
     }
 
-    fn receipts(&self, state: &RunState) -> Vec<Receipt> {
-        let owner = |stage: Option<u16>, sample: SampleId| {
-            let stage = stage.and_then(|stage| state.stage(StageIndex(stage)))?;
-            stage.deal(self.epoch)?.owner(sample)
-        };
+    fn receipts(&self) -> Vec<Receipt> {
         let done = self.samples.iter().filter(|(_, passage)| passage.step == Step::Done);
         done.map(|(&sample, passage)| Receipt {
             sample,
-            upstream: owner(self.stage.0.checked_sub(1), sample),
-            downstream: passage.taken_by,
-            input: passage.input,
+            input: passage.input.clone(),
             output: passage.output,
-            output_gradient: passage.output_gradient,
+            output_gradient: passage.output_gradient.clone(),
             input_gradient: passage.input_gradient,
             loss_micro: passage.loss_micro,
             inner_step: passage.inner_step,
@@ -456,11 +452,12 @@ impl Passage {
         }
     }
 
-    const fn lost() -> Self {
+    fn lost() -> Self {
         Self { step: Step::Lost, ..Self::new() }
     }
 
-    const fn done(receipt: Receipt) -> Self {
+    fn done(receipt: Receipt) -> Self {
+        let taken_by = receipt.output_gradient.as_ref().map(|received| received.from);
         Self {
             step: Step::Done,
             input: receipt.input,
@@ -471,7 +468,7 @@ impl Passage {
             inner_step: receipt.inner_step,
             gradient_step: receipt.gradient_step,
             turn: receipt.turn,
-            taken_by: receipt.downstream,
+            taken_by,
             taken_in: None,
         }
     }

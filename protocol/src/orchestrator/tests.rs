@@ -154,6 +154,7 @@ fn an_epoch_that_opens_again_forgets_what_was_submitted_before() {
         peer: MEMBER,
         stage,
         epoch,
+        nonce: 1,
         base,
         samples: u32::try_from(dealt.len()).expect("few"),
         sample_set: sample_set_hash(&dealt),

@@ -16,7 +16,7 @@
 //! more passes wait for their gradient at once than waited in the miner: `pipeline.window` at the head, and elsewhere
 //! `pipeline.credits`. [`waiting_max`] says how many do.
 
-use super::Receipt;
+use super::{Receipt, Received};
 use crate::id::{Epoch, SampleId, StageIndex};
 use crate::miner::Job;
 use crate::spec::{RunSpec, TrainingMode};
@@ -173,18 +173,19 @@ impl Step {
     /// The step as a job of an engine in `epoch`; nothing if these are not the receipts that it was made from.
     #[must_use]
     pub fn job(self, epoch: Epoch, receipts: &[Receipt]) -> Option<Job> {
+        let hash = |received: &Option<Received>| received.as_ref().map(|received| received.hash);
         Some(match self {
             Self::Forward(index) => {
                 let receipt = receipts.get(index)?;
-                Job::Forward { epoch, sample: receipt.sample, input: receipt.input }
+                Job::Forward { epoch, sample: receipt.sample, input: hash(&receipt.input) }
             }
             Self::Loss(index) => {
                 let receipt = receipts.get(index)?;
-                Job::Loss { epoch, sample: receipt.sample, input: receipt.input }
+                Job::Loss { epoch, sample: receipt.sample, input: hash(&receipt.input) }
             }
             Self::Backward(index) => {
                 let receipt = receipts.get(index)?;
-                Job::Backward { epoch, sample: receipt.sample, gradient: receipt.output_gradient? }
+                Job::Backward { epoch, sample: receipt.sample, gradient: hash(&receipt.output_gradient)? }
             }
             Self::InnerStep(step) => Job::InnerStep { epoch, step },
         })

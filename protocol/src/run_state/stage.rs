@@ -119,6 +119,13 @@ impl Stage {
         }
     }
 
+    /// The merge of this epoch, under way or lately done.
+    #[must_use]
+    pub fn merge(&self, epoch: Epoch) -> Option<(&Training, &Plan)> {
+        let merging = self.plan().filter(|(training, _)| training.epoch == epoch);
+        merging.or_else(|| self.closed_epoch(epoch).map(|closed| (&closed.training, &closed.plan)))
+    }
+
     /// The epoch of this number, under way or lately closed.
     #[must_use]
     pub fn epoch(&self, epoch: Epoch) -> Option<&Training> {

@@ -3,18 +3,20 @@
 use std::sync::Arc;
 
 use super::fetches::{Fetches, Wanted};
+use super::neighbours::Neighbours;
 use super::replay::{Next, Replay};
 use crate::id::{Epoch, Hash, PeerId, StageIndex};
 use crate::limits::{GOSSIP_BYTES_MAX, PARTITION_BYTES_MAX, RECEIPTS_BYTES_MAX, TRANSFER_DEADLINE};
 use crate::miner::{Context, Job, JobDone};
 use crate::moments;
-use crate::receipts::{Receipt, decode_receipts, merkle_root};
+use crate::receipts::{Hop, Receipt, Received, decode_receipts, merkle_root};
 use crate::run_state::RunState;
 use crate::samples::sample_set_hash;
 use crate::spec::RunSpec;
 use crate::time::Instant;
 use crate::validation::{Fault, Finding, Subject};
 use crate::wire::decode;
+use crate::wire::frame::Direction;
 use crate::wire::message::{Manifest, StateOffer};
 
 /// How often each replica is asked for the weights.
@@ -42,6 +44,7 @@ enum Step {
     Preparing(Box<Replay>, Option<StateOffer>),
     Replaying(Box<Replay>),
     Theirs(Box<Replay>, Fetches),
+    Neighbours(Box<Neighbours>),
     Over(Finding),
 }
 
@@ -62,14 +65,16 @@ impl Check {
 
     /// The fetches that have not ended.
     pub(super) fn fetching(&self) -> impl Iterator<Item = u64> + '_ {
-        let fetches = match &self.step {
+        let (fetches, neighbours) = match &self.step {
             Step::Manifest(fetches)
             | Step::Receipts(_, fetches)
             | Step::Inputs(_, _, fetches)
-            | Step::Theirs(_, fetches) => Some(fetches),
-            Step::Asking(..) | Step::Preparing(..) | Step::Replaying(_) | Step::Over(_) => None,
+            | Step::Theirs(_, fetches) => (Some(fetches), None),
+            Step::Neighbours(neighbours) => (None, Some(neighbours)),
+            Step::Asking(..) | Step::Preparing(..) | Step::Replaying(_) | Step::Over(_) => (None, None),
         };
-        fetches.into_iter().flat_map(|fetches| fetches.in_flight.keys().copied())
+        let fetches = fetches.into_iter().flat_map(|fetches| fetches.in_flight.keys().copied());
+        fetches.chain(neighbours.into_iter().flat_map(|neighbours| neighbours.fetching()))
     }
 
     pub(super) fn fetched(&mut self, id: u64, bytes: Option<&[u8]>) {
@@ -78,6 +83,7 @@ impl Check {
             | Step::Receipts(_, fetches)
             | Step::Inputs(_, _, fetches)
             | Step::Theirs(_, fetches) => fetches.ended(id, bytes),
+            Step::Neighbours(neighbours) => neighbours.fetched(id, bytes),
             Step::Asking(..) | Step::Preparing(..) | Step::Replaying(_) | Step::Over(_) => {}
         }
     }
@@ -107,10 +113,7 @@ impl Check {
         let holders = holders(cx.state, stage, peer);
         let parts =
             offer.iter().flat_map(|offer| &offer.parts).map(|part| Wanted::part(*part, holders.clone()));
-        let tensors = replay.inputs().map(|(hash, other)| {
-            let providers = [peer].into_iter().chain(other).collect();
-            Wanted::new(hash, providers)
-        });
+        let tensors = replay.inputs().map(|(hash, sender)| Wanted::new(hash, vec![peer, sender]));
         let partitions = cx.state.stage(stage).map_or(0, |stage| stage.partitions);
         // Two bytes a number is the smallest that a partition can be encoded in.
         let parameters = partitions.saturating_mul(PARTITION_BYTES_MAX / 2);
@@ -150,14 +153,14 @@ impl Check {
         match step {
             Step::Over(finding) => (Step::Over(finding), Some(Progress::Found(finding))),
             Step::Manifest(mut fetches) => {
-                fetches.start(cx, &subject);
+                fetches.start(cx, subject.stage, subject.epoch);
                 match fetches.ended_as() {
                     None => (Step::Manifest(fetches), Some(Progress::Waits)),
                     Some(there) => (self.manifest(fetches.delivered.filter(|_| there).as_deref()), None),
                 }
             }
             Step::Receipts(manifest, mut fetches) => {
-                fetches.start(cx, &subject);
+                fetches.start(cx, subject.stage, subject.epoch);
                 match fetches.ended_as() {
                     None => (Step::Receipts(manifest, fetches), Some(Progress::Waits)),
                     Some(there) => {
@@ -168,7 +171,7 @@ impl Check {
             }
             Step::Asking(replay, asked, until) => self.ask(cx, me, replay, asked, until),
             Step::Inputs(replay, offer, mut fetches) => {
-                fetches.start(cx, &subject);
+                fetches.start(cx, subject.stage, subject.epoch);
                 match fetches.ended_as() {
                     None => (Step::Inputs(replay, offer, fetches), Some(Progress::Waits)),
                     Some(true) => (Step::Preparing(replay, offer), None),
@@ -190,11 +193,18 @@ impl Check {
                         });
                         (Step::Theirs(replay, Fetches::of(wanted)), None)
                     }
+                    Next::Found(Finding::Matches) => {
+                        (Step::Neighbours(Box::new(replay.neighbours(subject, cx.now))), None)
+                    }
                     Next::Found(finding) => (Step::Over(finding), None),
                 }
             }
+            Step::Neighbours(mut neighbours) => match neighbours.pump(cx) {
+                None => (Step::Neighbours(neighbours), Some(Progress::Waits)),
+                Some(finding) => (Step::Over(finding), None),
+            },
             Step::Theirs(replay, mut fetches) => {
-                fetches.start(cx, &subject);
+                fetches.start(cx, subject.stage, subject.epoch);
                 match fetches.ended_as() {
                     None => (Step::Theirs(replay, fetches), Some(Progress::Waits)),
                     Some(true) => (Step::Replaying(replay), None),
@@ -216,7 +226,13 @@ impl Check {
         let Some(bytes) = bytes else { return Step::Over(Finding::Unavailable) };
         let wrong = Step::Over(Finding::Differs(Fault::Receipts));
         let Some(receipts) = read_receipts(&manifest, bytes) else { return wrong };
-        let epoch = self.subject.epoch;
+        let Subject { stage, epoch, .. } = self.subject;
+        let mut received = receipts.iter().flat_map(|receipt| receipt.received(stage, epoch));
+        let invented = received.any(|(hop, received)| !was_received(cx, &hop, received));
+        drop(received);
+        if invented {
+            return wrong;
+        }
         match Replay::new(&self.spec, *manifest, receipts) {
             Err(_) => wrong,
             // More passes open at once than a miner may hold: they need not fit this engine's memory.
@@ -264,6 +280,7 @@ impl Check {
     pub(super) fn deadline(&self) -> Option<Instant> {
         match &self.step {
             Step::Asking(_, _, until) => *until,
+            Step::Neighbours(neighbours) => neighbours.deadline(),
             _ => None,
         }
     }
@@ -314,6 +331,19 @@ fn agree(manifest: &Manifest, receipts: &[Receipt]) -> bool {
         && usize::try_from(manifest.samples).is_ok_and(|count| count == receipts.len())
         && sample_set_hash(&samples) == manifest.sample_set
         && losses == manifest.loss_micro
+}
+
+/// Whether a tensor was sent over this hop by whom its receipt names, who was on the path of the sample.
+fn was_received(cx: &Context<'_>, hop: &Hop, received: &Received) -> bool {
+    let sender = match hop.direction {
+        Direction::Forward => hop.stage.0.checked_sub(1),
+        Direction::Backward => hop.stage.0.checked_add(1),
+    };
+    let training = sender.and_then(|stage| cx.state.stage(StageIndex(stage))?.epoch(hop.epoch));
+    // An epoch that had to begin again may have had other members before, who are not remembered; one that is forgotten, too.
+    let known = training.filter(|training| training.attempt == 0);
+    known.is_none_or(|training| training.deal.may_have_handled(hop.sample, received.from))
+        && received.verifies(cx.out.run(), hop)
 }
 
 /// Those who may have what belongs to a stage, others than `miner` first: what it says of itself is what is checked.

@@ -2,11 +2,10 @@
 
 use std::collections::{BTreeMap, VecDeque};
 
-use crate::id::{Hash, PeerId};
+use crate::id::{Epoch, Hash, PeerId, StageIndex};
 use crate::limits::PARTITION_BYTES_MAX;
 use crate::miner::Context;
 use crate::miner::outbox::{state_tag, tag};
-use crate::validation::Subject;
 
 /// Blobs fetched at once.
 const FETCHES_AT_ONCE: usize = 16;
@@ -61,14 +60,11 @@ impl Fetches {
         Self { waiting: wanted.into_iter().collect(), ..Self::default() }
     }
 
-    pub(super) fn start(&mut self, cx: &mut Context<'_>, subject: &Subject) {
+    /// Starts what there is room for. Blobs are kept for this epoch of a stage.
+    pub(super) fn start(&mut self, cx: &mut Context<'_>, stage: StageIndex, epoch: Epoch) {
         while self.in_flight.len() < FETCHES_AT_ONCE && !self.failed {
             let Some(wanted) = self.waiting.pop_front() else { break };
-            let tag = if wanted.state {
-                state_tag(subject.stage, subject.epoch)
-            } else {
-                tag(subject.stage, subject.epoch)
-            };
+            let tag = if wanted.state { state_tag(stage, epoch) } else { tag(stage, epoch) };
             let providers = wanted.providers.clone();
             let id = cx.out.fetch_mirrored(wanted.hash, providers, wanted.limit, wanted.deliver, tag);
             self.in_flight.insert(id, wanted);

@@ -1,7 +1,7 @@
 //! Whose samples come out worse: the losses that the receipts of the last stage tell, by the path of each sample.
 //!
-//! A replay shows whether a miner did what its receipts say. What it sent on may have been something else, which nobody can prove
-//! while activations are not signed; but samples that went through it end with a higher loss. A validator reads the
+//! A check shows whether a miner did what its receipts say and sent that on, but few are checked; samples that went through one that
+//! does harm end with a higher loss, whoever is checked. A validator reads the
 //! receipts of each epoch of the last stage while they are kept, and takes the paths from the log's deals. Once enough samples
 //! have come it [looks](crate::clasp) whom they name, says so, and begins anew: each look has samples of its own, so that the
 //! rate of false alarms is the one asked for.
@@ -9,18 +9,16 @@
 //! What it finds is for people. Nobody loses anything by it: in `local` mode a miner whose replica is behind, since it was dealt
 //! little, raises losses too, and losses are what the last stage says of itself.
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::BTreeMap;
 
-use super::check::{read_manifest, read_receipts};
-use super::fetches::{Fetches, Wanted};
+use super::reading::{Read, Reading};
 use crate::clasp::{Effect, Record, attribute, detrend, threshold};
-use crate::id::{Epoch, Hash, PeerId, SampleId, StageIndex};
-use crate::limits::{CLOSED_EPOCHS_KEPT, GOSSIP_BYTES_MAX, RECEIPTS_BYTES_MAX};
+use crate::id::{Epoch, PeerId, SampleId, StageIndex};
+use crate::limits::CLOSED_EPOCHS_KEPT;
 use crate::miner::{Context, Kept};
 use crate::run_state::RunState;
 use crate::samples::Deal;
 use crate::validation::Subject;
-use crate::wire::message::Manifest;
 
 /// How often a look names anybody where all are honest.
 pub const FALSE_ALARMS: f64 = 0.001;
@@ -56,36 +54,20 @@ pub struct Suspicion {
 pub(super) struct Losses {
     /// The epoch to read next.
     next: Epoch,
-    reading: Option<Reading>,
+    reading: Option<EpochReading>,
     samples: Vec<(Vec<PeerId>, f64)>,
 }
 
-/// An epoch of the last stage whose receipts are fetched, one miner's after another's.
+/// An epoch of the last stage whose receipts are read.
 #[derive(Debug)]
-struct Reading {
+struct EpochReading {
     stage: StageIndex,
     epoch: Epoch,
-    base: Hash,
     /// Of each stage.
     deals: Vec<Deal>,
-    waiting: VecDeque<Subject>,
-    step: Option<(Subject, Step)>,
+    receipts: Reading,
     /// Loss by when it was computed: after which inner step, then by sample.
     read: BTreeMap<(u32, SampleId), f64>,
-}
-
-#[derive(Debug)]
-enum Step {
-    Manifest(Fetches),
-    Receipts(Box<Manifest>, Fetches),
-}
-
-impl Step {
-    const fn fetches(&mut self) -> &mut Fetches {
-        match self {
-            Self::Manifest(fetches) | Self::Receipts(_, fetches) => fetches,
-        }
-    }
 }
 
 impl Losses {
@@ -96,8 +78,7 @@ impl Losses {
 
     /// Takes the end of a fetch.
     pub(super) fn fetched(&mut self, id: u64, bytes: Option<&[u8]>) {
-        let step = self.reading.as_mut().and_then(|reading| reading.step.as_mut());
-        step.into_iter().for_each(|(_, step)| step.fetches().ended(id, bytes));
+        self.reading.iter_mut().for_each(|reading| reading.receipts.fetched(id, bytes));
     }
 
     /// Goes on as far as it can. Returns whom a look has named, and what blobs are not needed any more.
@@ -117,7 +98,7 @@ impl Losses {
     }
 
     /// The next epoch that all stages have closed and still remember.
-    fn begin(&mut self, state: &RunState) -> Option<Reading> {
+    fn begin(&mut self, state: &RunState) -> Option<EpochReading> {
         let (stage, last) = state.spec().stages().zip(state.stages()).last()?;
         let remembered = u32::try_from(CLOSED_EPOCHS_KEPT).unwrap_or(u32::MAX);
         self.next = self.next.max(Epoch(last.version.0.saturating_sub(remembered)));
@@ -128,19 +109,15 @@ impl Losses {
         self.next = epoch.next();
         let closed = last.closed_epoch(epoch)?;
         let deals = state.stages().iter().map(|stage| Some(stage.closed_epoch(epoch)?.training.deal.clone()));
-        let subjects = closed.plan.submitters.iter().map(|submission| Subject {
-            stage,
-            epoch,
-            peer: submission.peer,
-            manifest: submission.manifest,
+        let committed = closed.plan.submitters.iter().map(|submission| {
+            let (peer, manifest) = (submission.peer, submission.manifest);
+            (Subject { stage, epoch, peer, manifest }, closed.training.base)
         });
-        Some(Reading {
+        Some(EpochReading {
             stage,
             epoch,
-            base: closed.training.base,
             deals: deals.collect::<Option<_>>()?,
-            waiting: subjects.collect(),
-            step: None,
+            receipts: Reading::of(committed),
             read: BTreeMap::new(),
         })
     }
@@ -190,40 +167,18 @@ impl Losses {
     }
 }
 
-impl Reading {
-    /// Fetches on; whether there is nothing left to fetch. Whose receipts cannot be had, or are not what it committed to, is left
-    /// out: whether that is a fault is for a check to say.
+impl EpochReading {
+    /// Reads on; whether there is nothing left to read. Whose receipts cannot be had is left out.
     fn advance(&mut self, cx: &mut Context<'_>) -> bool {
+        // What was settled long ago is gone with those who had it.
+        if !cx.state.keeps(self.stage, self.epoch) {
+            self.receipts.give_up();
+        }
         loop {
-            let Some((subject, mut step)) = self.step.take() else {
-                let Some(subject) = self.waiting.pop_front() else { return true };
-                let manifest = Wanted::read(subject.manifest, vec![subject.peer], GOSSIP_BYTES_MAX);
-                self.step = Some((subject, Step::Manifest(Fetches::of([manifest]))));
-                continue;
-            };
-            // What was settled long ago is gone with those who had it.
-            if cx.state.keeps(self.stage, self.epoch) {
-                step.fetches().start(cx, &subject);
-            } else {
-                self.waiting.clear();
-                step.fetches().give_up();
-            }
-            let Some(there) = step.fetches().ended_as() else {
-                self.step = Some((subject, step));
-                return false;
-            };
-            let bytes = step.fetches().delivered.take().filter(|_| there);
-            match step {
-                Step::Manifest(_) => {
-                    let manifest = bytes.and_then(|bytes| read_manifest(&subject, self.base, &bytes));
-                    self.step = manifest.map(|manifest| {
-                        let receipts =
-                            Wanted::read(manifest.receipts, vec![subject.peer], RECEIPTS_BYTES_MAX);
-                        (subject, Step::Receipts(Box::new(manifest), Fetches::of([receipts])))
-                    });
-                }
-                Step::Receipts(manifest, _) => {
-                    let receipts = bytes.and_then(|bytes| read_receipts(&manifest, &bytes));
+            match self.receipts.next(cx, self.stage, self.epoch) {
+                Read::Waits => return false,
+                Read::Over => return true,
+                Read::Receipts(_, receipts) => {
                     self.read.extend(receipts.into_iter().flatten().filter_map(|receipt| {
                         let nats = receipt.loss_micro? as f64 / 1e6;
                         Some(((receipt.gradient_step, receipt.sample), nats))

@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use super::neighbours::Neighbours;
 use crate::difference::{Difference, ONE_PPM};
 use crate::id::{Hash, PeerId};
 use crate::miner::{Job, JobDone, Tensor};
@@ -9,7 +10,8 @@ use crate::moments;
 use crate::receipts::Receipt;
 use crate::receipts::order::{BadReceipts, Step, replay, waiting_max};
 use crate::spec::RunSpec;
-use crate::validation::{Fault, Finding};
+use crate::time::Instant;
+use crate::validation::{Fault, Finding, Subject};
 use crate::wire::message::Manifest;
 
 /// Tensors that are compared as numbers when their hashes differ, as soon as they are computed: a cheat's is found with its first
@@ -93,12 +95,16 @@ impl Replay {
         waiting_max(&self.steps) <= usize::from(most)
     }
 
-    /// The tensors that the steps read, each with who else than the miner may have it.
-    pub(super) fn inputs(&self) -> impl Iterator<Item = (Hash, Option<PeerId>)> + '_ {
-        let received = self.receipts.iter().flat_map(|receipt| {
-            [(receipt.input, receipt.upstream), (receipt.output_gradient, receipt.downstream)]
-        });
-        received.filter_map(|(hash, other)| Some((hash?, other)))
+    /// The tensors that the steps read, each with whoever sent it.
+    pub(super) fn inputs(&self) -> impl Iterator<Item = (Hash, PeerId)> + '_ {
+        let received =
+            self.receipts.iter().flat_map(|receipt| receipt.input.iter().chain(&receipt.output_gradient));
+        received.map(|received| (received.hash, received.from))
+    }
+
+    /// Those who can tell what the miner sent.
+    pub(super) fn neighbours(&self, subject: Subject, now: Instant) -> Neighbours {
+        Neighbours::new(subject, now, &self.manifest, &self.receipts)
     }
 
     /// The inner optimizer's moments that the miner's epoch started from.

@@ -1,13 +1,15 @@
 //! Frames of the activation push protocol: a small CBOR header, then raw little-endian numbers.
 //!
-//! The connection authenticates both ends by the same keys that sign everything else, so a frame
-//! carries no signature of its own; receipts commit to its hash.
+//! The connection authenticates both ends by the same keys that sign everything else. What the sender signs in the header is
+//! for others: the receiver keeps it in its [receipts](crate::receipts), which show to anybody what it was sent.
 
 use serde::{Deserialize, Serialize};
+use serde_bytes::ByteBuf;
 
 use super::{DecodeError, Versions, decode, encode};
-use crate::id::{Epoch, Hash, RunId, SampleId, StageIndex};
+use crate::id::{Epoch, Hash, Identity, PeerId, RunId, SampleId, StageIndex};
 use crate::limits::{PUSH_HEADER_BYTES_MAX, PUSH_PAYLOAD_BYTES_MAX};
+use crate::receipts::{Hop, Received};
 use crate::spec::WireDtype;
 
 /// Which way a tensor travels.
@@ -42,9 +44,36 @@ pub struct PushHeader {
     pub shape: [u32; 3],
     /// BLAKE3 of the payload, under which both ends keep it.
     pub hash: Hash,
+    /// Which of the sender's tries at the epoch it is of: the nonce of its [manifest](super::message::Manifest) to come.
+    pub nonce: u64,
+    /// The sender's over [`Hop::signed_bytes`].
+    pub signature: ByteBuf,
 }
 
 impl PushHeader {
+    /// The same, signed by its sender.
+    #[must_use]
+    pub fn signed(self, identity: &Identity) -> Self {
+        let signature = self.hop().sign(identity, self.run, self.nonce, self.hash);
+        Self { signature, ..self }
+    }
+
+    /// The hop that it travels.
+    #[must_use]
+    pub const fn hop(&self) -> Hop {
+        Hop { direction: self.direction, stage: self.stage, epoch: self.epoch, sample: self.sample }
+    }
+
+    /// What its receiver keeps of it.
+    ///
+    /// # Errors
+    /// [`PushRefusal::Signature`] if `from` has not signed it.
+    pub fn received(&self, from: PeerId) -> Result<Received, PushRefusal> {
+        let Self { hash, nonce, .. } = *self;
+        let received = Received { from, hash, nonce, signature: self.signature.clone() };
+        if received.verifies(self.run, &self.hop()) { Ok(received) } else { Err(PushRefusal::Signature) }
+    }
+
     /// Bytes the payload of this shape has, `None` if it exceeds every limit.
     #[must_use]
     pub fn payload_bytes(&self) -> Option<usize> {
@@ -94,6 +123,8 @@ pub enum PushRefusal {
     Hash,
     /// The payload holds an infinity or not-a-number.
     NotFinite,
+    /// The sender has not signed the header.
+    Signature,
     /// The receiver does not hold this stage.
     WrongStage,
     /// The sender or receiver is not on this sample's path, as the receiver knows it now.
@@ -117,6 +148,7 @@ impl PushRefusal {
             Self::Length => "length",
             Self::Hash => "hash",
             Self::NotFinite => "not_finite",
+            Self::Signature => "signature",
             Self::WrongStage => "wrong_stage",
             Self::WrongPath => "wrong_path",
             Self::Stale => "stale",
@@ -199,8 +231,10 @@ mod tests {
             dtype: WireDtype::F32,
             shape: [1, 1, u32::try_from(values.len()).expect("small")],
             hash: Hash::of(&payload),
+            nonce: 5,
+            signature: ByteBuf::new(),
         };
-        (header, payload)
+        (header.signed(&Identity::from_secret([1; 32])), payload)
     }
 
     #[test]
@@ -215,6 +249,18 @@ mod tests {
             let (named, payload) = header(&[1.0, bad]);
             assert_eq!(check_payload(&named, &payload, named.hash), Err(PushRefusal::NotFinite));
         }
+    }
+
+    #[test]
+    fn only_what_its_sender_has_signed_is_received() {
+        let (good, _) = header(&[1.0]);
+        let sender = Identity::from_secret([1; 32]).peer();
+        let received = good.received(sender).expect("it is signed");
+        assert_eq!((received.from, received.hash, received.nonce), (sender, good.hash, 5));
+        let other = Identity::from_secret([2; 32]).peer();
+        assert_eq!(good.received(other), Err(PushRefusal::Signature));
+        let changed = PushHeader { hash: Hash::of(b"other"), ..good };
+        assert_eq!(changed.received(sender), Err(PushRefusal::Signature));
     }
 
     #[test]

@@ -248,6 +248,9 @@ pub struct Manifest {
     pub stage: StageIndex,
     /// The epoch.
     pub epoch: Epoch,
+    /// Of the submitter's tries at this epoch, which this is: it [signs](crate::receipts::Hop) with each tensor that it sends
+    /// a number that none of its other tries has. A process that starts again, or an epoch that opens again, begins another.
+    pub nonce: u64,
     /// Hash of the weights the epoch started from.
     pub base: Hash,
     /// Number of samples in the contribution: its weight in the mean.

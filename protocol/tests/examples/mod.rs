@@ -6,7 +6,7 @@ use iota_protocol::join::{Invite, Puzzle, Role};
 use iota_protocol::log::Vote;
 use iota_protocol::log::certificate::{Certificate, chain_hash, chain_start, vote_bytes};
 use iota_protocol::merge::evidence::Evidence;
-use iota_protocol::receipts::{Receipt, encode_receipts, merkle_root};
+use iota_protocol::receipts::{Hop, Receipt, Received, encode_receipts, merkle_root};
 use iota_protocol::samples::sample_set_hash;
 use iota_protocol::scores::{Scores, ScoresExport, Work};
 use iota_protocol::spec::{ScoresSpec, WireDtype};
@@ -81,11 +81,16 @@ pub(crate) fn work() -> u64 {
 }
 
 pub(crate) fn receipts() -> Vec<Receipt> {
+    let received = |sample: u64| {
+        let (direction, stage, epoch) = (Direction::Forward, StageIndex(1), Epoch(2));
+        let hop = Hop { direction, stage, epoch, sample: SampleId(sample) };
+        let (hash, nonce) = (hash("input"), 1_700_000_000_000_004);
+        let signature = hop.sign(&identity(4), run(), nonce, hash);
+        Received { from: peer(4), hash, nonce, signature }
+    };
     let receipt = |sample: u64, inner_step, turn| Receipt {
         sample: SampleId(sample),
-        upstream: Some(peer(4)),
-        downstream: None,
-        input: Some(hash("input")),
+        input: Some(received(sample)),
         output: None,
         output_gradient: None,
         input_gradient: Some(hash("input gradient")),
@@ -104,6 +109,7 @@ pub(crate) fn manifest() -> Manifest {
         peer: peer(5),
         stage: StageIndex(1),
         epoch: Epoch(2),
+        nonce: 1_700_000_000_000_000,
         base: hash("weights"),
         samples: 3,
         sample_set: sample_set_hash(&samples),
@@ -331,7 +337,10 @@ pub(crate) fn push_header() -> PushHeader {
         dtype: WireDtype::F32,
         shape: [1, 2, 2],
         hash: Hash::of(&push_payload()),
+        nonce: 1_700_000_000_000_004,
+        signature: ByteBuf::new(),
     }
+    .signed(&identity(4))
 }
 
 /// What peers 4, 5 and 6 did of what they were dealt in one epoch, a fifth burned and none paid more than 0.4.

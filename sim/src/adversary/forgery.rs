@@ -34,7 +34,7 @@ pub(super) fn altered(
 }
 
 /// The same with the bytes of the partition. Nothing leaves another name of the same size.
-fn altered_bytes(
+pub(super) fn altered_bytes(
     means: &mut Means<'_>,
     hash: Hash,
     tag: &str,

@@ -2,7 +2,7 @@
 //! receipts, or more samples than it was dealt. Which of them changes from epoch to epoch.
 
 use iota_protocol::miner::{Action, Job, JobDone};
-use iota_protocol::receipts::{Receipt, encode_receipts, merkle_root};
+use iota_protocol::receipts::{Receipt, Received, encode_receipts, merkle_root};
 use iota_protocol::samples::sample_set_hash;
 use iota_protocol::wire::message::{Manifest, ManifestAnnounce};
 use iota_protocol::{Hash, SampleId};
@@ -36,12 +36,13 @@ impl ReceiptForger {
 }
 
 fn invented(number: u64) -> Receipt {
-    let hash = Some(Hash::of_parts(&[b"invented", &number.to_le_bytes()]));
+    let hash = Hash::of_parts(&[b"invented", &number.to_le_bytes()]);
+    let received = Some(Received::unsigned(hash));
     Receipt {
-        input: hash,
-        output: hash,
-        output_gradient: hash,
-        input_gradient: hash,
+        input: received.clone(),
+        output: Some(hash),
+        output_gradient: received,
+        input_gradient: Some(hash),
         ..Receipt::new(SampleId(number))
     }
 }

@@ -1,4 +1,5 @@
-//! Miner that computes as it should and commits to it, but sends other activations on: replays match, and its samples suffer.
+//! Miner that computes as it should and commits to it, but signs other activations and sends them on: replays match, and its
+//! samples suffer.
 
 use iota_protocol::Hash;
 use iota_protocol::miner::{Action, Kept};
@@ -19,7 +20,7 @@ impl Behaviour for TwoFaced {
         let action = match action {
             Action::Push { id, to, mut header } if header.direction == Direction::Forward => {
                 header.hash = spoiled(means, &header).unwrap_or(header.hash);
-                Action::Push { id, to, header }
+                Action::Push { id, to, header: header.signed(means.identity) }
             }
             action => action,
         };

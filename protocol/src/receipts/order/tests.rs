@@ -19,11 +19,9 @@ fn receipt(stage: StageIndex, sample: u64, inner_step: u32, gradient_step: u32, 
     let hash = |what: &str, named: bool| named.then(|| Hash::of(what.as_bytes()));
     Receipt {
         sample: SampleId(sample),
-        upstream: None,
-        downstream: None,
-        input: hash("input", !head),
+        input: hash("input", !head).map(Received::unsigned),
         output: hash("output", !tail),
-        output_gradient: hash("output gradient", !tail),
+        output_gradient: hash("output gradient", !tail).map(Received::unsigned),
         input_gradient: hash("input gradient", !head),
         loss_micro: tail.then_some(1),
         inner_step,
@@ -114,13 +112,17 @@ fn a_receipt_names_what_passes_through_its_stage_and_nothing_else() {
     for stage in [0, 1, 2].map(StageIndex) {
         let whole = receipt(stage, 8, 0, 0, 0);
         assert!(replay(&spec(TrainingMode::Local), stage, std::slice::from_ref(&whole)).is_ok());
-        let toggle = |hash: &mut Option<Hash>| *hash = hash.is_none().then(|| Hash::of(b"invented"));
+        let invented = |there: bool| (!there).then(|| Hash::of(b"invented"));
+        let toggle = |hash: &mut Option<Hash>| *hash = invented(hash.is_some());
+        let toggle_received = |received: &mut Option<Received>| {
+            *received = invented(received.is_some()).map(Received::unsigned);
+        };
         let mut changed: [(Part, Receipt); 5] =
             [Part::Input, Part::Output, Part::OutputGradient, Part::InputGradient, Part::Loss]
                 .map(|part| (part, whole.clone()));
-        toggle(&mut changed[0].1.input);
+        toggle_received(&mut changed[0].1.input);
         toggle(&mut changed[1].1.output);
-        toggle(&mut changed[2].1.output_gradient);
+        toggle_received(&mut changed[2].1.output_gradient);
         toggle(&mut changed[3].1.input_gradient);
         changed[4].1.loss_micro = changed[4].1.loss_micro.is_none().then_some(1);
         let (head, tail) = (stage.0 == 0, stage.0 == 2);

@@ -1,0 +1,106 @@
+//! What several miners committed to, fetched one miner's after another's.
+
+use std::collections::VecDeque;
+
+use super::check::{read_manifest, read_receipts};
+use super::fetches::{Fetches, Wanted};
+use crate::id::{Epoch, Hash, StageIndex};
+use crate::limits::{GOSSIP_BYTES_MAX, RECEIPTS_BYTES_MAX};
+use crate::miner::Context;
+use crate::receipts::Receipt;
+use crate::validation::Subject;
+use crate::wire::message::Manifest;
+
+/// Receipts that are fetched.
+#[derive(Debug)]
+pub(super) struct Reading {
+    /// Whose, and what their epoch started from.
+    waiting: VecDeque<(Subject, Hash)>,
+    step: Option<(Subject, Hash, Step)>,
+}
+
+#[derive(Debug)]
+enum Step {
+    Manifest(Fetches),
+    Receipts(Box<Manifest>, Fetches),
+}
+
+/// What has been read.
+#[derive(Debug)]
+pub(super) enum Read {
+    /// Nothing more yet.
+    Waits,
+    /// These receipts; none if they cannot be had, or are not what their miner committed to: whether that is a fault is for a
+    /// check of it to say.
+    Receipts(Subject, Option<Vec<Receipt>>),
+    /// All.
+    Over,
+}
+
+impl Step {
+    const fn fetches(&self) -> &Fetches {
+        match self {
+            Self::Manifest(fetches) | Self::Receipts(_, fetches) => fetches,
+        }
+    }
+
+    const fn fetches_mut(&mut self) -> &mut Fetches {
+        match self {
+            Self::Manifest(fetches) | Self::Receipts(_, fetches) => fetches,
+        }
+    }
+}
+
+impl Reading {
+    /// Reads what these committed to, whose epochs started from weights of these hashes.
+    pub(super) fn of(committed: impl IntoIterator<Item = (Subject, Hash)>) -> Self {
+        Self { waiting: committed.into_iter().collect(), step: None }
+    }
+
+    /// The fetches that have not ended.
+    pub(super) fn fetching(&self) -> impl Iterator<Item = u64> + '_ {
+        self.step.iter().flat_map(|(_, _, step)| step.fetches().in_flight.keys().copied())
+    }
+
+    /// Takes the end of a fetch.
+    pub(super) fn fetched(&mut self, id: u64, bytes: Option<&[u8]>) {
+        self.step.iter_mut().for_each(|(_, _, step)| step.fetches_mut().ended(id, bytes));
+    }
+
+    /// Asks for nothing more; what is under way still comes.
+    pub(super) fn give_up(&mut self) {
+        self.waiting.clear();
+        self.step.iter_mut().for_each(|(_, _, step)| step.fetches_mut().give_up());
+    }
+
+    /// Goes on as far as it can. Blobs are kept for this epoch of a stage.
+    pub(super) fn next(&mut self, cx: &mut Context<'_>, stage: StageIndex, epoch: Epoch) -> Read {
+        loop {
+            let Some((subject, base, mut step)) = self.step.take() else {
+                let Some((subject, base)) = self.waiting.pop_front() else { return Read::Over };
+                let manifest = Wanted::read(subject.manifest, vec![subject.peer], GOSSIP_BYTES_MAX);
+                self.step = Some((subject, base, Step::Manifest(Fetches::of([manifest]))));
+                continue;
+            };
+            step.fetches_mut().start(cx, stage, epoch);
+            let Some(there) = step.fetches().ended_as() else {
+                self.step = Some((subject, base, step));
+                return Read::Waits;
+            };
+            let bytes = step.fetches_mut().delivered.take().filter(|_| there);
+            match step {
+                Step::Manifest(_) => {
+                    let manifest = bytes.and_then(|bytes| read_manifest(&subject, base, &bytes));
+                    let Some(manifest) = manifest else { return Read::Receipts(subject, None) };
+                    let receipts = Wanted::read(manifest.receipts, vec![subject.peer], RECEIPTS_BYTES_MAX);
+                    let receipts = Step::Receipts(Box::new(manifest), Fetches::of([receipts]));
+                    self.step = Some((subject, base, receipts));
+                }
+                Step::Receipts(manifest, _) => {
+                    let receipts = bytes.and_then(|bytes| read_receipts(&manifest, &bytes));
+                    return Read::Receipts(subject, receipts);
+                }
+            }
+        }
+    }
+}
