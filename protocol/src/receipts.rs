@@ -56,13 +56,15 @@ impl Receipt {
         }
     }
 
-    /// The activation or gradient that a job computed, and the one that stands here in its place; nothing if one of them has
-    /// none.
+    /// Which way the activation or gradient goes that a job computed, its name, and the one that stands here in its place; nothing
+    /// if one of them has none.
     #[must_use]
-    pub fn beside(&self, done: &JobDone) -> Option<(Hash, Hash)> {
-        match done {
-            JobDone::Forwarded { output, .. } => Some(*output).zip(self.output),
-            JobDone::Finished { input_gradient, .. } => input_gradient.zip(self.input_gradient),
+    pub fn beside(&self, done: &JobDone) -> Option<(Direction, Hash, Hash)> {
+        match *done {
+            JobDone::Forwarded { output, .. } => Some((Direction::Forward, output, self.output?)),
+            JobDone::Finished { input_gradient, .. } => {
+                Some((Direction::Backward, input_gradient?, self.input_gradient?))
+            }
             _ => None,
         }
     }

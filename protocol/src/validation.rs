@@ -30,11 +30,15 @@ use crate::samples::shuffle;
 use crate::spec::ValidationSpec;
 use crate::wire::encode;
 use crate::wire::envelope::signed_bytes;
+use crate::wire::frame::Direction;
 
 /// Parts that shares are counted in when it is drawn who is checked.
 const MILLION: u64 = 1_000_000;
 /// Validators that are asked in turn for what none before could get, in quorums.
 const ASKED_QUORUMS: usize = 3;
+
+/// Tensors of an epoch that are compared as numbers, on average, beside the first that differ.
+pub const TENSORS_DRAWN: usize = 8;
 
 /// What a validator found.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
@@ -177,6 +181,8 @@ pub struct Challenge {
     pub subject: Subject,
     /// Hash of the weights that the epoch started from.
     pub base: Hash,
+    /// What is drawn with which of the tensors that the miner sent are compared.
+    pub seed: Hash,
     /// Validators in the order drawn. That of those who are not asked yet is drawn anew before any of them is.
     pub validators: Vec<PeerId>,
     /// How many of them are asked.
@@ -233,7 +239,15 @@ impl Challenge {
         }
         let mut validators: Vec<PeerId> = validators.filter(|validator| *validator != subject.peer).collect();
         shuffle(&mut validators, key(b"iota/v1/validators\0"));
-        (!validators.is_empty()).then_some(Self { subject, base, asked: 1, validators, found: Vec::new() })
+        let seed = key(b"iota/v1/tensors\0");
+        (!validators.is_empty()).then_some(Self {
+            subject,
+            base,
+            seed,
+            asked: 1,
+            validators,
+            found: Vec::new(),
+        })
     }
 
     /// Those who are asked and have not answered.
@@ -337,6 +351,15 @@ impl Challenge {
         let outcome = found.filter(|_| failed).map_or(Outcome::Passed, Outcome::Failed);
         Conclusion { outcome, wrong }
     }
+}
+
+/// Whether a tensor that a miner sent, one of so many, is compared as numbers though others before it were: as many as
+/// [`TENSORS_DRAWN`] on average, the same for every validator that knows the challenge's seed, and for no miner.
+#[must_use]
+pub fn is_compared(seed: Hash, direction: Direction, sample: SampleId, of: usize) -> bool {
+    let number =
+        Hash::of_parts(&[&seed.0, &[u8::from(direction == Direction::Backward)], &sample.0.to_le_bytes()]);
+    is_drawn(number, TENSORS_DRAWN as f64 / of.max(TENSORS_DRAWN) as f64)
 }
 
 /// Replays of a contribution, on average: what checks cost for each of a miner's epochs, in such epochs. Suspects and findings,

@@ -151,7 +151,7 @@ impl Validator {
                     challenge.found.iter().filter(|(_, finding)| matches!(finding, Finding::Differs(_)));
                 (Reverse(faults.count()), Reverse(challenge.subject.epoch), challenge.subject)
             });
-            self.check = first.map(|challenge| Check::new(&self.spec, challenge.subject, challenge.base));
+            self.check = first.map(|challenge| Check::new(&self.spec, challenge));
         }
         if let Some(check) = &mut self.check {
             match check.pump(cx, self.me, (!self.busy).then_some(self.engine)) {

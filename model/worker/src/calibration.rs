@@ -276,8 +276,8 @@ impl Seen {
         {
             self.of.push((What::Loss, group, of_losses(ours, theirs)));
         }
-        let Some(pair) = receipt.beside(done) else { return Ok(()) };
-        self.push(pipeline, What::Activation, group, Tensor::Activation, &[pair])
+        let Some((_, ours, theirs)) = receipt.beside(done) else { return Ok(()) };
+        self.push(pipeline, What::Activation, group, Tensor::Activation, &[(ours, theirs)])
     }
 
     fn contribution(

@@ -14,7 +14,7 @@ use crate::run_state::RunState;
 use crate::samples::sample_set_hash;
 use crate::spec::RunSpec;
 use crate::time::Instant;
-use crate::validation::{Fault, Finding, Subject};
+use crate::validation::{Challenge, Fault, Finding, Subject};
 use crate::wire::decode;
 use crate::wire::frame::Direction;
 use crate::wire::message::{Manifest, StateOffer};
@@ -53,14 +53,16 @@ enum Step {
 pub(super) struct Check {
     pub(super) subject: Subject,
     base: Hash,
+    seed: Hash,
     spec: Arc<RunSpec>,
     step: Step,
 }
 
 impl Check {
-    pub(super) fn new(spec: &Arc<RunSpec>, subject: Subject, base: Hash) -> Self {
+    pub(super) fn new(spec: &Arc<RunSpec>, challenge: &Challenge) -> Self {
+        let Challenge { subject, base, seed, .. } = *challenge;
         let manifest = Wanted::read(subject.manifest, vec![subject.peer], GOSSIP_BYTES_MAX);
-        Self { subject, base, spec: Arc::clone(spec), step: Step::Manifest(Fetches::of([manifest])) }
+        Self { subject, base, seed, spec: Arc::clone(spec), step: Step::Manifest(Fetches::of([manifest])) }
     }
 
     /// The fetches that have not ended.
@@ -233,7 +235,7 @@ impl Check {
         if invented {
             return wrong;
         }
-        match Replay::new(&self.spec, *manifest, receipts) {
+        match Replay::new(&self.spec, *manifest, receipts, self.seed) {
             Err(_) => wrong,
             // More passes open at once than a miner may hold: they need not fit this engine's memory.
             Ok(replay) if !replay.is_bounded() => wrong,

@@ -11,12 +11,12 @@ use crate::receipts::Receipt;
 use crate::receipts::order::{BadReceipts, Step, replay, waiting_max};
 use crate::spec::RunSpec;
 use crate::time::Instant;
-use crate::validation::{Fault, Finding, Subject};
+use crate::validation::{Fault, Finding, Subject, is_compared};
 use crate::wire::message::Manifest;
 
-/// Tensors that are compared as numbers when their hashes differ, as soon as they are computed: a cheat's is found with its first
-/// few samples. On another kind of device all of them differ, and what the contribution says covers them all.
-const COMPARED_MAX: usize = 8;
+/// Tensors that are compared as numbers when their hashes differ, before only those [drawn](is_compared) are: where the same device
+/// computes the same, a cheat's are found with its first few samples. On another kind of device all of them differ.
+const COMPARED_FIRST: usize = 8;
 
 /// What comes next.
 #[derive(Debug)]
@@ -65,6 +65,10 @@ pub(super) struct Replay {
     differing: Option<Differing>,
     /// Tensors that were compared.
     compared: usize,
+    /// As in the challenge.
+    seed: Hash,
+    /// Tensors that the miner sent.
+    sent: usize,
     found: Option<Finding>,
 }
 
@@ -74,8 +78,10 @@ impl Replay {
         spec: &Arc<RunSpec>,
         manifest: Manifest,
         receipts: Vec<Receipt>,
+        seed: Hash,
     ) -> Result<Self, BadReceipts> {
         let steps = replay(spec, manifest.stage, &receipts)?;
+        let sent = receipts.iter().flat_map(Receipt::sent).count();
         Ok(Self {
             spec: Arc::clone(spec),
             manifest,
@@ -84,6 +90,8 @@ impl Replay {
             phase: Phase::Weights,
             differing: None,
             compared: 0,
+            seed,
+            sent,
             found: None,
         })
     }
@@ -185,9 +193,10 @@ impl Replay {
         {
             self.found = Some(Finding::Differs(Fault::Loss(receipt.sample)));
         }
-        if let Some((ours, theirs)) = receipt.beside(done)
+        if let Some((direction, ours, theirs)) = receipt.beside(done)
             && ours != theirs
-            && self.compared < COMPARED_MAX
+            && (self.compared < COMPARED_FIRST
+                || is_compared(self.seed, direction, receipt.sample, self.sent))
         {
             self.compared += 1;
             self.differing = Some(Differing {
@@ -234,5 +243,87 @@ fn is_same_loss(ours: Option<i64>, theirs: Option<i64>, error_max: f64) -> bool 
             ours.abs_diff(theirs) as f64 <= error_max * (ours.unsigned_abs() as f64).max(1.0)
         }
         (ours, theirs) => ours == theirs,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::difference::Measured;
+    use crate::id::{Epoch, SampleId, StageIndex};
+    use crate::receipts::Received;
+    use crate::spec::TrainingMode;
+
+    const SAMPLES: u32 = 400;
+    const CLOSE: Measured =
+        Measured { relative_error_ppm: 1, cosine_ppm: 1_000_000, norm_ratio_ppm: 1_000_000, worst: 0 };
+
+    /// The numbers of the samples whose tensors a replay compares on a device that computes all of them a little differently.
+    fn compared(seed: Hash) -> Vec<u64> {
+        let mut spec = RunSpec::default();
+        (spec.pipeline.stages, spec.training.mode) = (2, TrainingMode::Synchronous);
+        let (theirs, ours) = (Hash::of(b"theirs"), Hash::of(b"ours"));
+        let receipt = |turn: u32| Receipt {
+            output: Some(theirs),
+            output_gradient: Some(Received::unsigned(theirs)),
+            turn,
+            ..Receipt::new(SampleId(turn.into()))
+        };
+        let manifest = Manifest {
+            peer: PeerId::default(),
+            stage: StageIndex(0),
+            epoch: Epoch(1),
+            nonce: 0,
+            base: theirs,
+            samples: SAMPLES,
+            sample_set: theirs,
+            dealt: theirs,
+            receipt_root: theirs,
+            receipts: theirs,
+            loss_micro: None,
+            moments: None,
+            moments_after: None,
+            partitions: vec![theirs],
+        };
+        let receipts = (0..SAMPLES).map(receipt).collect();
+        let mut replay = Replay::new(&Arc::new(spec), manifest, receipts, seed).expect("they are in order");
+        let weights = JobDone::Weights { stage: StageIndex(0), version: Epoch(1), hash: theirs };
+        replay.computed(theirs, &weights);
+        let (mut last, mut compared) = (0, Vec::new());
+        loop {
+            let done = match replay.next() {
+                Next::Job(Job::Forward { epoch, sample, .. }) => {
+                    last = sample.0;
+                    JobDone::Forwarded { epoch, sample, output: ours }
+                }
+                Next::Job(Job::Backward { epoch, sample, .. }) => {
+                    JobDone::Finished { epoch, sample, input_gradient: None, loss_micro: None }
+                }
+                Next::Job(Job::Compare { pairs, .. }) => {
+                    assert_eq!(pairs, [(ours, theirs)]);
+                    compared.push(last);
+                    JobDone::Compared(Difference::Measured(CLOSE))
+                }
+                Next::Fetch(wanted) => {
+                    assert_eq!(wanted, [(theirs, Some(PeerId::default()))]);
+                    continue;
+                }
+                Next::Job(Job::Contribute { .. }) => return compared,
+                other => panic!("{other:?}"),
+            };
+            replay.computed(theirs, &done);
+        }
+    }
+
+    #[test]
+    fn beside_the_first_tensors_those_are_compared_that_nobody_could_tell_before() {
+        let (one, other) = (compared(Hash::of(b"one")), compared(Hash::of(b"other")));
+        let first = u64::try_from(COMPARED_FIRST).expect("few");
+        for compared in [&one, &other] {
+            assert!(compared.starts_with(&(0..first).collect::<Vec<_>>()), "{compared:?}");
+            // Eight are expected; fewer than two or more than twenty come once in five thousand times.
+            assert!((2..=20).contains(&(compared.len() - COMPARED_FIRST)), "{compared:?}");
+        }
+        assert_ne!(one, other);
     }
 }
