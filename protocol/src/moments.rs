@@ -3,7 +3,8 @@
 //! In `local` mode a contribution depends on the moments of AdamW that the miner's epoch started from, which nobody but the
 //! miner has. So each manifest names two states of them: the one the epoch started from, a blob that is kept as long as the
 //! contribution, and the one after the last inner step, which is the start of the miner's next epoch. Whoever goes through
-//! an epoch again starts from the first, has to arrive at the second, and finds it named in the next manifest.
+//! an epoch again starts from the first, has to arrive at the second, and finds it named in the next manifest. Merge plans
+//! name the second, so that nobody starts from others unnoticed.
 //!
 //! ```text
 //! manifest of epoch 4:   moments a ──── inner steps ───▶ moments_after b

@@ -426,12 +426,7 @@ impl Orchestrator {
         let fits = manifest.epoch == training.epoch
             && manifest.base == training.base
             && manifest.samples as usize <= dealt.len();
-        (fits && complete).then_some(Submission {
-            peer,
-            manifest: *hash,
-            samples: manifest.samples,
-            loss_micro: manifest.loss_micro,
-        })
+        (fits && complete).then(|| Submission::of(manifest, *hash))
     }
 
     /// Whether one more owner computes a partition on which those drawn agree: a share of all, of which nobody knows beforehand

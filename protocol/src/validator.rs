@@ -11,9 +11,11 @@
 //! The replay gives an engine of its own the jobs that the miner's engine had, in the order that the receipts tell: where
 //! machine and backend are the same, all hashes are. Where hashes differ numbers are compared, within what the spec allows.
 //!
-//! [`check`] has the way of one check, `replay` the engine's part of it. Beside checks it reads losses, for [`losses`] to say whom they name.
+//! [`check`] has the way of one check, `claims` what is compared before the replay, `replay` the engine's part, `neighbours` what comes after it.
+//! Beside checks it reads losses, for [`losses`] to say whom they name.
 
 pub mod check;
+mod claims;
 mod fetches;
 pub mod losses;
 mod neighbours;

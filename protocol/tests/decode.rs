@@ -311,8 +311,14 @@ fn decision() -> impl Strategy<Value = Decision> {
         Just(EvictReason::WrongMerge),
         Just(EvictReason::Equivocation),
     ];
-    let submission = (peer_id(), hash(), any::<u32>(), option::of(any::<i64>()))
-        .prop_map(|(peer, manifest, samples, loss_micro)| Submission { peer, manifest, samples, loss_micro });
+    let submission = (peer_id(), hash(), any::<u32>(), option::of(any::<i64>()), option::of(hash()))
+        .prop_map(|(peer, manifest, samples, loss_micro, moments_after)| Submission {
+            peer,
+            manifest,
+            samples,
+            loss_micro,
+            moments_after,
+        });
     prop_oneof![
         (peer_id(), stage()).prop_map(|(peer, stage)| Decision::Admit { peer, stage }),
         (peer_id(), reason, option::of(evidence())).prop_map(|(peer, reason, evidence)| Decision::Evict {

@@ -168,6 +168,7 @@ fn the_state_of_a_run() {
         manifest: Hash::of(b"manifest"),
         samples: *samples,
         loss_micro: None,
+        moments_after: None,
     });
     let plan = Decision::MergePlan { stage, epoch, attempt: 0, submitters: submitters.collect() };
     let evict = Decision::Evict { peer: peer(4), reason: EvictReason::Silent, evidence: None };

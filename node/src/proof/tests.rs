@@ -114,7 +114,7 @@ impl Swarm {
         let named = Hash::of(&manifest);
         self.blobs.extend([ByteBuf::from(manifest), ByteBuf::from(bytes)]);
         self.inputs.push((miner, 2, input));
-        Submission { peer: miner, manifest: named, samples: 2, loss_micro: None }
+        Submission { peer: miner, manifest: named, samples: 2, loss_micro: None, moments_after: None }
     }
 
     /// What an owner computes that does not lie.

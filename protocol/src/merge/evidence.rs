@@ -258,8 +258,13 @@ mod tests {
 
     /// A plan of these submitters, in which peers 1, 2 and 3 own the second of two partitions and peer 4 the first.
     fn plan() -> Plan {
-        let submission =
-            |i| Submission { peer: peer(i), manifest: Hash::default(), samples: 1, loss_micro: None };
+        let submission = |i| Submission {
+            peer: peer(i),
+            manifest: Hash::default(),
+            samples: 1,
+            loss_micro: None,
+            moments_after: None,
+        };
         Plan {
             attempt: 2,
             seed: Hash::default(),

@@ -165,7 +165,13 @@ mod tests {
         let members = vec![(LEAVER, 1), (OTHER, 1)];
         let (stage, epoch) = (TOP, Epoch(0));
         apply(&mut state, Decision::OpenEpoch { stage, epoch, base: Hash::default(), members });
-        let submission = Submission { peer: OTHER, manifest: Hash::default(), samples: 32, loss_micro: None };
+        let submission = Submission {
+            peer: OTHER,
+            manifest: Hash::default(),
+            samples: 32,
+            loss_micro: None,
+            moments_after: None,
+        };
         apply(&mut state, Decision::MergePlan { stage, epoch, attempt: 0, submitters: vec![submission] });
         let partitions = vec![Hash::default(); state.stages()[0].partitions];
         apply(&mut state, Decision::MergeOutcome { stage, epoch, attempt: 0, partitions });

@@ -107,6 +107,7 @@ mod tests {
             manifest: base,
             samples: *samples,
             loss_micro: None,
+            moments_after: None,
         };
         let submitters = submitted.iter().map(submission).collect();
         let plan = Plan { attempt: 0, seed: base, submitters, owners: Vec::new() };

@@ -168,7 +168,13 @@ mod tests {
         fn merges(&mut self, holder: u8) {
             let (stage, epoch, attempt, base) = (StageIndex(0), Epoch(0), 0, Hash::default());
             self.decides(Decision::OpenEpoch { stage, epoch, base, members: vec![(peer(holder), 1)] });
-            let submission = Submission { peer: peer(holder), manifest: base, samples: 1, loss_micro: None };
+            let submission = Submission {
+                peer: peer(holder),
+                manifest: base,
+                samples: 1,
+                loss_micro: None,
+                moments_after: None,
+            };
             self.decides(Decision::MergePlan { stage, epoch, attempt, submitters: vec![submission] });
             let partitions = vec![base; self.state.stages()[0].partitions];
             self.decides(Decision::MergeOutcome { stage, epoch, attempt, partitions });

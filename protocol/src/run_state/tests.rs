@@ -47,6 +47,7 @@ fn plan(attempt: u16, peers: &[PeerId]) -> Decision {
         manifest: Hash::default(),
         samples: 32,
         loss_micro: Some(32_000_000),
+        moments_after: None,
     };
     Decision::MergePlan {
         stage: S,
@@ -165,8 +166,13 @@ fn a_low_score_costs_the_place_once_it_is_due_and_bars_until_the_work_is_forgott
     let train = |fold: &mut Fold, number: u32, members: &[PeerId]| {
         let (epoch, members) = (Epoch(number), members.iter().map(|peer| (*peer, 1)).collect());
         fold.apply(Decision::OpenEpoch { stage: S, epoch, base: Hash::default(), members });
-        let submitters =
-            vec![Submission { peer: A, manifest: Hash::default(), samples: 32, loss_micro: None }];
+        let submitters = vec![Submission {
+            peer: A,
+            manifest: Hash::default(),
+            samples: 32,
+            loss_micro: None,
+            moments_after: None,
+        }];
         fold.apply(Decision::MergePlan { stage: S, epoch, attempt: 0, submitters });
         let partitions = vec![Hash::default(); fold.0.stages()[0].partitions];
         fold.apply(Decision::MergeOutcome { stage: S, epoch, attempt: 0, partitions });

@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use super::claims::{goes_on, read_manifest, read_receipts, was_received};
 use super::fetches::{Fetches, Wanted};
 use super::neighbours::Neighbours;
 use super::replay::{Next, Replay};
@@ -9,14 +10,10 @@ use crate::id::{Epoch, Hash, PeerId, StageIndex};
 use crate::limits::{GOSSIP_BYTES_MAX, PARTITION_BYTES_MAX, RECEIPTS_BYTES_MAX, TRANSFER_DEADLINE};
 use crate::miner::{Context, Job, JobDone};
 use crate::moments;
-use crate::receipts::{Hop, Receipt, Received, decode_receipts, merkle_root};
 use crate::run_state::RunState;
-use crate::samples::sample_set_hash;
 use crate::spec::RunSpec;
 use crate::time::Instant;
 use crate::validation::{Challenge, Fault, Finding, Subject};
-use crate::wire::decode;
-use crate::wire::frame::Direction;
 use crate::wire::message::{Manifest, StateOffer};
 
 /// How often each replica is asked for the weights.
@@ -158,7 +155,7 @@ impl Check {
                 fetches.start(cx, subject.stage, subject.epoch);
                 match fetches.ended_as() {
                     None => (Step::Manifest(fetches), Some(Progress::Waits)),
-                    Some(there) => (self.manifest(fetches.delivered.filter(|_| there).as_deref()), None),
+                    Some(there) => (self.manifest(cx, fetches.delivered.filter(|_| there).as_deref()), None),
                 }
             }
             Step::Receipts(manifest, mut fetches) => {
@@ -216,10 +213,13 @@ impl Check {
         }
     }
 
-    fn manifest(&self, bytes: Option<&[u8]>) -> Step {
+    fn manifest(&self, cx: &Context<'_>, bytes: Option<&[u8]>) -> Step {
         let Some(bytes) = bytes else { return Step::Over(Finding::Unavailable) };
         let manifest = read_manifest(&self.subject, self.base, bytes);
         let Some(manifest) = manifest else { return Step::Over(Finding::Differs(Fault::Receipts)) };
+        if !goes_on(cx.state, &manifest) {
+            return Step::Over(Finding::Unavailable);
+        }
         let receipts = Wanted::read(manifest.receipts, vec![self.subject.peer], RECEIPTS_BYTES_MAX);
         Step::Receipts(Box::new(manifest), Fetches::of([receipts]))
     }
@@ -230,7 +230,8 @@ impl Check {
         let Some(receipts) = read_receipts(&manifest, bytes) else { return wrong };
         let Subject { stage, epoch, .. } = self.subject;
         let mut received = receipts.iter().flat_map(|receipt| receipt.received(stage, epoch));
-        let invented = received.any(|(hop, received)| !was_received(cx, &hop, received));
+        let (run, state) = (cx.out.run(), cx.state);
+        let invented = received.any(|(hop, received)| !was_received(run, state, &hop, received));
         drop(received);
         if invented {
             return wrong;
@@ -310,42 +311,6 @@ fn prepare(
             (Step::Replaying(replay), Some(Progress::Job(job)))
         }
     }
-}
-
-/// What was committed to, if these bytes are the manifest of `subject`, whose epoch started from `base`.
-pub(super) fn read_manifest(subject: &Subject, base: Hash, bytes: &[u8]) -> Option<Manifest> {
-    let manifest: Manifest = decode(bytes, GOSSIP_BYTES_MAX).ok()?;
-    let of = (manifest.stage, manifest.epoch, manifest.peer, manifest.base);
-    (of == (subject.stage, subject.epoch, subject.peer, base)).then_some(manifest)
-}
-
-/// The receipts that a manifest commits to, if these bytes are they.
-pub(super) fn read_receipts(manifest: &Manifest, bytes: &[u8]) -> Option<Vec<Receipt>> {
-    decode_receipts(bytes).ok().filter(|receipts| agree(manifest, receipts))
-}
-
-/// Whether the receipts are those that the manifest commits to.
-fn agree(manifest: &Manifest, receipts: &[Receipt]) -> bool {
-    let samples: Vec<_> = receipts.iter().map(|receipt| receipt.sample).collect();
-    let losses =
-        receipts.iter().try_fold(0_i64, |sum, receipt| Some(sum.saturating_add(receipt.loss_micro?)));
-    merkle_root(receipts) == manifest.receipt_root
-        && usize::try_from(manifest.samples).is_ok_and(|count| count == receipts.len())
-        && sample_set_hash(&samples) == manifest.sample_set
-        && losses == manifest.loss_micro
-}
-
-/// Whether a tensor was sent over this hop by whom its receipt names, who was on the path of the sample.
-fn was_received(cx: &Context<'_>, hop: &Hop, received: &Received) -> bool {
-    let sender = match hop.direction {
-        Direction::Forward => hop.stage.0.checked_sub(1),
-        Direction::Backward => hop.stage.0.checked_add(1),
-    };
-    let training = sender.and_then(|stage| cx.state.stage(StageIndex(stage))?.epoch(hop.epoch));
-    // An epoch that had to begin again may have had other members before, who are not remembered; one that is forgotten, too.
-    let known = training.filter(|training| training.attempt == 0);
-    known.is_none_or(|training| training.deal.may_have_handled(hop.sample, received.from))
-        && received.verifies(cx.out.run(), hop)
 }
 
 /// Those who may have what belongs to a stage, others than `miner` first: what it says of itself is what is checked.

@@ -2,7 +2,7 @@
 
 use std::collections::VecDeque;
 
-use super::check::{read_manifest, read_receipts};
+use super::claims::{read_manifest, read_receipts};
 use super::fetches::{Fetches, Wanted};
 use crate::id::{Epoch, Hash, StageIndex};
 use crate::limits::{GOSSIP_BYTES_MAX, RECEIPTS_BYTES_MAX};

@@ -635,6 +635,18 @@ pub struct Submission {
     pub samples: u32,
     /// Its loss, as in the manifest.
     pub loss_micro: Option<i64>,
+    /// The inner optimizer's moments that the submitter goes on with, as in the manifest. Left out in `synchronous` mode.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub moments_after: Option<Hash>,
+}
+
+impl Submission {
+    /// What a plan says of a manifest of this hash.
+    #[must_use]
+    pub const fn of(manifest: &Manifest, hash: Hash) -> Self {
+        let Manifest { peer, samples, loss_micro, moments_after, .. } = *manifest;
+        Self { peer, manifest: hash, samples, loss_micro, moments_after }
+    }
 }
 
 /// Why a miner lost its place.

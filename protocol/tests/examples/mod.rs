@@ -156,6 +156,7 @@ pub(crate) fn decisions() -> Vec<(&'static str, Decision)> {
         manifest: Hash::of(&encode(&manifest())),
         samples,
         loss_micro: Some(7_037_034),
+        moments_after: Some(hash("moments")),
     };
     vec![
         ("admit", Decision::Admit { peer: peer(5), stage }),

@@ -248,8 +248,13 @@ impl Run {
         for (index, stage) in self.state.spec().stages().zip(self.state.stages().to_vec()) {
             let Some(training) = stage.training() else { continue };
             let (epoch, attempt) = (training.epoch, training.attempt);
-            let submission =
-                |peer| Submission { peer, manifest: Hash::default(), samples: 1, loss_micro: None };
+            let submission = |peer| Submission {
+                peer,
+                manifest: Hash::default(),
+                samples: 1,
+                loss_micro: None,
+                moments_after: None,
+            };
             let mut submitters: Vec<Submission> = training.deal.live().map(submission).collect();
             submitters.sort_unstable_by_key(|submission| submission.peer);
             let partitions = vec![Hash::default(); stage.partitions];
