@@ -1,17 +1,18 @@
 //! Measures training speed.
 //!
-//! `cargo run --release -p iota-model --example throughput -- [cpu|cuda:N|wgpu:N] [steps] [small|large]`
+//! `cargo run --release -p iota-model --example throughput -- [cpu|cuda:N|wgpu:N] [steps] [small|large]
+//! [high|highest]`
 //!
 //! Prints tokens per second of forward and backward passes of a whole model and of its stages one after the
 //! other, and the time of an optimizer step. Set `RAYON_NUM_THREADS` to choose the processor's threads.
 //! `throughput.py` beside it does the same in PyTorch. `small` is the model of the built-in run, `large` one that
-//! fills a GPU.
+//! fills a GPU. `highest` keeps matrix products from being rounded to TF32.
 
 use std::{error::Error, time::Instant};
 
 use iota_model::{
-    AdamWConfig, DType, Device, EngineConfig, ModelConfig, StageEngine, StageInput, StageSelect, TokenBatch,
-    build_engine, weights_hash,
+    AdamWConfig, DType, Device, EngineConfig, MatmulPrecision, ModelConfig, StageInput, StageSelect,
+    TokenBatch, build_engine, weights_hash,
 };
 
 /// Sequences of one sample.
@@ -27,8 +28,22 @@ fn main() -> Result<(), Box<dyn Error>> {
         "large" => large(),
         other => return Err(format!("size is {other:?}, expected small or large").into()),
     };
-    whole(&model, &device, steps)?;
-    stages(&model, &device, steps)
+    let precision = arguments.next().unwrap_or_else(|| "high".to_owned());
+    let matmul_precision = match precision.as_str() {
+        "high" => MatmulPrecision::High,
+        "highest" => MatmulPrecision::Highest,
+        other => return Err(format!("precision is {other:?}, expected high or highest").into()),
+    };
+    let config = EngineConfig {
+        model,
+        stage: StageSelect::Whole,
+        activation_dtype: DType::F32,
+        matmul_precision,
+        adamw: AdamWConfig::default(),
+        clip_norm: 1.0,
+    };
+    whole(&config, &device, steps)?;
+    stages(&config, &device, steps)
 }
 
 fn small() -> ModelConfig {
@@ -62,21 +77,6 @@ fn large() -> ModelConfig {
     }
 }
 
-fn engine(
-    model: &ModelConfig,
-    stage: StageSelect,
-    device: &Device,
-) -> Result<Box<dyn StageEngine>, Box<dyn Error>> {
-    let config = EngineConfig {
-        model: model.clone(),
-        stage,
-        activation_dtype: DType::F32,
-        adamw: AdamWConfig::default(),
-        clip_norm: 1.0,
-    };
-    Ok(build_engine(&config, device)?)
-}
-
 /// Returns a sample whose ids follow a simple rule.
 fn sample(model: &ModelConfig, index: u32) -> TokenBatch {
     let id = |position: usize| {
@@ -89,8 +89,9 @@ fn sample(model: &ModelConfig, index: u32) -> TokenBatch {
 }
 
 #[expect(clippy::print_stdout, reason = "the result is the program's output")]
-fn whole(model: &ModelConfig, device: &Device, steps: u32) -> Result<(), Box<dyn Error>> {
-    let mut engine = engine(model, StageSelect::Whole, device)?;
+fn whole(config: &EngineConfig, device: &Device, steps: u32) -> Result<(), Box<dyn Error>> {
+    let model = &config.model;
+    let mut engine = build_engine(config, device)?;
     let info = engine.info();
     println!("{} parameters on {} ({})", info.parameters, info.device, info.backend);
     let mut run =
@@ -116,13 +117,13 @@ fn whole(model: &ModelConfig, device: &Device, steps: u32) -> Result<(), Box<dyn
 }
 
 #[expect(clippy::print_stdout, reason = "the result is the program's output")]
-fn stages(model: &ModelConfig, device: &Device, steps: u32) -> Result<(), Box<dyn Error>> {
-    let mut head = engine(model, StageSelect::Stage(0), device)?;
-    let mut body = engine(model, StageSelect::Stage(1), device)?;
-    let mut tail = engine(model, StageSelect::Stage(2), device)?;
+fn stages(config: &EngineConfig, device: &Device, steps: u32) -> Result<(), Box<dyn Error>> {
+    let engine =
+        |stage| build_engine(&EngineConfig { stage: StageSelect::Stage(stage), ..config.clone() }, device);
+    let (mut head, mut body, mut tail) = (engine(0)?, engine(1)?, engine(2)?);
     let (start, mut tokens) = (Instant::now(), 0);
     for index in 0..steps {
-        let batch = sample(model, index);
+        let batch = sample(&config.model, index);
         let wire = head.forward(0, StageInput::Tokens(batch.clone()))?;
         let wire = body.forward(0, StageInput::Activation(wire))?;
         let output = tail.forward_loss(StageInput::Activation(wire), &batch)?;

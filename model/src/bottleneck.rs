@@ -25,7 +25,7 @@ use burn::{
     tensor::{Tensor, activation, backend::Backend},
 };
 
-use crate::{stage::Source, transformer::Linear};
+use crate::{kernels::Kernels, stage::Source, transformer::Linear};
 
 /// Sender's side of a cut.
 #[derive(Module, Debug)]
@@ -34,7 +34,7 @@ pub(crate) struct Encoder<B: Backend> {
     wire_width: usize,
 }
 
-impl<B: Backend> Encoder<B> {
+impl<B: Kernels> Encoder<B> {
     pub(crate) fn load(source: &mut Source<'_, B>, wire_width: usize) -> Self {
         Self { projection: Linear::load(source), wire_width }
     }
@@ -55,7 +55,7 @@ pub(crate) struct Decoder<B: Backend> {
     projection: Linear<B>, // [b, C]
 }
 
-impl<B: Backend> Decoder<B> {
+impl<B: Kernels> Decoder<B> {
     pub(crate) fn load(source: &mut Source<'_, B>) -> Self {
         Self { projection: Linear::load(source) }
     }

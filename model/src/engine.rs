@@ -28,6 +28,8 @@ pub struct EngineConfig {
     pub stage: StageSelect,
     /// Type of the frames that cross a cut; [`StageSelect::Whole`] never rounds between its stages.
     pub activation_dtype: DType,
+    /// How exact matrix products are.
+    pub matmul_precision: MatmulPrecision,
     /// The inner optimizer.
     pub adamw: AdamWConfig,
     /// Largest global norm of the mean gradient in an inner step; infinity never clips.
@@ -41,6 +43,17 @@ pub enum StageSelect {
     Stage(usize),
     /// All stages in one process, bottlenecks included: what a pipeline is compared with.
     Whole,
+}
+
+/// How exact matrix products of `f32` are, under the names of PyTorch's `set_float32_matmul_precision`.
+///
+/// The CPU computes the same with both.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum MatmulPrecision {
+    /// A GPU may round factors to TF32, which has 11 bits, and is faster for it. Sums are `f32`.
+    High,
+    /// Factors keep the 24 bits of `f32`, so that devices differ by the order of their sums only.
+    Highest,
 }
 
 /// Token ids of one sample and the ids that follow them.

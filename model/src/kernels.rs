@@ -1,21 +1,36 @@
-//! The element-wise parts of the network, each as one operation with its own derivative.
+//! The operations of the network, each with its own derivative.
 //!
-//! Tensor libraries compose these of many passes over memory, which on a processor cost more than the matrix
-//! products. [`Kernels`] is what the network calls; on an autodiff backend it records one node per call
+//! Tensor libraries compose the element-wise ones of many passes over memory, which on a processor cost more than
+//! the matrix products; and they choose how exact the matrix products are, which here the run does. [`Kernels`] is what the network calls; on an autodiff backend it records one node per call
 //! (`autodiff.rs`). [`Derivatives`] is what a plain backend offers for the way back. The default methods are
 //! the textbook in tensor operations (`textbook.rs`) and serve GPUs; `cpu.rs` replaces them with loops over
-//! slices.
+//! slices, `cube.rs` the exact matrix product of GPUs.
 
 mod autodiff;
 mod cpu;
+#[cfg(any(feature = "cuda", feature = "wgpu"))]
+mod cube;
 mod textbook;
 
 use burn::tensor::{Int, Tensor, backend::Backend};
 
-use crate::transformer::{Batch, Tables};
+use crate::{
+    engine::MatmulPrecision,
+    transformer::{Batch, Tables},
+};
 
 /// Forward passes.
 pub(crate) trait Kernels: Backend {
+    /// Matrix product, with the derivatives as exact as itself.
+    ///
+    /// # Shapes
+    /// `lhs: [.., M, K]`, `rhs: [.., K, N]` → `[.., M, N]`, all with the same leading dimensions.
+    fn matmul<const D: usize>(
+        lhs: Tensor<Self, D>,
+        rhs: Tensor<Self, D>,
+        precision: MatmulPrecision,
+    ) -> Tensor<Self, D>;
+
     /// Scales every row to a root mean square of 1, then by a gain (Zhang and Sennrich 2019).
     ///
     /// # Shapes
@@ -62,6 +77,11 @@ pub(crate) trait Kernels: Backend {
 
 /// Forward and backward passes outside a graph.
 pub(crate) trait Derivatives: Backend {
+    /// As [`Kernels::matmul`] with [`MatmulPrecision::Highest`]; here for backends that have no other.
+    fn matmul_highest<const D: usize>(lhs: Tensor<Self, D>, rhs: Tensor<Self, D>) -> Tensor<Self, D> {
+        lhs.matmul(rhs)
+    }
+
     /// As [`Kernels::rms_norm`].
     fn rms_norm_forward(x: Tensor<Self, 2>, gain: Tensor<Self, 1>, eps: f64) -> Tensor<Self, 2> {
         textbook::rms_norm_forward(x, gain, eps)
@@ -159,6 +179,17 @@ pub(crate) trait Derivatives: Backend {
 macro_rules! plain_kernels {
     ($backend:ty) => {
         impl Kernels for $backend {
+            fn matmul<const D: usize>(
+                lhs: Tensor<Self, D>,
+                rhs: Tensor<Self, D>,
+                precision: MatmulPrecision,
+            ) -> Tensor<Self, D> {
+                match precision {
+                    MatmulPrecision::High => lhs.matmul(rhs),
+                    MatmulPrecision::Highest => Self::matmul_highest(lhs, rhs),
+                }
+            }
+
             fn rms_norm(x: Tensor<Self, 2>, gain: Tensor<Self, 1>, eps: f64) -> Tensor<Self, 2> {
                 Self::rms_norm_forward(x, gain, eps)
             }
@@ -193,11 +224,19 @@ macro_rules! plain_kernels {
 plain_kernels!(burn_flex::Flex);
 
 #[cfg(feature = "cuda")]
-impl Derivatives for burn_cuda::Cuda<f32, i32> {}
+impl Derivatives for burn_cuda::Cuda<f32, i32> {
+    fn matmul_highest<const D: usize>(lhs: Tensor<Self, D>, rhs: Tensor<Self, D>) -> Tensor<Self, D> {
+        cube::matmul_highest(lhs, rhs)
+    }
+}
 #[cfg(feature = "cuda")]
 plain_kernels!(burn_cuda::Cuda<f32, i32>);
 
 #[cfg(feature = "wgpu")]
-impl Derivatives for burn_wgpu::Wgpu<f32, i32> {}
+impl Derivatives for burn_wgpu::Wgpu<f32, i32> {
+    fn matmul_highest<const D: usize>(lhs: Tensor<Self, D>, rhs: Tensor<Self, D>) -> Tensor<Self, D> {
+        cube::matmul_highest(lhs, rhs)
+    }
+}
 #[cfg(feature = "wgpu")]
 plain_kernels!(burn_wgpu::Wgpu<f32, i32>);

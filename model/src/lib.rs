@@ -42,8 +42,8 @@ mod testing;
 pub use config::{ConfigError, ModelConfig};
 pub use device::{Device, build_engine};
 pub use engine::{
-    EngineConfig, EngineError, LossOutput, StageEngine, StageInfo, StageInput, StageSelect, StepReport,
-    TokenBatch,
+    EngineConfig, EngineError, LossOutput, MatmulPrecision, StageEngine, StageInfo, StageInput, StageSelect,
+    StepReport, TokenBatch,
 };
 pub use frame::{DType, Frame, FrameError};
 pub use hash::weights_hash;

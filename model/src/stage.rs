@@ -8,6 +8,7 @@ use burn::{
 use crate::{
     bottleneck::{Decoder, Encoder},
     config::ModelConfig,
+    engine::MatmulPrecision,
     flat::{Parameter, StageLayout},
     kernels::Kernels,
     transformer::{Batch, Block, Embedding, Linear, RmsNorm, Tables},
@@ -18,12 +19,23 @@ pub(crate) struct Source<'a, B: Backend> {
     parameters: std::slice::Iter<'a, Parameter>,
     flat: &'a [f32],
     device: &'a B::Device,
+    precision: MatmulPrecision,
 }
 
 impl<'a, B: Backend> Source<'a, B> {
-    fn new(layout: &'a StageLayout, flat: &'a [f32], device: &'a B::Device) -> Self {
+    fn new(
+        layout: &'a StageLayout,
+        flat: &'a [f32],
+        device: &'a B::Device,
+        precision: MatmulPrecision,
+    ) -> Self {
         assert_eq!(layout.len(), flat.len(), "the engine checks lengths before it loads");
-        Self { parameters: layout.parameters().iter(), flat, device }
+        Self { parameters: layout.parameters().iter(), flat, device, precision }
+    }
+
+    /// How exact the products with these parameters are.
+    pub(crate) fn matmul_precision(&self) -> MatmulPrecision {
+        self.precision
     }
 
     /// Takes the next parameter.
@@ -61,9 +73,15 @@ pub(crate) struct Stage<B: Backend> {
 
 impl<B: Kernels> Stage<B> {
     /// Builds stage `stage` with the weights of a flat vector.
-    pub(crate) fn load(config: &ModelConfig, stage: usize, flat: &[f32], device: &B::Device) -> Self {
+    pub(crate) fn load(
+        config: &ModelConfig,
+        stage: usize,
+        flat: &[f32],
+        device: &B::Device,
+        precision: MatmulPrecision,
+    ) -> Self {
         let layout = StageLayout::of(config, stage);
-        let mut source = Source::new(&layout, flat, device);
+        let mut source = Source::new(&layout, flat, device, precision);
         let (is_head, is_tail) = (stage == 0, stage + 1 == config.stages);
         let loaded = Self {
             embedding: is_head.then(|| Embedding::load(&mut source)),
@@ -121,13 +139,14 @@ impl<B: Kernels> Pipeline<B> {
         stages: impl Iterator<Item = usize>,
         flat: &[f32],
         device: &B::Device,
+        precision: MatmulPrecision,
     ) -> Self {
         let mut rest = flat;
         let stages = stages
             .map(|stage| {
                 let (own, others) = rest.split_at(config.parameter_count(stage));
                 rest = others;
-                Stage::load(config, stage, own, device)
+                Stage::load(config, stage, own, device, precision)
             })
             .collect();
         Self { stages }

@@ -72,7 +72,7 @@ where
         let mut trainer = Self {
             config: config.clone(),
             layout: StageLayout::concatenated(model, stages.clone()),
-            network: Pipeline::load(model, stages.clone(), &flat, &device),
+            network: Pipeline::load(model, stages.clone(), &flat, &device, config.matmul_precision),
             stages,
             device,
             slots: BTreeMap::new(),
@@ -355,7 +355,8 @@ where
     fn load_weights(&mut self, flat: &[f32]) -> Result<(), EngineError> {
         check_length("weights", flat.len(), self.parameters())?;
         check_finite("weight", flat)?;
-        self.network = Pipeline::load(&self.config.model, self.stages.clone(), flat, &self.device);
+        let EngineConfig { model, matmul_precision, .. } = &self.config;
+        self.network = Pipeline::load(model, self.stages.clone(), flat, &self.device, *matmul_precision);
         Ok(())
     }
 

@@ -29,7 +29,9 @@ use burn::{
     },
 };
 
-use crate::{config::ModelConfig, flat::round_to_f32, kernels::Kernels, stage::Source};
+use crate::{
+    config::ModelConfig, engine::MatmulPrecision, flat::round_to_f32, kernels::Kernels, stage::Source,
+};
 
 /// Sequences and positions of the batch in hand: `B` and `T`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -129,11 +131,13 @@ impl<B: Backend> Embedding<B> {
 #[derive(Module, Debug)]
 pub(crate) struct Linear<B: Backend> {
     weight: Param<Tensor<B, 2>>, // [in, out]
+    #[module(skip)]
+    precision: MatmulPrecision,
 }
 
-impl<B: Backend> Linear<B> {
+impl<B: Kernels> Linear<B> {
     pub(crate) fn load(source: &mut Source<'_, B>) -> Self {
-        Self { weight: source.take() }
+        Self { weight: source.take(), precision: source.matmul_precision() }
     }
 
     /// Maps every row.
@@ -141,7 +145,7 @@ impl<B: Backend> Linear<B> {
     /// # Shapes
     /// `x: [N, in]` → `[N, out]`.
     pub(crate) fn forward(&self, x: Tensor<B, 2>) -> Tensor<B, 2> {
-        x.matmul(self.weight.val())
+        B::matmul(x, self.weight.val(), self.precision)
     }
 }
 
@@ -175,6 +179,8 @@ pub(crate) struct Attention<B: Backend> {
     output: Linear<B>, // [H*D, C]
     heads: usize,
     kv_heads: usize,
+    #[module(skip)]
+    precision: MatmulPrecision,
 }
 
 impl<B: Kernels> Attention<B> {
@@ -186,6 +192,7 @@ impl<B: Kernels> Attention<B> {
             output: Linear::load(source),
             heads: config.heads,
             kv_heads: config.kv_heads,
+            precision: source.matmul_precision(),
         }
     }
 
@@ -202,9 +209,9 @@ impl<B: Kernels> Attention<B> {
         let key = B::rotate(self.key.forward(x.clone()), batch, tables); // [B, G, T, D]
         let value = B::split_heads(self.value.forward(x), batch, self.kv_heads); // [B, G, T, D]
 
-        let scores = query.matmul(key.swap_dims(2, 3)); // [B, G, H/G*T, T]
+        let scores = B::matmul(query, key.swap_dims(2, 3), self.precision); // [B, G, H/G*T, T]
         let weights = B::causal_softmax(scores, (head_size as f64).sqrt().recip(), tables); // [B, G, H/G*T, T]
-        let mixed = weights.matmul(value); // [B, G, H/G*T, D]
+        let mixed = B::matmul(weights, value, self.precision); // [B, G, H/G*T, D]
 
         let mixed = mixed.reshape([batch.sequences, self.heads, batch.context, head_size]); // [B, H, T, D]
         let mixed = B::merge_heads(mixed); // [B*T, C]

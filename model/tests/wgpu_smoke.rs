@@ -7,8 +7,8 @@
 )]
 
 use iota_model::{
-    AdamWConfig, DType, Device, EngineConfig, ModelConfig, StageEngine, StageInput, StageSelect, TokenBatch,
-    build_engine,
+    AdamWConfig, DType, Device, EngineConfig, MatmulPrecision, ModelConfig, StageEngine, StageInput,
+    StageSelect, TokenBatch, build_engine, compare::Sums,
 };
 
 fn config(stage: StageSelect) -> EngineConfig {
@@ -28,7 +28,14 @@ fn config(stage: StageSelect) -> EngineConfig {
         stages: 3,
     };
     let adamw = AdamWConfig::default();
-    EngineConfig { model, stage, activation_dtype: DType::F32, adamw, clip_norm: 1.0 }
+    EngineConfig {
+        model,
+        stage,
+        activation_dtype: DType::F32,
+        matmul_precision: MatmulPrecision::High,
+        adamw,
+        clip_norm: 1.0,
+    }
 }
 
 fn batch() -> TokenBatch {
@@ -65,6 +72,29 @@ fn wgpu_trains_like_the_cpu() {
     // Sums are taken in another order: some hundred roundings of 2^-24 of numbers near 1.
     close(&cpu_gradient, &gpu_gradient, 1e-4);
     close(&cpu_after, &gpu_after, 1e-3);
+}
+
+/// TF32 would make each product differ by 1e-4 and more.
+#[test]
+fn wgpu_in_the_highest_precision_is_within_roundings_of_the_cpu() {
+    let highest = EngineConfig { matmul_precision: MatmulPrecision::Highest, ..config(StageSelect::Whole) };
+    for tokens in [1, 7, 16] {
+        let whole = batch();
+        let (sequences, context) = if tokens == 16 { (2, 8) } else { (1, tokens) };
+        let batch = TokenBatch {
+            inputs: whole.inputs[..tokens].to_vec(),
+            targets: whole.targets[..tokens].to_vec(),
+            sequences,
+            context,
+        };
+        let [cpu, gpu] = [Device::Cpu, Device::Wgpu(0)].map(|device| {
+            let mut engine = build_engine(&highest, &device).unwrap();
+            engine.forward_loss(StageInput::Tokens(batch.clone()), &batch).unwrap();
+            engine.gradient_sum().unwrap()
+        });
+        let error = Sums::of(&cpu, &gpu).comparison().relative_error;
+        assert!(error < 2e-6, "{error:e} with {tokens} tokens");
+    }
 }
 
 #[test]

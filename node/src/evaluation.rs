@@ -8,7 +8,8 @@ use iota_model::data::Corpus;
 use iota_model::generate::{GenerateError, GenerateOptions, generate};
 use iota_model::tokenizer::ByteTokenizer;
 use iota_model::{
-    DType, Device, EngineConfig, EngineError, ModelConfig, StageEngine, StageSelect, TokenBatch, build_engine,
+    DType, Device, EngineConfig, EngineError, MatmulPrecision, ModelConfig, StageEngine, StageSelect,
+    TokenBatch, build_engine,
 };
 use iota_protocol::RunSpec;
 pub use iota_worker::validation::validation_batches;
@@ -60,6 +61,7 @@ impl Whole {
             model: model.clone(),
             stage: StageSelect::Whole,
             activation_dtype: DType::F32,
+            matmul_precision: MatmulPrecision::High,
             adamw: iota_model::AdamWConfig::default(),
             clip_norm: f64::INFINITY,
         };

@@ -255,7 +255,19 @@ section! {
         weight_decay: f64 = 0.1,
         /// Gradient norm of the whole model above which it is scaled down; a stage takes the root of its parameter share of it. Default 1.
         clip_norm: f64 = 1.0,
+        /// How exact matrix products are: `high` lets GPUs round factors to TF32, `highest` does not, so that a validator's replay on another kind of device comes far closer. CPUs compute the same with both. Default `high`.
+        matmul_precision: MatmulPrecision = MatmulPrecision::High,
     }
+}
+
+/// How exact matrix products are, under the names of PyTorch's `set_float32_matmul_precision`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum MatmulPrecision {
+    /// Factors may be rounded to TF32 (11 bits), where a device has it.
+    High,
+    /// Factors are `f32` (24 bits).
+    Highest,
 }
 
 /// What a miner does between two merges.
@@ -590,6 +602,18 @@ mod tests {
     fn an_unknown_key_is_an_error_that_names_it() {
         let error = RunSpec::from_toml("[model]\nwidht = 3\n").expect_err("unknown key");
         assert!(error.to_string().contains("widht"), "{error}");
+    }
+
+    #[test]
+    fn matrix_products_are_of_high_precision_unless_the_highest_is_asked_for() {
+        assert_eq!(spec().training.matmul_precision, MatmulPrecision::High);
+        let parsed = |name: &str| {
+            let text = spec().to_toml().replace("\"high\"", &format!("\"{name}\""));
+            RunSpec::from_toml(&text).map(|spec| spec.training.matmul_precision)
+        };
+        assert_eq!(parsed("highest"), Ok(MatmulPrecision::Highest));
+        let error = parsed("medium").expect_err("PyTorch's third").to_string();
+        assert!(error.contains("unknown variant `medium`, expected `high` or `highest`"), "{error}");
     }
 
     /// Holds that the spec is refused with `text` once it is changed so.

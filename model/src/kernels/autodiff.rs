@@ -13,9 +13,30 @@ use burn::{
 };
 
 use super::{Derivatives, Kernels};
-use crate::transformer::{Batch, Tables};
+use crate::{
+    engine::MatmulPrecision,
+    transformer::{Batch, Tables},
+};
 
 impl<B: Derivatives, C: CheckpointStrategy> Kernels for Autodiff<B, C> {
+    fn matmul<const D: usize>(
+        lhs: Tensor<Self, D>,
+        rhs: Tensor<Self, D>,
+        precision: MatmulPrecision,
+    ) -> Tensor<Self, D> {
+        if precision == MatmulPrecision::High {
+            return lhs.matmul(rhs);
+        }
+        let (lhs, rhs) = (primitive(lhs), primitive(rhs));
+        let parents = [lhs.node.clone(), rhs.node.clone()];
+        let (lhs, rhs) = (float(lhs.primitive), float(rhs.primitive));
+        let output = primitive(B::matmul_highest::<D>(lhs.clone(), rhs.clone()));
+        float(match MatmulHighest.prepare::<C>(parents).compute_bound().stateful() {
+            OpsKind::Tracked(prep) => prep.finish((lhs, rhs), output),
+            OpsKind::UnTracked(prep) => prep.finish(output),
+        })
+    }
+
     fn rms_norm(x: Tensor<Self, 2>, gain: Tensor<Self, 1>, eps: f64) -> Tensor<Self, 2> {
         let (x, gain) = (primitive(x), primitive(gain));
         let parents = [x.node.clone(), gain.node.clone()];
@@ -96,6 +117,25 @@ fn primitive<A: Backend, const D: usize>(tensor: Tensor<A, D>) -> FloatTensor<A>
 /// Wraps a primitive.
 fn float<A: Backend, const D: usize>(primitive: FloatTensor<A>) -> Tensor<A, D> {
     Tensor::from_primitive(TensorPrimitive::Float(primitive))
+}
+
+#[derive(Debug)]
+struct MatmulHighest<const D: usize>;
+
+impl<B: Derivatives, const D: usize> Backward<B, 2> for MatmulHighest<D> {
+    type State = (Tensor<B, D>, Tensor<B, D>);
+
+    fn backward(self, ops: Ops<Self::State, 2>, grads: &mut Gradients, _: &mut Checkpointer) {
+        let output = float::<B, D>(grads.consume::<B>(&ops.node));
+        let (lhs, rhs) = ops.state;
+        let [lhs_node, rhs_node] = ops.parents;
+        if let Some(node) = lhs_node {
+            grads.register::<B>(node.id, primitive(B::matmul_highest(output.clone(), rhs.transpose())));
+        }
+        if let Some(node) = rhs_node {
+            grads.register::<B>(node.id, primitive(B::matmul_highest(lhs.transpose(), output)));
+        }
+    }
 }
 
 #[derive(Debug)]
@@ -202,5 +242,101 @@ impl<B: Derivatives> Backward<B, 1> for CrossEntropy {
         unary::<B, _>(ops.parents, ops.node, grads, |output| {
             primitive(B::cross_entropy_backward(logits, targets, float(output)))
         });
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use burn::{backend::autodiff::checkpoint::strategy::NoCheckpointing, tensor::TensorData};
+    use burn_flex::{Flex, FlexDevice};
+
+    use super::*;
+
+    /// Batches, M, K and N: smaller than a tile, single rows and columns, off the grid of tiles, on it, several tiles.
+    const SIZES: [[usize; 4]; 8] = [
+        [1, 1, 1, 1],
+        [1, 1, 70, 33],
+        [3, 33, 70, 1],
+        [1, 5, 1, 7],
+        [2, 19, 45, 23],
+        [1, 64, 64, 64],
+        [4, 64, 16, 128],
+        [2, 130, 257, 201],
+    ];
+
+    /// Which operands are transposed views, as keys and the operands of derivatives are.
+    const VIEWS: [[bool; 2]; 4] = [[false, false], [false, true], [true, false], [true, true]];
+
+    /// Numbers between -1 and 1 that follow no rule.
+    fn numbers(length: usize, seed: u32) -> Vec<f32> {
+        let mut state = seed;
+        let mut next = || {
+            state = state.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
+            (state >> 8) as f32 / (1 << 23) as f32 - 1.0
+        };
+        (0..length).map(|_| next()).collect()
+    }
+
+    /// Returns a product and the gradients of both operands.
+    fn product<B: Derivatives>(
+        device: &B::Device,
+        [batches, m, k, n]: [usize; 4],
+        [lhs_view, rhs_view]: [bool; 2],
+        precision: MatmulPrecision,
+    ) -> [Vec<f32>; 3] {
+        type Graph<B> = Autodiff<B, NoCheckpointing>;
+        let leaf = |rows: usize, columns: usize, is_view: bool, seed: u32| {
+            let shape = if is_view { [1, batches, columns, rows] } else { [1, batches, rows, columns] };
+            let data = TensorData::new(numbers(batches * rows * columns, seed), shape);
+            Tensor::<Graph<B>, 4>::from_data(data, device).require_grad()
+        };
+        let view = |leaf: &Tensor<Graph<B>, 4>, is_view: bool| {
+            if is_view { leaf.clone().transpose() } else { leaf.clone() }
+        };
+        let (lhs, rhs) = (leaf(m, k, lhs_view, 1), leaf(k, n, rhs_view, 2));
+        let product = Graph::<B>::matmul(view(&lhs, lhs_view), view(&rhs, rhs_view), precision);
+        let gradients = (product.clone() * leaf(m, n, false, 3)).backward();
+        [product.inner(), lhs.grad(&gradients).unwrap(), rhs.grad(&gradients).unwrap()]
+            .map(|tensor| tensor.into_data().to_vec().unwrap())
+    }
+
+    /// Returns all products of [`SIZES`] and [`VIEWS`].
+    fn products<B: Derivatives>(device: &B::Device, precision: MatmulPrecision) -> Vec<[Vec<f32>; 3]> {
+        let cases = SIZES.into_iter().flat_map(|sizes| VIEWS.map(|views| (sizes, views)));
+        cases.map(|(sizes, views)| product::<B>(device, sizes, views, precision)).collect()
+    }
+
+    #[test]
+    fn products_on_the_cpu_have_the_same_bits_with_either_precision() {
+        let [high, highest] = [MatmulPrecision::High, MatmulPrecision::Highest]
+            .map(|precision| products::<Flex>(&FlexDevice, precision));
+        assert_eq!(high, highest);
+    }
+
+    /// Holds that products of the highest precision differ from the CPU's by the order of their sums only.
+    #[cfg(any(feature = "cuda", feature = "wgpu"))]
+    fn check_against_cpu<B: Derivatives>(device: &B::Device) {
+        let expected = products::<Flex>(&FlexDevice, MatmulPrecision::Highest);
+        let got = products::<B>(device, MatmulPrecision::Highest);
+        for (case, (expected, got)) in expected.iter().zip(&got).enumerate() {
+            for (expected, got) in expected.iter().zip(got) {
+                let error = crate::compare::Sums::of(expected, got).comparison().relative_error;
+                // At most 257 roundings of 2^-24 that follow no rule, √257 × 2^-24; TF32 would make it 3e-4.
+                let (sizes, views) = (SIZES[case / VIEWS.len()], VIEWS[case % VIEWS.len()]);
+                assert!(error < 1e-6, "{error:e} with {sizes:?}, transposed {views:?}");
+            }
+        }
+    }
+
+    #[cfg(feature = "wgpu")]
+    #[test]
+    fn products_of_the_highest_precision_on_wgpu_are_those_of_the_cpu() {
+        check_against_cpu::<burn_wgpu::Wgpu<f32, i32>>(&burn_wgpu::WgpuDevice::default());
+    }
+
+    #[cfg(feature = "cuda")]
+    #[test]
+    fn products_of_the_highest_precision_on_cuda_are_those_of_the_cpu() {
+        check_against_cpu::<burn_cuda::Cuda<f32, i32>>(&burn_cuda::CudaDevice::default());
     }
 }

@@ -1,8 +1,8 @@
 //! Small models, batches and pipelines of engines.
 
 use iota_model::{
-    AdamWConfig, DType, Device, EngineConfig, Frame, ModelConfig, StageEngine, StageInput, StageSelect,
-    TokenBatch, build_engine,
+    AdamWConfig, DType, Device, EngineConfig, Frame, MatmulPrecision, ModelConfig, StageEngine, StageInput,
+    StageSelect, TokenBatch, build_engine,
 };
 
 /// A model small enough that a test takes milliseconds, with shared key heads and uneven sizes.
@@ -33,6 +33,7 @@ pub(crate) fn engine_config(model: &ModelConfig, stage: StageSelect) -> EngineCo
         model: model.clone(),
         stage,
         activation_dtype: DType::F32,
+        matmul_precision: MatmulPrecision::High,
         adamw: AdamWConfig::default(),
         clip_norm: f64::INFINITY,
     }

@@ -4,8 +4,8 @@ use iota_model::codec::Codec;
 use iota_model::outer::{OuterConfig, stage_clip};
 use iota_model::reduce::Reducer;
 use iota_model::schedule::Schedule;
-use iota_model::{AdamWConfig, DType, EngineConfig, ModelConfig, StageSelect};
-use iota_protocol::spec::{Bottleneck, MergeSpec, ReducerName, TrainingMode, WireDtype};
+use iota_model::{AdamWConfig, DType, EngineConfig, MatmulPrecision, ModelConfig, StageSelect};
+use iota_protocol::spec::{self, Bottleneck, MergeSpec, ReducerName, TrainingMode, WireDtype};
 use iota_protocol::{Epoch, RunSpec};
 
 /// The network of the run.
@@ -46,6 +46,7 @@ pub fn engine_config(spec: &RunSpec, stage: StageSelect) -> EngineConfig {
         model,
         stage,
         activation_dtype: dtype(spec.pipeline.activation_dtype),
+        matmul_precision: matmul_precision(spec.training.matmul_precision),
         adamw: adamw_config(spec),
         clip_norm,
     }
@@ -86,6 +87,15 @@ pub fn adamw_config(spec: &RunSpec) -> AdamWConfig {
         beta2: training.beta2,
         eps: training.eps,
         weight_decay: training.weight_decay,
+    }
+}
+
+/// The model crate's name of how exact matrix products are.
+#[must_use]
+pub fn matmul_precision(precision: spec::MatmulPrecision) -> MatmulPrecision {
+    match precision {
+        spec::MatmulPrecision::High => MatmulPrecision::High,
+        spec::MatmulPrecision::Highest => MatmulPrecision::Highest,
     }
 }
 
