@@ -26,7 +26,7 @@ type Reductions = BTreeMap<(StageIndex, Epoch, PartitionIndex), Vec<(Weights, Ha
 pub struct Coverage {
     history: History,
     compute: Compute,
-    /// Plans decided, by epoch.
+    /// Plans decided, by epoch. All of them: a host that stood still ends a job of an epoch that is long over.
     plans: BTreeMap<(StageIndex, Epoch), Vec<Weights>>,
     /// What honest owners made of which contributions.
     reduced: Reductions,
@@ -64,7 +64,6 @@ impl Coverage {
                 let old = |&(s, e): &(StageIndex, Epoch)| {
                     s == *stage && e.0 as usize + CLOSED_EPOCHS_KEPT < epoch.0 as usize
                 };
-                plans.retain(|key, _| !old(key));
                 reduced.retain(|(s, e, _), _| !old(&(*s, *e)));
                 Ok(())
             }
