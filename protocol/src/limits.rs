@@ -143,7 +143,7 @@ pub const QUEUE_EVICTIONS: u32 = 10;
 /// Forwarded activations held for an epoch that has not opened here yet.
 pub const HELD_ACTIVATIONS_MAX: usize = 256;
 /// Closed epochs of a stage whose plan and outcome stay in [`RunState`](crate::run_state::RunState),
-/// so that a peer one merge behind catches up without a transfer of the whole state.
+/// so that a peer one merge behind catches up without a transfer of the whole state. Those in dispute stay longer.
 pub const CLOSED_EPOCHS_KEPT: usize = 2;
 /// Epochs between two checkpoints, at most. The outcome of each merge since the last one is remembered, so that a stage
 /// nobody holds any more can be had from there.

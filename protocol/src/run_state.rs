@@ -542,7 +542,8 @@ impl RunState {
         let plan = Plan { attempt: training.attempt, seed, submitters: Vec::new(), owners: Vec::new() };
         let remembers = self.spec.mirror.is_set();
         let closed = Closed { training, plan, partitions: Vec::new() };
-        self.stages.get_mut(index.as_usize())?.settle(closed, remembers);
+        let disputed: Vec<Epoch> = self.checks.disputed(index).collect();
+        self.stages.get_mut(index.as_usize())?.settle(closed, remembers, &disputed);
         self.checks.expire(index, epoch.next());
         Some(vec![StateEvent::Skipped(index, epoch)])
     }
@@ -647,7 +648,8 @@ impl RunState {
         let closed = Closed { training, plan, partitions: partitions.to_vec() };
         self.checks.draw(&self.spec.validation, index, &closed);
         self.scores.merged(&self.spec.scores, index, epoch, worked(&closed));
-        self.stages.get_mut(index.as_usize())?.settle(closed, remembers);
+        let disputed: Vec<Epoch> = self.checks.disputed(index).collect();
+        self.stages.get_mut(index.as_usize())?.settle(closed, remembers, &disputed);
         self.checks.expire(index, epoch.next());
         Some(vec![StateEvent::Merged(index, epoch, samples, loss)])
     }

@@ -51,6 +51,13 @@ impl Checks {
         true
     }
 
+    /// Epochs of `stage`, or of those beside it, in which somebody has found a fault that is not judged yet.
+    pub(super) fn disputed(&self, stage: StageIndex) -> impl Iterator<Item = Epoch> + '_ {
+        let beside = move |challenge: &&Challenge| challenge.subject.stage.0.abs_diff(stage.0) <= 1;
+        let disputed = self.open.iter().filter(beside).filter(|challenge| challenge.is_disputed());
+        disputed.map(|challenge| challenge.subject.epoch)
+    }
+
     /// Draws which submissions of a merge that closed are checked.
     pub(super) fn draw(&mut self, spec: &ValidationSpec, stage: StageIndex, closed: &Closed) {
         let (epoch, base, seed) = (closed.training.epoch, closed.training.base, closed.plan.seed);
@@ -113,11 +120,8 @@ impl RunState {
     #[must_use]
     pub fn keeps(&self, stage: StageIndex, epoch: Epoch) -> bool {
         let version = self.stage(stage).map_or(Epoch(0), |stage| stage.version);
-        let disputed = |challenge: &Challenge| {
-            let Subject { stage: of, epoch: at, .. } = challenge.subject;
-            at == epoch && of.0.abs_diff(stage.0) <= 1 && challenge.is_disputed()
-        };
-        epoch.0.saturating_add(BLOB_EPOCHS_KEPT) >= version.0 || self.checks.open.iter().any(disputed)
+        let lately = epoch.0.saturating_add(BLOB_EPOCHS_KEPT) >= version.0;
+        lately || self.checks.disputed(stage).any(|disputed| disputed == epoch)
     }
 
     pub(super) fn enlist(&mut self, peer: PeerId) -> Option<Vec<StateEvent>> {

@@ -85,7 +85,7 @@ pub struct Stage {
     pub version: Epoch,
     /// What it is doing.
     pub phase: Phase,
-    /// The newest merges done, oldest first.
+    /// The newest merges done, and those in dispute, oldest first.
     pub closed: VecDeque<Closed>,
     /// With a mirror: the merges done since the newest checkpoint, oldest first, to get from its state to the newest.
     pub outcomes: VecDeque<Outcome>,
@@ -145,8 +145,9 @@ impl Stage {
         self.phase = Phase::Waiting;
     }
 
-    /// Goes on to the next version. `remembers` says whether the outcome is kept until the next checkpoint.
-    pub(super) fn settle(&mut self, closed: Closed, remembers: bool) {
+    /// Goes on to the next version. `remembers` says whether the outcome is kept until the next checkpoint, `disputed` which merges
+    /// are remembered though they are long done.
+    pub(super) fn settle(&mut self, closed: Closed, remembers: bool, disputed: &[Epoch]) {
         self.version = closed.training.epoch.next();
         if remembers {
             let (epoch, base) = (closed.training.epoch, closed.training.base);
@@ -158,9 +159,12 @@ impl Stage {
         self.phase = Phase::Waiting;
         self.attempt = 0;
         self.closed.push_back(closed);
-        while self.closed.len() > CLOSED_EPOCHS_KEPT {
-            self.closed.pop_front();
-        }
+        let mut older = self.closed.len().saturating_sub(CLOSED_EPOCHS_KEPT);
+        self.closed.retain(|closed| {
+            let is_old = older > 0;
+            older = older.saturating_sub(1);
+            !is_old || disputed.contains(&closed.training.epoch)
+        });
     }
 
     /// What the merge of `epoch` started from, and what it merged, if that is remembered.

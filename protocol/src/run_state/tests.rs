@@ -282,6 +282,7 @@ mod checks {
         let mut fold = Fold::new();
         let mut spec = fold.0.spec().clone();
         (spec.validation.replay_share, spec.validation.repeat_share) = (1.0, 0.0);
+        spec.training.epochs = 8;
         fold.0 = RunState::new(Arc::new(spec), &[1000]);
         for secret in secrets {
             let peer = identity(*secret).peer();
@@ -444,6 +445,34 @@ mod checks {
         assert_eq!(kept(&fold, DISPUTED_EPOCHS_KEPT + 1).0, 0);
         judge(&mut fold, A, DIFFERS);
         assert_eq!(kept(&fold, late), (0, [false; 3], false), "it is judged");
+    }
+
+    #[test]
+    fn a_merge_in_dispute_is_remembered_until_it_is_judged() {
+        let pass = |fold: &mut Fold, epoch: u32| {
+            fold.apply(open(epoch));
+            let epoch = Epoch(epoch);
+            let Decision::MergePlan { attempt, submitters, .. } = plan(0, &[A, B]) else { panic!("a plan") };
+            fold.apply(Decision::MergePlan { stage: S, epoch, attempt, submitters });
+            let partitions = vec![Hash::default(); fold.0.stages()[0].partitions];
+            fold.apply(Decision::MergeOutcome { stage: S, epoch, attempt, partitions });
+            assert_eq!(fold.0.stages()[0].version, epoch.next());
+        };
+        let remembers = |fold: &Fold| fold.0.stages()[0].merge(Epoch(0)).is_some();
+        let mut fold = closed(&SECRETS);
+        judge(&mut fold, A, DIFFERS);
+        for epoch in 1..5 {
+            pass(&mut fold, epoch);
+            assert!(remembers(&fold), "after epoch {epoch}");
+        }
+        assert!(fold.0.stages()[0].merge(Epoch(1)).is_none(), "nobody has anything against it");
+        judge(&mut fold, A, Finding::Matches);
+        judge(&mut fold, A, Finding::Matches);
+        pass(&mut fold, 5);
+        assert!(!remembers(&fold), "it is judged");
+        let mut fold = closed(&SECRETS);
+        (1..3).for_each(|epoch| pass(&mut fold, epoch));
+        assert!(!remembers(&fold), "nothing was found");
     }
 
     #[test]

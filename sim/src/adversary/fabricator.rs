@@ -25,7 +25,9 @@ impl Behaviour for Fabricator {
         let Some(ManifestAnnounce { sequence, mut manifest }) = own_manifest(means, &action) else {
             return vec![Emission::Act(action)];
         };
-        claim(means, &mut manifest);
+        if !claim(means, &mut manifest) {
+            return vec![Emission::Act(action)];
+        }
         announced(means, ManifestAnnounce { sequence, manifest })
     }
 }
@@ -43,14 +45,18 @@ fn fabricated(means: &mut Means<'_>, epoch: Epoch, gradient: Hash) -> Hash {
     })
 }
 
-/// Has a manifest commit to receipts that name the fabricated gradients.
-fn claim(means: &mut Means<'_>, manifest: &mut Manifest) {
+/// Has a manifest commit to receipts that name the fabricated gradients; whether there are any.
+fn claim(means: &mut Means<'_>, manifest: &mut Manifest) -> bool {
     let honest = means.store.content(&manifest.receipts).map(decode_receipts);
-    let Some(Ok(mut receipts)) = honest else { return };
+    let Some(Ok(mut receipts)) = honest else { return false };
+    if receipts.iter().all(|receipt| receipt.output_gradient.is_none()) {
+        return false;
+    }
     receipts.iter_mut().for_each(|receipt| claim_one(means, manifest, receipt));
     manifest.receipt_root = merkle_root(&receipts);
     let (hash, blob) = Blob::of(encode_receipts(&receipts));
     manifest.receipts = keep(means, hash, blob, &tag(manifest.stage, manifest.epoch));
+    true
 }
 
 fn claim_one(means: &mut Means<'_>, manifest: &Manifest, receipt: &mut Receipt) {
