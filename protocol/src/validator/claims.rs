@@ -34,21 +34,19 @@ fn agree(manifest: &Manifest, receipts: &[Receipt]) -> bool {
         && losses == manifest.loss_micro
 }
 
-/// Whether the epoch started from fresh moments, or from those with which its miner's submission to the one before ended. A miner whose
-/// submission came too late for a plan goes on from what no plan names, without fault: nothing is proved of such an epoch.
+/// Whether the epoch started from fresh moments, or from those with which the miner's submission to the one before ended. Who submitted
+/// nothing to that, or whose plan is forgotten, is not contradicted by anything.
 pub(super) fn goes_on(state: &RunState, manifest: &Manifest) -> bool {
-    let started = manifest.moments.filter(|moments| *moments != moments::fresh());
-    let before = manifest.epoch.0.checked_sub(1).map(Epoch);
-    let known = before.and_then(|before| state.stage(manifest.stage)?.merge(before));
-    match (started, known) {
-        (None, _) => true,
-        // What is forgotten contradicts nobody; before the first epoch there was nothing.
-        (Some(_), None) => manifest.epoch.0 > state.spec().start.epoch,
-        (Some(moments), Some((_, plan))) => plan
-            .submitters
-            .iter()
-            .any(|submission| submission.peer == manifest.peer && submission.moments_after == Some(moments)),
+    let Manifest { peer, stage, epoch, moments, .. } = *manifest;
+    if moments.is_none_or(|moments| moments == moments::fresh()) {
+        return true;
     }
+    if epoch.0 <= state.spec().start.epoch {
+        return false;
+    }
+    let before = epoch.0.checked_sub(1).and_then(|before| state.stage(stage)?.merge(Epoch(before)));
+    let submitted = before.and_then(|(_, plan)| plan.submitters.iter().find(|other| other.peer == peer));
+    submitted.is_none_or(|submission| submission.moments_after == moments)
 }
 
 /// Whether a tensor was sent over this hop by whom its receipt names, who was on the path of the sample.
@@ -135,8 +133,8 @@ mod tests {
         assert!(goes_on(&state, &next(Some(moments::fresh()))));
         assert!(goes_on(&state, &next(None)), "without inner steps there are none");
         assert!(!goes_on(&state, &next(other)));
-        let stranger = Manifest { peer: peer(2), ..next(own) };
-        assert!(!goes_on(&state, &stranger), "they are another's");
+        let idle = Manifest { peer: peer(2), ..next(other) };
+        assert!(goes_on(&state, &idle), "it submitted nothing");
         assert!(goes_on(&state, &manifest(Epoch(9), other)), "what was before is forgotten");
         assert!(!goes_on(&state, &manifest(Epoch(0), other)), "nothing was before");
     }
