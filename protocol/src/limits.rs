@@ -25,8 +25,8 @@ pub const STAGES_MAX: usize = 64;
 pub const CANDIDATES_MAX: usize = 7;
 /// Miners of one stage. A merge plan names each of them in one log entry of at most [`ENTRY_BYTES_MAX`].
 pub const REPLICAS_MAX: usize = 512;
-/// Samples of one epoch: the assignment table holds four bytes for each.
-pub const SAMPLES_PER_EPOCH_MAX: u64 = 1 << 20;
+/// Samples of one epoch: a stage's only miner names each in its receipts, which have at most [`RECEIPTS_BYTES_MAX`].
+pub const SAMPLES_PER_EPOCH_MAX: u64 = 1 << 16;
 /// Partitions of one stage; a manifest names the hash of each (32 bytes).
 pub const PARTITIONS_MAX: usize = 4096;
 
@@ -233,7 +233,7 @@ const _: () = assert!(
 const _: () =
     assert!(CANDIDATES_MAX % 2 == 1, "an even number of candidates tolerates no more crashes than one fewer");
 const _: () = assert!(PARTITIONS_MAX * 33 + 4096 <= ENTRY_BYTES_MAX, "an outcome fits a log entry");
-const _: () = assert!(REPLICAS_MAX * 128 <= ENTRY_BYTES_MAX, "a plan fits a log entry");
+const _: () = assert!(REPLICAS_MAX * 192 <= ENTRY_BYTES_MAX, "a plan fits a log entry");
 const _: () =
     assert!(EVIDENCE_REPORTS_MAX * DIGEST_BYTES_MAX + 1024 <= ENTRY_BYTES_MAX, "evidence fits a log entry");
 const _: () = assert!(

@@ -133,6 +133,7 @@ fn root(leaves: &[Hash]) -> Hash {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::limits::SAMPLES_PER_EPOCH_MAX;
 
     fn receipt(sample: u64) -> Receipt {
         let gradient = Received {
@@ -146,6 +147,28 @@ mod tests {
             output_gradient: Some(gradient),
             ..Receipt::new(SampleId(sample))
         }
+    }
+
+    #[test]
+    fn the_receipts_of_the_largest_epoch_may_be_read() {
+        let hash = Hash::of(b"tensor");
+        let received = || {
+            let signature = serde_bytes::ByteBuf::from([0; 64]);
+            Some(Received { from: PeerId([2; 32]), hash, nonce: u64::MAX, signature })
+        };
+        let largest = Receipt {
+            sample: SampleId(u64::MAX),
+            input: received(),
+            output: Some(hash),
+            output_gradient: received(),
+            input_gradient: Some(hash),
+            loss_micro: Some(i64::MIN),
+            inner_step: u32::MAX,
+            gradient_step: u32::MAX,
+            turn: u32::MAX,
+        };
+        let all = encode(&largest).len() as u64 * SAMPLES_PER_EPOCH_MAX;
+        assert!(all < RECEIPTS_BYTES_MAX as u64, "{all}");
     }
 
     #[test]

@@ -153,8 +153,8 @@ mod tests {
 
     #[test]
     fn a_weight_too_small_to_express_is_left_out() {
-        // 1/200000 × 65535 is below a half.
-        assert_eq!(incentive(&[200_000, 1], 0.0, 1.0).weights, [(peer(0), 65535)]);
+        // 0.9 is burned; 65535/65536 and 1/65536 of a ninth of 65535 are 7281.6 and 0.1.
+        assert_eq!(incentive(&[65_535, 1], 0.9, 1.0).weights, [(peer(0), 7282)]);
     }
 
     #[test]
