@@ -173,7 +173,8 @@ fn whoever_restarts_within_an_epoch_proves_nothing_of_it_and_keeps_its_place() {
     let mut unproven = 0;
     for at in (1000..5000).step_by(250).map(Duration::from_millis) {
         let mut setup = setup(TrainingMode::Local, Compute::Toy, seed);
-        Arc::make_mut(&mut setup.spec).training.samples_per_epoch = 60;
+        let training = &mut Arc::make_mut(&mut setup.spec).training;
+        (training.samples_per_epoch, training.inner_steps) = (60, 8);
         let back = at + Duration::from_millis(100);
         setup.schedule =
             vec![(at, faults::Fault::Crash(restarted)), (back, faults::Fault::Restart(restarted))];

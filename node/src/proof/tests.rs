@@ -245,13 +245,17 @@ fn of_a_failed_replay_signatures_are_shown() {
         attempt: 0,
         partitions: vec![Hash::default(); 3],
     });
-    let challenges = swarm.fold.state().challenges().to_vec();
-    let challenge = challenges.iter().find(|challenge| challenge.subject.peer == peer(ACCUSED));
-    let subject = challenge.expect("all are checked").subject;
-    let finding = Finding::Differs(Fault::Contribution);
-    let verdict = |i| Verdict::sign(&identity(i), swarm.spec.run_id(), subject, finding);
-    let verdicts = [8, 9].map(verdict);
-    let events = verdicts.map(|verdict| swarm.decide(Decision::Judge(verdict))).concat();
+    let mut events = Vec::new();
+    for _ in 0..2 {
+        let challenges = swarm.fold.state().challenges().to_vec();
+        let challenge = challenges.iter().find(|challenge| challenge.subject.peer == peer(ACCUSED));
+        let challenge = challenge.expect("all are checked");
+        let asked = challenge.awaited().next().expect("somebody is asked");
+        let validator = [8, 9].map(identity).into_iter().find(|identity| identity.peer() == asked);
+        let (validator, finding) = (validator.expect("one of two"), Finding::Differs(Fault::Contribution));
+        let verdict = Verdict::sign(&validator, swarm.spec.run_id(), challenge.subject, finding);
+        events.extend(swarm.decide(Decision::Judge(verdict)));
+    }
     assert!(events.contains(&StateEvent::Evicted(peer(ACCUSED), EvictReason::FailedReplay)), "{events:?}");
     let text = shown(&swarm.proof()).expect_err("there is nothing to compute with");
     assert!(text.starts_with("signatures alone show that validators replayed epoch 0 of stage 0"), "{text}");
