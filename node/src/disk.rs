@@ -3,7 +3,8 @@
 //! A blob that finds no room fails alone. A database that finds none is of no use any more until it is opened anew, and the
 //! vote of a candidate cannot wait. So what the databases will need next is allocated before they need it, in the holes of
 //! their files and beyond their ends (`fallocate` with `FALLOC_FL_KEEP_SIZE`), and blobs are refused while there is still room for everything else:
-//! [`Room`](iota_protocol::peer::room::Room) says when.
+//! [`Room`](iota_protocol::peer::room::Room) says when. A database that shortens its file gives back what was allocated beyond the end, so
+//! lengths are looked at many times a second, and what was given back is allocated again.
 //!
 //! On a file system that does not allocate in advance, such as ZFS, only the second holds.
 
@@ -12,6 +13,7 @@ use std::io;
 use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
+use std::thread;
 use std::time::{Duration, Instant};
 
 use iota_protocol::peer::room::DiskUse;
@@ -27,6 +29,8 @@ const RESERVE_SHARE: u64 = 32;
 /// Between two counts of what is kept, which take a moment where there are many blobs. The free room of the file system is
 /// looked at each time.
 const COUNT_EVERY: Duration = Duration::from_secs(5);
+/// Between two looks at how long the databases are.
+const LENGTHS_EVERY: Duration = Duration::from_millis(20);
 /// Bytes in a block, as the system counts those of a file.
 const BLOCK_BYTES: u64 = 512;
 
@@ -73,10 +77,36 @@ impl DiskWatch {
         Ok(kept)
     }
 
+    /// Keeps a reserve for the databases from now on, in a thread that ends when nobody watches the disk any more.
+    ///
+    /// # Errors
+    /// What the system said of the thread.
+    pub(crate) fn keep_reserve(&self) -> io::Result<()> {
+        let watched = Arc::downgrade(&self.0);
+        let renew = move || {
+            let mut before = None;
+            while let Some(watch) = watched.upgrade().map(Self) {
+                let lengths = watch.databases().map(|path| fs::metadata(path).map_or(0, |about| about.len()));
+                if before.replace(lengths) != Some(lengths) {
+                    watch.reserve();
+                }
+                drop(watch);
+                thread::sleep(LENGTHS_EVERY);
+            }
+        };
+        thread::Builder::new().name("disk-reserve".to_owned()).spawn(renew).map(drop)
+    }
+
+    fn databases(&self) -> [PathBuf; 2] {
+        DATABASES.map(|name| self.0.folder.join(name))
+    }
+
     /// Allocates what the databases will need next, as far as there is room; what is allocated already costs nothing.
-    pub(crate) fn reserve(&self, disk: &DiskUse) {
-        let reserve = RESERVE_BYTES.min(disk.size / RESERVE_SHARE);
-        for path in DATABASES.map(|name| self.0.folder.join(name)) {
+    pub(crate) fn reserve(&self) {
+        let size = statvfs(&self.0.folder)
+            .map_or(u64::MAX, |system| system.f_blocks.saturating_mul(system.f_frsize));
+        let reserve = RESERVE_BYTES.min(size / RESERVE_SHARE);
+        for path in self.databases() {
             let opened = OpenOptions::new().read(true).write(true).open(&path);
             let reserved = opened.and_then(|file| Ok(allocate_ahead(&file, reserve)?));
             if let Err(error) = reserved {
@@ -154,14 +184,33 @@ mod tests {
         file.sync_all().unwrap();
         let watch = DiskWatch::new(folder.path(), None);
         // Again and again, as the driver does.
-        (0..3).for_each(|_| watch.reserve(&DiskUse { kept: 0, quota: None, free: 0, size: 32 << 20 }));
+        (0..3).for_each(|_| watch.reserve());
         let allocated = fs::metadata(&path).unwrap().blocks() * BLOCK_BYTES;
-        let expected = (128 << 10) + (1 << 20);
+        let expected = (128 << 10) + RESERVE_BYTES.min(watch.look().unwrap().size / RESERVE_SHARE);
         assert!(
             (expected..expected + (64 << 10)).contains(&allocated),
             "{allocated} bytes, {expected} expected"
         );
         let (one, zero, two) = (vec![1; 64 << 10], vec![0; 128 << 10], vec![2; 64 << 10]);
         assert!(fs::read(&path).unwrap() == [one, zero, two].concat());
+    }
+
+    #[test]
+    fn a_database_that_shortens_its_file_has_a_reserve_again() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("node.redb");
+        let file = File::create(&path).unwrap();
+        let watch = DiskWatch::new(folder.path(), None);
+        watch.keep_reserve().unwrap();
+        for length in [1 << 20, 2 << 20, 1 << 20] {
+            file.set_len(length).unwrap();
+            file.write_all_at(&vec![1; usize::try_from(length).unwrap()], 0).unwrap();
+            let until = Instant::now() + Duration::from_secs(30);
+            let allocated = || fs::metadata(&path).unwrap().blocks() * BLOCK_BYTES;
+            while allocated() <= length {
+                assert!(Instant::now() < until, "nothing beyond {length} bytes");
+                thread::sleep(LENGTHS_EVERY);
+            }
+        }
     }
 }

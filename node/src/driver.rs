@@ -390,8 +390,7 @@ impl Driver {
     fn look(&mut self) {
         if !std::mem::replace(&mut self.looking, true) {
             let disk = self.parts.disk.clone();
-            self.tasks
-                .spawn_blocking(move || Completion::Looked(disk.look().inspect(|found| disk.reserve(found))));
+            self.tasks.spawn_blocking(move || Completion::Looked(disk.look().inspect(|_| disk.reserve())));
         }
     }
 

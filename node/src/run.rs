@@ -263,6 +263,9 @@ pub async fn join(config: JoinConfig, stop: Stop) -> Result<RunSummary, RunError
     reporter.event(started(&identity, &net, &plane, &pages).await);
 
     let disk = DiskWatch::new(&config.data_dir, config.disk_quota);
+    if let Err(error) = disk.keep_reserve() {
+        tracing::warn!(%error, "the databases' reserve on the disk is renewed only now and then");
+    }
     let parts = Parts { peer, spec, mirror, disk, net, net_events, plane, pushes, vault, engine, reporter };
     let bootstrap_within = (!config.bootstrap.is_empty()).then_some(config.bootstrap_timeout);
     let mut driver = Driver::new(parts, bootstrap_within);
