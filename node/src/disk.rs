@@ -4,7 +4,7 @@
 //! vote of a candidate cannot wait. So what the databases will need next is allocated before they need it, in the holes of
 //! their files and beyond their ends (`fallocate` with `FALLOC_FL_KEEP_SIZE`), and blobs are refused while there is still room for everything else:
 //! [`Room`](iota_protocol::peer::room::Room) says when. A database that shortens its file gives back what was allocated beyond the end, so
-//! lengths are looked at many times a second, and what was given back is allocated again.
+//! they are looked at many times a second, and what was given back is allocated again.
 //!
 //! On a file system that does not allocate in advance, such as ZFS, only the second holds.
 
@@ -29,8 +29,8 @@ const RESERVE_SHARE: u64 = 32;
 /// Between two counts of what is kept, which take a moment where there are many blobs. The free room of the file system is
 /// looked at each time.
 const COUNT_EVERY: Duration = Duration::from_secs(5);
-/// Between two looks at how long the databases are.
-const LENGTHS_EVERY: Duration = Duration::from_millis(20);
+/// Between two looks at how long the databases are, and how much of them is allocated.
+const EXTENTS_EVERY: Duration = Duration::from_millis(20);
 /// Bytes in a block, as the system counts those of a file.
 const BLOCK_BYTES: u64 = 512;
 
@@ -84,17 +84,22 @@ impl DiskWatch {
     pub(crate) fn keep_reserve(&self) -> io::Result<()> {
         let watched = Arc::downgrade(&self.0);
         let renew = move || {
-            let mut before = None;
+            let mut reserved = None;
             while let Some(watch) = watched.upgrade().map(Self) {
-                let lengths = watch.databases().map(|path| fs::metadata(path).map_or(0, |about| about.len()));
-                if before.replace(lengths) != Some(lengths) {
+                if reserved != Some(watch.extents()) {
                     watch.reserve();
+                    reserved = Some(watch.extents());
                 }
                 drop(watch);
-                thread::sleep(LENGTHS_EVERY);
+                thread::sleep(EXTENTS_EVERY);
             }
         };
         thread::Builder::new().name("disk-reserve".to_owned()).spawn(renew).map(drop)
+    }
+
+    /// How long each database is, and how many blocks it has.
+    fn extents(&self) -> [Option<(u64, u64)>; 2] {
+        self.databases().map(|path| fs::metadata(path).ok().map(|about| (about.len(), about.blocks())))
     }
 
     fn databases(&self) -> [PathBuf; 2] {
@@ -209,7 +214,7 @@ mod tests {
             let allocated = || fs::metadata(&path).unwrap().blocks() * BLOCK_BYTES;
             while allocated() <= length {
                 assert!(Instant::now() < until, "nothing beyond {length} bytes");
-                thread::sleep(LENGTHS_EVERY);
+                thread::sleep(EXTENTS_EVERY);
             }
         }
     }
