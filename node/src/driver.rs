@@ -89,7 +89,7 @@ enum Completion {
     Mirrored { id: u64, there: bool },
     CheckpointKept(bool),
     LogMirrored(u64),
-    Checked { push: IncomingPush, header: Result<PushHeader, PushRefusal> },
+    Checked { push: Box<IncomingPush>, header: Result<PushHeader, PushRefusal> },
     Listening(Vec<Multiaddr>),
     Looked(std::io::Result<DiskUse>),
     Done,
@@ -326,7 +326,7 @@ impl Driver {
         let check = move |push: IncomingPush| {
             let header = PushHeader::parse(run, &push.header)
                 .and_then(|header| check_payload(&header, &push.payload, Hash(push.hash)).map(|()| header));
-            Completion::Checked { push, header }
+            Completion::Checked { push: Box::new(push), header }
         };
         if push.payload.len() <= CHECK_INLINE_BYTES {
             let now = self.now();
