@@ -31,6 +31,7 @@ use crate::spec::ValidationSpec;
 use crate::wire::encode;
 use crate::wire::envelope::signed_bytes;
 use crate::wire::frame::Direction;
+use crate::wire::message::Submission;
 
 /// Parts that shares are counted in when it is drawn who is checked.
 const MILLION: u64 = 1_000_000;
@@ -108,6 +109,12 @@ pub struct Subject {
 }
 
 impl Subject {
+    /// This submission to `epoch` of `stage`.
+    #[must_use]
+    pub const fn of(stage: StageIndex, epoch: Epoch, submission: &Submission) -> Self {
+        Self { stage, epoch, peer: submission.peer, manifest: submission.manifest }
+    }
+
     /// What the blobs are kept for that a check of it fetches and computes.
     #[must_use]
     pub const fn keeps(&self) -> [Kept; 2] {

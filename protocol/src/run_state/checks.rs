@@ -62,7 +62,7 @@ impl Checks {
     pub(super) fn draw(&mut self, spec: &ValidationSpec, stage: StageIndex, closed: &Closed) {
         let (epoch, base, seed) = (closed.training.epoch, closed.training.base, closed.plan.seed);
         for submission in &closed.plan.submitters {
-            let subject = Subject { stage, epoch, peer: submission.peer, manifest: submission.manifest };
+            let subject = Subject::of(stage, epoch, submission);
             let validators = self.validators.iter().copied();
             let suspect = self.suspects.contains_key(&subject.peer);
             self.open.extend(Challenge::draw(spec, seed, subject, base, validators, suspect));

@@ -109,10 +109,9 @@ impl Losses {
         self.next = epoch.next();
         let closed = last.closed_epoch(epoch)?;
         let deals = state.stages().iter().map(|stage| Some(stage.closed_epoch(epoch)?.training.deal.clone()));
-        let committed = closed.plan.submitters.iter().map(|submission| {
-            let (peer, manifest) = (submission.peer, submission.manifest);
-            (Subject { stage, epoch, peer, manifest }, closed.training.base)
-        });
+        let base = closed.training.base;
+        let committed =
+            closed.plan.submitters.iter().map(|submission| (Subject::of(stage, epoch, submission), base));
         Some(EpochReading {
             stage,
             epoch,

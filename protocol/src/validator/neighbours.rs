@@ -3,7 +3,7 @@
 //! A replay shows that a miner computed what it commits to. Its neighbours show, under its own signature, what it sent. If that
 //! is something else, it has signed both.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use super::reading::{Read, Reading};
 use crate::id::{Hash, PeerId, RunId, SampleId, StageIndex};
@@ -24,7 +24,7 @@ pub(super) struct Neighbours {
     /// What it commits to have sent.
     sent: BTreeMap<(Direction, SampleId), Hash>,
     /// Who sent it something.
-    peers: Vec<PeerId>,
+    peers: BTreeSet<PeerId>,
     /// Until when the plans that freeze their receipts are waited for.
     until: Instant,
     reading: Option<Reading>,
@@ -42,13 +42,8 @@ impl Neighbours {
         let sent = receipts
             .iter()
             .flat_map(|receipt| receipt.sent().map(|(direction, hash)| ((direction, receipt.sample), hash)));
-        let from = |receipt: &Receipt| {
-            let received = receipt.received(subject.stage, subject.epoch);
-            received.map(|(_, received)| received.from).collect::<Vec<_>>()
-        };
-        let mut peers: Vec<PeerId> = receipts.iter().flat_map(from).collect();
-        peers.sort_unstable();
-        peers.dedup();
+        let received = receipts.iter().flat_map(|receipt| receipt.received(subject.stage, subject.epoch));
+        let peers = received.map(|(_, received)| received.from).collect();
         Self {
             subject,
             nonce: manifest.nonce,
@@ -109,10 +104,7 @@ impl Neighbours {
                 continue;
             };
             let named = plan.submitters.iter().filter(|submission| self.peers.contains(&submission.peer));
-            committed.extend(named.map(|submission| {
-                let (peer, manifest) = (submission.peer, submission.manifest);
-                (Subject { stage: index, epoch, peer, manifest }, training.base)
-            }));
+            committed.extend(named.map(|submission| (Subject::of(index, epoch, submission), training.base)));
         }
         (!unplanned || cx.now >= self.until).then(|| Reading::of(committed))
     }
