@@ -27,6 +27,7 @@
 //! This is a pure fold, in + − × ÷ √ and `libm` in one order. Nothing calls it yet but `iota-sim sweep gauntlet`.
 
 pub mod draw;
+pub mod evaluation;
 pub mod loss;
 pub mod overlap;
 pub mod rating;
@@ -44,8 +45,6 @@ use crate::limits::SCORED_MINERS_MAX;
 /// How contributions are evaluated and what follows.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Settings {
-    /// Contributions that are evaluated in an epoch, at most.
-    pub evaluated: usize,
     /// Samples of a miner's own that it is evaluated on, at most.
     pub own_samples: usize,
     /// Random samples that all are evaluated on.
@@ -75,7 +74,6 @@ pub struct Settings {
 impl Default for Settings {
     fn default() -> Self {
         Self {
-            evaluated: 32,
             own_samples: 16,
             random_samples: 32,
             elements: 1024,

@@ -155,6 +155,10 @@ pub const OUTCOMES_KEPT_MAX: usize = 2 * CHECKPOINT_EPOCHS_MAX as usize;
 pub const LAST_CHECKPOINT_WAIT: Duration = Duration::from_secs(600);
 /// Validators of a run at a time. A few find what there is to find; many share the same work.
 pub const VALIDATORS_MAX: usize = 64;
+/// Validators that evaluate one merge, at most. Three outvote a liar, seven outvote three.
+pub const EVALUATORS_MAX: u16 = 7;
+/// Contributions of one merge that are evaluated, at most: all of a stage.
+pub const EVALUATED_MAX: u16 = 512;
 /// Unproven checks in a row after which a miner loses its place. The first may be the network's fault, and the second its end.
 pub const UNPROVEN_MAX: u16 = 3;
 /// Who looks at what is in dispute before anybody is named, if there are as many: owners at a partition, validators at a

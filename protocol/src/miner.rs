@@ -26,7 +26,7 @@ use std::time::Duration;
 
 use serde_bytes::ByteBuf;
 
-pub use job::{Job, JobDone, Tensor};
+pub use job::{Applied, Job, JobDone, Sketched, Tensor};
 pub use outbox::{Action, Kept, Notice, Outbox};
 
 use crate::id::{Epoch, Hash, PeerId, SampleId, StageIndex};

@@ -45,6 +45,7 @@ use crate::run_state::{Phase, Plan, RunState, Stage, Training};
 use crate::samples::sample_set_hash;
 use crate::spec::RunSpec;
 use crate::time::Instant;
+use crate::gauntlet::evaluation::Evaluation;
 use crate::validation::{Verdict, is_drawn};
 use crate::wire::encode;
 use crate::wire::gossip::{HashedManifest, Signed};
@@ -163,6 +164,11 @@ impl Orchestrator {
     /// Compares a signed message with others of its sender. Whether that convicts it.
     pub(crate) fn watch(&mut self, state: &RunState, signed: Signed<'_>) -> bool {
         self.watch.note(state, signed)
+    }
+
+    /// Takes an evaluation that the log waits for.
+    pub fn handle_evaluation(&mut self, evaluation: Evaluation) {
+        self.verdicts.handle_evaluation(evaluation);
     }
 
     /// Takes a validator's verdict that the log waits for.

@@ -33,6 +33,7 @@ use crate::orchestrator::verdicts::is_awaited;
 use crate::run_state::RunState;
 use crate::spec::RunSpec;
 use crate::time::Instant;
+use crate::gauntlet::evaluation::Evaluation;
 use crate::validation::Verdict;
 use crate::validator::Validator;
 use crate::wire::frame::{PushAck, PushHeader, PushRefusal};
@@ -529,6 +530,7 @@ impl<S: Storage<LogBytes> + Clone> Peer<S> {
             MergeNews::Manifest(submitted) => self.take_manifest(sender, submitted),
             MergeNews::Digest(signed) => self.take_digest(sender, signed),
             MergeNews::Verdict(verdict) => self.take_verdict(verdict),
+            MergeNews::Evaluation(evaluation) => self.take_evaluation(evaluation),
         }
     }
 
@@ -550,6 +552,20 @@ impl<S: Storage<LogBytes> + Clone> Peer<S> {
         Ok(())
     }
 
+    /// Takes an evaluation whose signatures were checked.
+    fn take_evaluation(&mut self, evaluation: &Evaluation) -> Result<(), RejectReason> {
+        if !self.state.validators().contains(&evaluation.evaluator) {
+            return Err(RejectReason::NotEntitled);
+        }
+        if !self.state.awaits(evaluation) {
+            return Err(RejectReason::Stale);
+        }
+        if let Some(candidate) = &mut self.candidate {
+            candidate.orchestrator_mut().handle_evaluation(evaluation.clone());
+        }
+        Ok(())
+    }
+
     fn take_manifest(&mut self, sender: PeerId, submitted: &Arc<HashedManifest>) -> Result<(), RejectReason> {
         let manifest = &submitted.manifest;
         if sender != manifest.peer {
@@ -567,6 +583,9 @@ impl<S: Storage<LogBytes> + Clone> Peer<S> {
         }
         if let Some(miner) = &mut self.miner {
             miner.handle_manifest(Arc::clone(submitted));
+        }
+        if let Some(validator) = &mut self.validator {
+            validator.handle_manifest(submitted);
         }
         if let Some(candidate) = &mut self.candidate {
             candidate.orchestrator_mut().handle_manifest(Arc::clone(submitted));

@@ -17,6 +17,7 @@
 //! wire version than the one decided is void also for programs that know it (see [`version`](crate::wire::version)).
 
 mod checks;
+mod evaluations;
 mod stage;
 mod written;
 
@@ -74,6 +75,10 @@ pub enum StateEvent {
     Judged(Subject, PeerId, Finding),
     /// A check is concluded.
     Checked(Subject, CheckOutcome),
+    /// An evaluator has said what the contributions to a merge do to the loss.
+    Evaluated(Epoch, PeerId),
+    /// Those who contributed to a merge are rated by what evaluators said.
+    Rated(Epoch),
     /// The state of every stage at this version is in the mirror.
     Checkpointed(Epoch),
     /// The state after this many entries is named in the log; whoever has it needs none of them.
@@ -309,6 +314,7 @@ impl RunState {
             Decision::Enlist { peer } => self.enlist(*peer),
             Decision::Dismiss { peer, reason } => self.dismiss(*peer, *reason),
             Decision::Judge(verdict) => self.judge(self.spec.run_id(), chain, verdict),
+            Decision::Evaluate(evaluation) => self.evaluate(self.spec.run_id(), evaluation),
             Decision::Checkpoint { epoch, stages } => self.checkpointed(index, chain, *epoch, stages),
             Decision::Snapshot { entries, .. } => {
                 let next = *entries == index.0 && *entries > self.snapshot;
@@ -321,7 +327,11 @@ impl RunState {
             Decision::Finish => {
                 let done = self.stages.iter().all(|stage| stage.version.0 >= self.spec.training.epochs);
                 self.finished = done;
-                done.then(|| vec![StateEvent::Finished])
+                done.then(|| {
+                    let mut events = self.rate();
+                    events.push(StateEvent::Finished);
+                    events
+                })
             }
             #[cfg(test)]
             Decision::Second => {
@@ -545,7 +555,9 @@ impl RunState {
         let disputed: Vec<Epoch> = self.checks.disputed(index).collect();
         self.stages.get_mut(index.as_usize())?.settle(closed, remembers, &disputed);
         self.checks.expire(index, epoch.next());
-        Some(vec![StateEvent::Skipped(index, epoch)])
+        let mut events = vec![StateEvent::Skipped(index, epoch)];
+        events.extend(self.rate());
+        Some(events)
     }
 
     fn plan(
@@ -648,10 +660,13 @@ impl RunState {
         let closed = Closed { training, plan, partitions: partitions.to_vec() };
         self.checks.draw(&self.spec.validation, index, &closed);
         self.scores.merged(&self.spec.scores, index, epoch, worked(&closed));
+        self.have_evaluated(&closed);
         let disputed: Vec<Epoch> = self.checks.disputed(index).collect();
         self.stages.get_mut(index.as_usize())?.settle(closed, remembers, &disputed);
         self.checks.expire(index, epoch.next());
-        Some(vec![StateEvent::Merged(index, epoch, samples, loss)])
+        let mut events = vec![StateEvent::Merged(index, epoch, samples, loss)];
+        events.extend(self.rate());
+        Some(events)
     }
 }
 

@@ -23,7 +23,10 @@
 //!
 //! Who lost its place, or moved, keeps its score until its work is out of the window. A merge that is undone counts for nothing.
 //!
-//! Everything is integers, so the order of inputs between two merges of a stage changes nothing. Numbers of the spec that are
+//! With `scores.by = "loss"`, in runs of one stage, the score is what evaluators found that contributions do to the loss
+//! ([`gauntlet`](crate::gauntlet)), and samples are counted beside it. A failed check costs it all the same.
+//!
+//! Samples are integers, so the order of inputs between two merges of a stage changes nothing. Numbers of the spec that are
 //! fractions are rounded once, to millionths or [parts of a share](Share).
 
 mod export;
@@ -35,6 +38,7 @@ use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 
+use crate::gauntlet::{Found, Gauntlet, Settings};
 use crate::id::{Epoch, PeerId, StageIndex};
 use crate::limits::{SAMPLES_PER_EPOCH_MAX, SCORED_MINERS_MAX};
 use crate::spec::ScoresSpec;
@@ -126,11 +130,12 @@ struct Kicks {
 ///
 /// Memory is bounded: a record goes when its epoch is out of the window, a miner with its last record, and there are at most
 /// [`SCORED_MINERS_MAX`] miners. One beyond that is not scored until another is forgotten.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Scores {
     miners: BTreeMap<PeerId, BTreeMap<(StageIndex, Epoch), Worked>>,
     kicks: BTreeMap<StageIndex, Kicks>,
+    gauntlet: Gauntlet,
 }
 
 /// The oldest epoch of a stage at `version` whose work counts. The step decay `w` of the primer is 1 from there on.
@@ -171,6 +176,11 @@ impl Scores {
             });
             !epochs.is_empty()
         });
+    }
+
+    /// Evaluators have said what the contributions to a merge do to the loss.
+    pub fn evaluated(&mut self, found: &BTreeMap<PeerId, Found>) {
+        self.gauntlet.close(&Settings::default(), found);
     }
 
     /// Whether anything that `peer` did may still count.

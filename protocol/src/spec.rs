@@ -432,6 +432,14 @@ section! {
 section! {
     /// What the work of a miner is worth, and when it loses its place for it; see [`scores`](crate::scores).
     ScoresSpec {
+        /// What a miner's score is: its merged samples (`samples`), or what its contributions do to the loss (`loss`), in runs of one
+        /// stage and `local` mode; see [`gauntlet`](crate::gauntlet). Default `samples`.
+        by: ScoredBy = ScoredBy::Samples,
+        /// With `loss`, validators that evaluate each merge, if there are as many. Default 3.
+        evaluators: u16 = 3,
+        /// With `loss`, contributions of each merge that are evaluated, drawn; all if there are fewer. One takes an evaluator as long
+        /// as a miner takes for 21 samples. Default 8.
+        evaluated: u16 = 8,
         /// Newest epochs of a stage whose work counts. Default 24.
         window: u32 = 24,
         /// What a sample costs that a miner was dealt and did not process, in samples. Counted in millionths. Default 0.5.
@@ -449,6 +457,16 @@ section! {
         /// Epochs of its stage for which a miner that comes there keeps its place in any case. Default 3.
         kick_grace: u32 = 3,
     }
+}
+
+/// What a miner's score is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum ScoredBy {
+    /// Its merged samples of the window.
+    Samples,
+    /// What evaluators found that its contributions do to the loss.
+    Loss,
 }
 
 /// Who loses its place for its score.

@@ -25,7 +25,6 @@ use serde_bytes::ByteBuf;
 
 use crate::id::{Epoch, Hash, Identity, PeerId, RunId, SampleId, StageIndex};
 use crate::limits::{PANEL, WIRE_VERSION_FIRST};
-use crate::miner::Kept;
 use crate::samples::shuffle;
 use crate::spec::ValidationSpec;
 use crate::wire::encode;
@@ -113,12 +112,6 @@ impl Subject {
     #[must_use]
     pub const fn of(stage: StageIndex, epoch: Epoch, submission: &Submission) -> Self {
         Self { stage, epoch, peer: submission.peer, manifest: submission.manifest }
-    }
-
-    /// What the blobs are kept for that a check of it fetches and computes.
-    #[must_use]
-    pub const fn keeps(&self) -> [Kept; 2] {
-        [Kept::Epoch(self.stage, self.epoch), Kept::State(self.stage, self.epoch)]
     }
 }
 

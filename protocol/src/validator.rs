@@ -1,7 +1,9 @@
-//! A validator: replays the epochs of miners that the log has drawn it for, and says what it found.
+//! A validator: replays the epochs of miners that the log has drawn it for, evaluates merges where scores are by the loss, and says
+//! what it found.
 //!
 //! Level-triggered like a [`Miner`](crate::miner::Miner): [`Validator::pump`] compares the open
-//! [challenges](crate::run_state::RunState::challenges) with what is under way. One check at a time:
+//! [challenges](crate::run_state::RunState::challenges) and [evaluations](crate::run_state::RunState::evaluating) with what is under way.
+//! One at a time:
 //!
 //! ```text
 //! manifest ─▶ receipts ─▶ weights the epoch started from ─▶ tensors received ─▶ replay ─▶ verdict
@@ -11,11 +13,13 @@
 //! The replay gives an engine of its own the jobs that the miner's engine had, in the order that the receipts tell: where
 //! machine and backend are the same, all hashes are. Where hashes differ numbers are compared, within what the spec allows.
 //!
-//! [`check`] has the way of one check, `claims` what is compared before the replay, `replay` the engine's part, `neighbours` what comes after it.
+//! [`check`] has the way of one check and `evaluate` that of one evaluation, `base` how both come by weights; `claims` what is compared before the replay, `replay` the engine's part, `neighbours` what comes after it.
 //! Beside checks it reads losses, for [`losses`] to say whom they name.
 
+mod base;
 pub mod check;
 mod claims;
+mod evaluate;
 mod fetches;
 pub mod losses;
 mod neighbours;
@@ -27,33 +31,122 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
-use check::{Check, Progress};
+use check::Check;
+use evaluate::{Commits, Evaluate};
 use losses::Losses;
 
-use crate::id::{PeerId, StageIndex};
+use crate::gauntlet::evaluation::{Evaluation, Said};
+use crate::id::{Epoch, PeerId, StageIndex};
 use crate::limits::ANNOUNCE_HEARTBEATS_MAX;
-use crate::miner::{Context, JobDone, Kept, Notice};
+use crate::miner::{Context, Job, JobDone, Kept, Notice};
 use crate::spec::RunSpec;
 use crate::time::Instant;
-use crate::validation::{Finding, Subject, Verdict};
-use crate::wire::message::{MergeMessage, StateOffer, VerdictAnnounce};
+use crate::validation::{Challenge, Finding, Subject, Verdict};
+use crate::wire::gossip::HashedManifest;
+use crate::wire::message::{EvaluationAnnounce, MergeMessage, StateOffer, VerdictAnnounce};
+
+/// What a check or an evaluation needs of its owner.
+#[derive(Debug)]
+enum Progress<T> {
+    /// Nothing now.
+    Waits,
+    /// Give this to the engine.
+    Job(Job),
+    /// It is over.
+    Found(T),
+}
+
+/// What the engine is for at a time.
+#[derive(Debug)]
+enum Task {
+    Check(Box<Check>),
+    Evaluate(Box<Evaluate>),
+}
+
+/// An epoch of a stage: what a task fetches and computes is kept for it.
+type Of = (StageIndex, Epoch);
+
+impl Task {
+    fn of(&self) -> Of {
+        match self {
+            Self::Check(check) => (check.subject.stage, check.subject.epoch),
+            Self::Evaluate(evaluate) => (StageIndex(0), evaluate.epoch()),
+        }
+    }
+
+    /// The fetches that have not ended.
+    fn fetching(&self) -> Vec<u64> {
+        match self {
+            Self::Check(check) => check.fetching().collect(),
+            Self::Evaluate(evaluate) => evaluate.fetching().collect(),
+        }
+    }
+
+    fn fetched(&mut self, id: u64, bytes: Option<&[u8]>) {
+        match self {
+            Self::Check(check) => check.fetched(id, bytes),
+            Self::Evaluate(evaluate) => evaluate.fetched(id, bytes),
+        }
+    }
+
+    fn offered(&mut self, cx: &Context<'_>, offer: Option<StateOffer>) {
+        match self {
+            Self::Check(check) => check.offered(cx, offer),
+            Self::Evaluate(evaluate) => evaluate.offered(cx, offer),
+        }
+    }
+
+    fn computed(&mut self, done: JobDone) {
+        match self {
+            Self::Check(check) => check.computed(&done),
+            Self::Evaluate(evaluate) => evaluate.computed(done),
+        }
+    }
+
+    fn deadline(&self) -> Option<Instant> {
+        match self {
+            Self::Check(check) => check.deadline(),
+            Self::Evaluate(evaluate) => evaluate.deadline(),
+        }
+    }
+
+    /// Whether the log still waits for what it will find.
+    fn is_open(&self, cx: &Context<'_>, me: PeerId) -> bool {
+        match self {
+            Self::Check(check) => is_asked(cx, me, &check.subject),
+            Self::Evaluate(evaluate) => {
+                let mut evaluating = cx.state.evaluating();
+                evaluating.any(|open| open.plan == evaluate.plan && open.awaited().any(|peer| peer == me))
+            }
+        }
+    }
+}
+
+/// Whether the log waits for what `me` finds of this.
+fn is_asked(cx: &Context<'_>, me: PeerId, subject: &Subject) -> bool {
+    let mut challenges = cx.state.challenges().iter();
+    challenges.any(|open| open.subject == *subject && open.awaited().any(|awaited| awaited == me))
+}
 
 /// The state of a validator.
 #[derive(Debug)]
 pub struct Validator {
     me: PeerId,
     spec: Arc<RunSpec>,
-    check: Option<Check>,
+    task: Option<Task>,
+    commits: Commits,
     losses: Losses,
     /// Verdicts that are not decided yet.
     given: BTreeMap<Subject, Verdict>,
+    /// Evaluations that are not decided yet.
+    evaluated: BTreeMap<Epoch, Evaluation>,
     /// The stage that the engine is built for.
     engine: Option<StageIndex>,
     busy: bool,
-    /// The check that was given up and that the engine is still at, if it is.
-    abandoned: Option<Subject>,
-    /// Fetches of checks that are over.
-    late: BTreeMap<u64, Subject>,
+    /// What the engine is still at though it was given up, if it is.
+    abandoned: Option<Of>,
+    /// Fetches of what is over.
+    late: BTreeMap<u64, Of>,
     sequence: u64,
     announce_due: Instant,
     announce_pause: Duration,
@@ -66,9 +159,11 @@ impl Validator {
         Self {
             me,
             spec,
-            check: None,
+            task: None,
+            commits: Commits::default(),
             losses: Losses::default(),
             given: BTreeMap::new(),
+            evaluated: BTreeMap::new(),
             engine: None,
             busy: false,
             abandoned: None,
@@ -79,24 +174,29 @@ impl Validator {
         }
     }
 
-    /// What it checks now, if it does.
+    /// The epoch and stage whose work it checks or evaluates now, if it does.
     #[must_use]
-    pub fn checks(&self) -> Option<Subject> {
-        self.check.as_ref().map(|check| check.subject)
+    pub fn works_on(&self) -> Option<(StageIndex, Epoch)> {
+        self.task.as_ref().map(Task::of)
     }
 
-    /// Whether it reads losses of the epoch that blobs are kept for under this name.
+    /// Takes a miner's commitment, for when it came.
+    pub fn handle_manifest(&mut self, submitted: &HashedManifest) {
+        self.commits.note(submitted);
+    }
+
+    /// Whether it needs what is kept under this name: for what it works on, or since it reads losses there.
     #[must_use]
-    pub fn reads(&self, kept: Kept) -> bool {
-        self.losses.keeps() == Some(kept)
+    pub fn needs(&self, kept: Kept) -> bool {
+        self.works_on().is_some_and(|of| kept_for(of).contains(&kept)) || self.losses.keeps() == Some(kept)
     }
 
     /// Takes the end of a fetch.
     pub fn handle_fetched(&mut self, cx: &mut Context<'_>, id: u64, bytes: Option<&[u8]>) {
-        if let Some(subject) = self.late.remove(&id) {
-            self.release_all(cx, &subject);
+        if let Some(of) = self.late.remove(&id) {
+            self.release_all(cx, of);
         } else {
-            self.check.iter_mut().for_each(|check| check.fetched(id, bytes));
+            self.task.iter_mut().for_each(|task| task.fetched(id, bytes));
             self.losses.fetched(id, bytes);
         }
         self.pump(cx);
@@ -104,8 +204,8 @@ impl Validator {
 
     /// Takes the answer to a request for a stage's state.
     pub fn handle_state_offer(&mut self, cx: &mut Context<'_>, offer: Option<StateOffer>) {
-        if let Some(check) = &mut self.check {
-            check.offered(cx, offer);
+        if let Some(task) = &mut self.task {
+            task.offered(cx, offer);
         }
         self.pump(cx);
     }
@@ -121,49 +221,47 @@ impl Validator {
             self.engine = None;
             cx.out.notice(Notice::JobFailed(reason.clone()));
         }
-        if let Some(subject) = self.abandoned.take() {
-            self.release_all(cx, &subject);
-        } else if let Some(check) = &mut self.check {
-            check.computed(&done);
+        if let Some(of) = self.abandoned.take() {
+            self.release_all(cx, of);
+        } else if let Some(task) = &mut self.task {
+            task.computed(done);
         }
         self.pump(cx);
     }
 
     /// Does everything that the state, the time and finished work allow.
     pub fn pump(&mut self, cx: &mut Context<'_>) {
-        let open = |subject: &Subject| {
-            let challenges = cx.state.challenges().iter();
-            challenges
-                .filter(|challenge| challenge.awaited().any(|awaited| awaited == self.me))
-                .any(|challenge| challenge.subject == *subject)
-        };
-        self.given.retain(|subject, _| open(subject));
-        if let Some(check) = self.check.take_if(|check| !open(&check.subject)) {
-            self.end(cx, &check);
+        self.given.retain(|subject, _| is_asked(cx, self.me, subject));
+        self.evaluated.retain(|_, evaluation| cx.state.awaits(evaluation));
+        if let Some(task) = self.task.take_if(|task| !task.is_open(cx, self.me)) {
+            self.end(cx, &task);
         }
-        if self.check.is_none() {
-            let asked = cx.state.challenges().iter().filter(|challenge| {
-                challenge.awaited().any(|awaited| awaited == self.me)
-                    && !self.given.contains_key(&challenge.subject)
-            });
-            // What another found a fault in comes first, then the newest: whoever cannot keep up would else begin everything
-            // shortly before it is gone, and finish nothing.
-            let first = asked.min_by_key(|challenge| {
-                let faults =
-                    challenge.found.iter().filter(|(_, finding)| matches!(finding, Finding::Differs(_)));
-                (Reverse(faults.count()), Reverse(challenge.subject.epoch), challenge.subject)
-            });
-            self.check = first.map(|challenge| Check::new(&self.spec, challenge));
+        if self.task.is_none() {
+            self.task = self.first(cx);
         }
-        if let Some(check) = &mut self.check {
-            match check.pump(cx, self.me, (!self.busy).then_some(self.engine)) {
-                Progress::Waits => {}
-                Progress::Job(job) => {
-                    self.busy = true;
-                    cx.out.compute(job);
+        let engine = (!self.busy).then_some(self.engine);
+        let job = match &mut self.task {
+            None => None,
+            Some(Task::Check(check)) => match check.pump(cx, self.me, engine) {
+                Progress::Waits => None,
+                Progress::Job(job) => Some(job),
+                Progress::Found(finding) => {
+                    self.found(cx, finding);
+                    None
                 }
-                Progress::Found(finding) => self.found(cx, finding),
-            }
+            },
+            Some(Task::Evaluate(evaluate)) => match evaluate.pump(cx, self.me, engine) {
+                Progress::Waits => None,
+                Progress::Job(job) => Some(job),
+                Progress::Found(said) => {
+                    self.said(cx, said);
+                    None
+                }
+            },
+        };
+        if let Some(job) = job {
+            self.busy = true;
+            cx.out.compute(job);
         }
         let (named, read) = self.losses.pump(cx);
         named.into_iter().for_each(|suspicion| cx.out.notice(Notice::Suspected(suspicion)));
@@ -171,34 +269,72 @@ impl Validator {
         self.announce(cx);
     }
 
+    /// What it does next of what the log waits for.
+    ///
+    /// What another found a fault in comes first, then the newest: whoever cannot keep up would else begin everything shortly
+    /// before it is gone, and finish nothing. Of an epoch checks come before its evaluation.
+    fn first(&self, cx: &Context<'_>) -> Option<Task> {
+        let asked = cx.state.challenges().iter().filter(|challenge| {
+            challenge.awaited().any(|awaited| awaited == self.me)
+                && !self.given.contains_key(&challenge.subject)
+        });
+        let check = asked.min_by_key(|challenge| {
+            let faults =
+                challenge.found.iter().filter(|(_, finding)| matches!(finding, Finding::Differs(_)));
+            (Reverse(faults.count()), Reverse(challenge.subject.epoch), challenge.subject)
+        });
+        let evaluating = cx.state.evaluating().rev().find(|evaluating| {
+            evaluating.awaited().any(|awaited| awaited == self.me)
+                && !self.evaluated.contains_key(&evaluating.epoch)
+        });
+        let comes_first = |challenge: &Challenge, epoch| {
+            challenge.is_disputed() || challenge.subject.epoch >= epoch
+        };
+        let evaluating = evaluating
+            .filter(|evaluating| !check.is_some_and(|check| comes_first(check, evaluating.epoch)));
+        let evaluate = evaluating.and_then(|of| Evaluate::new(cx.state, of, &self.commits));
+        let check = || check.map(|challenge| Task::Check(Box::new(Check::new(&self.spec, challenge))));
+        evaluate.map(|evaluate| Task::Evaluate(Box::new(evaluate))).or_else(check)
+    }
+
     fn found(&mut self, cx: &mut Context<'_>, finding: Finding) {
-        let Some(check) = self.check.take() else { return };
-        self.end(cx, &check);
+        let Some(task) = self.task.take() else { return };
+        self.end(cx, &task);
+        let Task::Check(check) = task else { return };
         let verdict = cx.out.sign_verdict(check.subject, finding);
         self.given.insert(check.subject, verdict);
         (self.announce_due, self.announce_pause) = (cx.now, Duration::ZERO);
         cx.out.notice(Notice::Checked(check.subject, finding));
     }
 
-    /// Lets go of what a check has fetched and computed, now and when the rest of it has come.
-    fn end(&mut self, cx: &mut Context<'_>, check: &Check) {
-        if self.busy {
-            // The engine may still be at an earlier one; then this had none of it yet.
-            self.abandoned.get_or_insert(check.subject);
-        }
-        self.late.extend(check.fetching().map(|id| (id, check.subject)));
-        self.release_all(cx, &check.subject);
+    fn said(&mut self, cx: &mut Context<'_>, said: Vec<(PeerId, Said)>) {
+        let Some(task) = self.task.take() else { return };
+        self.end(cx, &task);
+        let Task::Evaluate(evaluate) = task else { return };
+        let (epoch, seen) = (evaluate.epoch(), said.iter().filter(|(_, said)| *said != Said::Unseen).count());
+        cx.out.notice(Notice::Evaluated(epoch, seen, said.len()));
+        self.evaluated.insert(epoch, cx.out.sign_evaluation(epoch, evaluate.plan, said));
+        (self.announce_due, self.announce_pause) = (cx.now, Duration::ZERO);
     }
 
-    /// Lets go of what is kept for a check that is over.
-    fn release_all(&self, cx: &mut Context<'_>, subject: &Subject) {
-        subject.keeps().into_iter().for_each(|kept| self.release(cx, kept));
+    /// Lets go of what a task has fetched and computed, now and when the rest of it has come.
+    fn end(&mut self, cx: &mut Context<'_>, task: &Task) {
+        if self.busy {
+            // The engine may still be at an earlier one; then this had none of it yet.
+            self.abandoned.get_or_insert(task.of());
+        }
+        self.late.extend(task.fetching().into_iter().map(|id| (id, task.of())));
+        self.release_all(cx, task.of());
+    }
+
+    /// Lets go of what is kept for a task that is over.
+    fn release_all(&self, cx: &mut Context<'_>, of: Of) {
+        kept_for(of).into_iter().for_each(|kept| self.release(cx, kept));
     }
 
     /// Lets go of what was kept, unless something needs it still.
     fn release(&self, cx: &mut Context<'_>, kept: Kept) {
-        let checked = self.check.as_ref().is_some_and(|check| check.subject.keeps().contains(&kept));
-        if !checked && !self.reads(kept) {
+        if !self.needs(kept) {
             cx.out.release(kept.to_string());
         }
     }
@@ -211,13 +347,23 @@ impl Validator {
         let least = self.spec.timing.heartbeat.duration();
         let most = least * ANNOUNCE_HEARTBEATS_MAX;
         self.announce_pause =
-            if self.given.is_empty() { least } else { (self.announce_pause * 2).clamp(least, most) };
+            if self.is_silent() { least } else { (self.announce_pause * 2).clamp(least, most) };
         self.announce_due = cx.now + self.announce_pause;
         for verdict in self.given.values() {
             self.sequence += 1;
             let announce = VerdictAnnounce { sequence: self.sequence, verdict: verdict.clone() };
             cx.out.publish_merge(MergeMessage::Verdict(announce));
         }
+        for evaluation in self.evaluated.values() {
+            self.sequence += 1;
+            let announce = EvaluationAnnounce { sequence: self.sequence, evaluation: evaluation.clone() };
+            cx.out.publish_merge(MergeMessage::Evaluation(announce));
+        }
+    }
+
+    /// Whether it has nothing to say.
+    fn is_silent(&self) -> bool {
+        self.given.is_empty() && self.evaluated.is_empty()
     }
 
     /// The number of its last merge message.
@@ -228,7 +374,12 @@ impl Validator {
     /// When [`pump`](Self::pump) has something to do even if nothing else happens.
     #[must_use]
     pub fn deadline(&self) -> Option<Instant> {
-        let announce = (!self.given.is_empty()).then_some(self.announce_due);
-        announce.into_iter().chain(self.check.as_ref().and_then(Check::deadline)).min()
+        let announce = (!self.is_silent()).then_some(self.announce_due);
+        announce.into_iter().chain(self.task.as_ref().and_then(Task::deadline)).min()
     }
+}
+
+/// What blobs are kept for that a check or an evaluation of this fetches and computes.
+const fn kept_for((stage, epoch): (StageIndex, Epoch)) -> [Kept; 2] {
+    [Kept::Epoch(stage, epoch), Kept::State(stage, epoch)]
 }

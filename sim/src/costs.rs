@@ -48,6 +48,8 @@ impl Costs {
             }
             // An activation passes for a partition here.
             Job::Compare { pairs, .. } => self.move_bytes(partition * 2 * pairs.len() as u64),
+            Job::Sketch { .. } => self.move_bytes(vector),
+            Job::Losses { samples, .. } => self.forward * u32::try_from(samples.len()).unwrap_or(u32::MAX),
             Job::Reduce { inputs, .. } => self.move_bytes(partition * (inputs.len() as u64 + 1)),
         };
         whole.div_f64(speed)

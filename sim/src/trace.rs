@@ -162,6 +162,11 @@ fn change(seen: &Seen<'_>) -> Option<Change> {
             what: "found",
             details: format!("{}: {finding}", subject.peer.short()),
         }),
+        Seen::Notice(Notice::Evaluated(epoch, seen, of)) => Some(Change {
+            place: Some((StageIndex(0), Some(*epoch))),
+            what: "evaluated",
+            details: format!("{seen} of {of} contributions"),
+        }),
         Seen::Notice(Notice::Suspected(suspicion)) => Some(Change {
             place: Some((suspicion.stage, Some(suspicion.epoch))),
             what: "suspects",
@@ -219,6 +224,8 @@ fn decided(event: &StateEvent) -> Change {
             let details = format!("{} {outcome}", subject.peer.short());
             (Some(&subject.stage), Some(&subject.epoch), "checked", details)
         }
+        StateEvent::Evaluated(epoch, evaluator) => (None, Some(epoch), "said", evaluator.short()),
+        StateEvent::Rated(epoch) => (None, Some(epoch), "rated", String::new()),
         StateEvent::Checkpointed(epoch) => (None, Some(epoch), "checkpointed", String::new()),
         StateEvent::Snapshot(entries) => (None, None, "snapshot", format!("of {entries} entries")),
         StateEvent::Upgraded(version) => (None, None, "upgraded", format!("to wire version {version}")),

@@ -4,6 +4,7 @@ mod adversaries;
 mod checkers;
 mod common;
 mod durability;
+mod evaluations;
 mod fuzzing;
 mod real;
 mod regressions;

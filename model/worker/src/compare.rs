@@ -5,8 +5,10 @@ use iota_model::Frame;
 use iota_model::compare::{Comparison, Sums};
 use iota_protocol::difference::{Difference, Measured};
 use iota_protocol::merge::partition_range;
-use iota_protocol::miner::Tensor;
-use iota_protocol::{Hash, RunSpec};
+use iota_protocol::gauntlet::Settings;
+use iota_protocol::gauntlet::draw::Draw;
+use iota_protocol::miner::{Sketched, Tensor};
+use iota_protocol::{Hash, RunSpec, StageIndex};
 
 use crate::blobs::{Blobs, whole_blob};
 use crate::bridge;
@@ -100,6 +102,49 @@ fn vectors<'a>(
         let ours = numbers(whole_blob(blobs, *ours)?)?;
         Ok((ours, numbers(whole_blob(blobs, *theirs)?)))
     }))
+}
+
+/// All of a contribution to a stage; an error inside the result if its blobs hold none, outside if one is not here.
+pub(crate) fn contribution_of(
+    spec: &RunSpec,
+    stage: StageIndex,
+    partitions: &[Hash],
+    blobs: &dyn Blobs,
+) -> Result<Result<Vec<f32>, WorkError>, WorkError> {
+    let parameters = bridge::model_config(spec).parameter_count(stage.as_usize());
+    let expected = spec.partitions(parameters);
+    if partitions.len() != expected {
+        return Ok(Err(WorkError::Partitions { got: partitions.len(), expected }));
+    }
+    let (codec, mut flat) = (bridge::codec(spec.merge.codec), Vec::with_capacity(parameters));
+    for (index, hash) in partitions.iter().enumerate() {
+        let bytes = whole_blob(blobs, *hash)?;
+        match codec.decode(&bytes, partition_range(index, expected, parameters).len()) {
+            Ok(numbers) => flat.extend(numbers),
+            Err(error) => return Ok(Err(error.into())),
+        }
+    }
+    Ok(Ok(flat))
+}
+
+/// What is compared of a contribution; nothing if it is none.
+pub(crate) fn sketch(
+    spec: &RunSpec,
+    stage: StageIndex,
+    plan: Hash,
+    partitions: &[Hash],
+    blobs: &dyn Blobs,
+) -> Result<Option<Sketched>, WorkError> {
+    let flat = contribution_of(spec, stage, partitions, blobs)?;
+    Ok(flat.ok().map(|flat| sketch_of(&flat, plan)))
+}
+
+/// What is compared of a contribution of these numbers.
+pub fn sketch_of<T: Copy + Into<f64>>(flat: &[T], plan: Hash) -> Sketched {
+    let norm = flat.iter().map(|&value| value.into()).map(|value| value * value).sum::<f64>().sqrt();
+    let places = Draw::new(plan).elements(flat.len(), Settings::default().elements);
+    let elements = places.into_iter().filter_map(|place| flat.get(place)).map(|&value| value.into());
+    Sketched { norm, elements: elements.collect() }
 }
 
 /// The finite numbers of an activation.

@@ -4,7 +4,10 @@ use std::collections::BTreeSet;
 
 use iota_model::flat::{Parameter, StageLayout};
 use iota_model::outer::{OuterConfig, OuterState};
-use iota_model::{Device, OptimizerState, StageEngine, StageSelect, build_engine, weights_hash};
+use iota_model::engine::{EngineError, StageInput};
+use iota_model::{
+    Device, OptimizerState, StageEngine, StageSelect, TokenBatch, build_engine, weights_hash,
+};
 use iota_protocol::miner::JobDone;
 use iota_protocol::spec::TrainingMode;
 use iota_protocol::{Epoch, Hash, RunSpec, StageIndex};
@@ -135,6 +138,33 @@ impl HeldStage {
                 self.base.iter().zip(end).map(|(start, end)| start - end).collect()
             }
         })
+    }
+
+    /// What the batches lose with `base`, or with so many millionths of a contribution taken from it; not finite where weights or losses
+    /// are not. Leaves `base` held and nothing under way.
+    pub(crate) fn losses(
+        &mut self,
+        batches: &[TokenBatch],
+        contribution: Option<(&[f32], u32)>,
+    ) -> Result<Vec<f64>, WorkError> {
+        self.reset()?;
+        if let Some((contribution, rate_ppm)) = contribution {
+            let rate = f64::from(rate_ppm) / 1e6;
+            #[expect(clippy::cast_possible_truncation, reason = "weights are f32")]
+            let step = |(base, of): (&f32, &f32)| (f64::from(*base) - rate * f64::from(*of)) as f32;
+            let weights: Vec<f32> = self.base.iter().zip(contribution).map(step).collect();
+            if weights.iter().any(|weight| !weight.is_finite()) {
+                return Ok(vec![f64::NAN; batches.len()]);
+            }
+            self.engine.load_weights(&weights)?;
+        }
+        let loss = |batch: &TokenBatch| match self.engine.evaluate_loss(StageInput::Tokens(batch.clone()), batch) {
+            Err(EngineError::Diverged { .. }) => Ok(f64::NAN),
+            loss => Ok(loss?),
+        };
+        let losses = batches.iter().map(loss).collect();
+        self.reset()?;
+        losses
     }
 
     /// Takes the outer step of `epoch`; without a merged vector the epoch was passed over and the weights stay.

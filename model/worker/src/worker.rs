@@ -11,13 +11,13 @@ use iota_model::{Device, Frame, OptimizerState, StageInput, TokenBatch};
 use iota_protocol::limits::PARTITION_BYTES_MAX;
 use iota_protocol::merge::partition_range;
 use iota_protocol::miner::outbox::{state_tag, tag};
-use iota_protocol::miner::{Job, JobDone};
+use iota_protocol::miner::{Applied, Job, JobDone};
 use iota_protocol::wire::message::StateOffer;
 use iota_protocol::{Epoch, Hash, PartitionIndex, PeerId, RunSpec, SampleId, StageIndex, moments};
 
 use crate::blobs::{Blobs, blob, whole_blob};
 use crate::bridge;
-use crate::compare::compare_blobs;
+use crate::compare::{compare_blobs, contribution_of, sketch};
 use crate::error::WorkError;
 use crate::stage::HeldStage;
 
@@ -58,6 +58,8 @@ const fn name(job: &Job) -> &'static str {
         Job::Reduce { .. } => "reduce a partition",
         Job::Apply { .. } => "take the outer step",
         Job::Compare { .. } => "compare tensors",
+        Job::Sketch { .. } => "read a contribution",
+        Job::Losses { .. } => "compute losses",
     }
 }
 
@@ -115,6 +117,12 @@ impl Worker {
             Job::Apply { stage, epoch, partitions } => self.apply(*stage, *epoch, partitions, blobs),
             Job::Compare { pairs, kind } => {
                 compare_blobs(&self.spec, *kind, pairs, blobs).map(JobDone::Compared)
+            }
+            Job::Sketch { stage, plan, partitions } => {
+                sketch(&self.spec, *stage, *plan, partitions, blobs).map(JobDone::Sketched)
+            }
+            Job::Losses { samples, contribution } => {
+                self.losses(samples, contribution.as_ref(), blobs).map(JobDone::Losses)
             }
         }
     }
@@ -331,6 +339,24 @@ impl Worker {
             stage.take_moments(moments)?;
         }
         Ok(stage.done())
+    }
+
+    /// Losses with the weights held, or with a contribution taken from them; the weights held are as before then.
+    fn losses(
+        &mut self,
+        samples: &[SampleId],
+        contribution: Option<&Applied>,
+        blobs: &dyn Blobs,
+    ) -> Result<Vec<f64>, WorkError> {
+        let batches = samples.iter().map(|sample| self.tokens(*sample)).collect::<Result<Vec<_>, _>>()?;
+        let index = self.held()?.index;
+        let applied = contribution
+            .map(|applied| {
+                let flat = contribution_of(&self.spec, index, &applied.partitions, blobs)??;
+                Ok::<_, WorkError>((flat, applied.rate_ppm))
+            })
+            .transpose()?;
+        self.held()?.losses(&batches, applied.as_ref().map(|(flat, rate_ppm)| (flat.as_slice(), *rate_ppm)))
     }
 
     fn codec(&self) -> Codec {

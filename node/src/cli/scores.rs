@@ -4,6 +4,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 use clap::{Args, Subcommand};
+use iota_protocol::gauntlet::Standing;
 use iota_protocol::log::DecidedLog;
 use iota_protocol::run_state::RunState;
 use iota_protocol::scores::{Row, ScoresExport};
@@ -231,6 +232,9 @@ fn why(row: &Row, state: &RunState) -> String {
     if let Some(reason) = state.eviction(row.peer) {
         reasons.push(format!("lost its place: {reason}"));
     }
+    if let Some(standing) = &row.standing {
+        reasons.push(rated(standing));
+    }
     if row.unproven > 0 {
         reasons.push(format!("{} epochs that nobody could check", row.unproven));
     }
@@ -241,6 +245,20 @@ fn why(row: &Row, state: &RunState) -> String {
         reasons.push(format!("{} samples left undone", row.unprocessed));
     }
     reasons.join("; ")
+}
+
+/// What evaluators made of a miner's contributions, in words.
+fn rated(standing: &Standing) -> String {
+    let Standing { rating, indicator, trust, missed, .. } = *standing;
+    let mut words =
+        format!("rated {:.1} ± {:.1}, own data ahead {indicator:+.2}", rating.mu, 3.0 * rating.sigma);
+    if trust < 1.0 {
+        words += &format!(", trust {trust:.2}");
+    }
+    if missed > 0 {
+        words += &format!(", missed {missed}");
+    }
+    words
 }
 
 fn penalty(why: iota_protocol::scores::Penalty) -> String {
@@ -264,6 +282,7 @@ fn row_json(row: &Row, state: &RunState) -> Value {
         "validated": row.validated,
         "unproven": row.unproven,
         "failures": failures,
+        "standing": row.standing,
         "why": why(row, state),
     })
 }

@@ -216,6 +216,9 @@ impl Reporter {
                 let (stage, epoch) = (subject.stage.0, subject.epoch.0);
                 tracing::info!(stage, epoch, peer = %subject.peer.short(), %finding, "epoch replayed");
             }
+            Notice::Evaluated(epoch, seen, of) => {
+                tracing::info!(epoch = epoch.0, seen, of, "merge evaluated");
+            }
             Notice::Suspected(suspicion) => self.suspected(&suspicion),
             Notice::JobFailed(reason) => tracing::warn!(reason, "job failed"),
         }
@@ -257,6 +260,10 @@ impl Reporter {
                 tracing::debug!(stage, epoch, peer = %subject.peer.short(), validator, %finding, "verdict");
             }
             StateEvent::Checked(subject, outcome) => self.checked(&subject, outcome),
+            StateEvent::Evaluated(epoch, evaluator) => {
+                tracing::debug!(epoch = epoch.0, evaluator = %evaluator.short(), "evaluation");
+            }
+            StateEvent::Rated(epoch) => tracing::info!(epoch = epoch.0, "contributions are rated"),
             _ => {}
         }
     }
@@ -358,7 +365,9 @@ impl Reporter {
             StateEvent::Enlisted(_)
             | StateEvent::Dismissed(..)
             | StateEvent::Judged(..)
-            | StateEvent::Checked(..) => self.check_event(event),
+            | StateEvent::Checked(..)
+            | StateEvent::Evaluated(..)
+            | StateEvent::Rated(_) => self.check_event(event),
             StateEvent::Checkpointed(epoch) => {
                 tracing::info!(epoch = epoch.0, "checkpoint complete");
                 self.event(NodeEvent::Checkpointed { epoch: epoch.0 });

@@ -12,7 +12,8 @@
 //! hidden under noise ν times as long as what is particular to it has 1/√(1 + ν²). A median, not a mean, since one contribution of
 //! enormous noise must not be what all others are measured by.
 //!
-//! The copy is the one whose manifest came later. If nobody knows which, none is taken for one. A manifest names a contribution by
+//! The copy is the one whose manifest came later, its first one of the epoch and the one that was merged. If nobody knows which, none is
+//! taken for one. A manifest names a contribution by
 //! hash before its bytes can be had, so nobody copies what was not committed to.
 //!
 //! Templar counts how many indices of the largest elements two contributions share ([`index_overlap`]), with thresholds that were
@@ -31,12 +32,29 @@ pub const SKETCHES_MIN: usize = 4;
 pub struct Sketch {
     /// Whose it is.
     pub peer: PeerId,
-    /// The place of its manifest among those of the epoch, the first first; the same for those of which it is not known.
-    pub committed: u64,
+    /// When it committed, if that is known.
+    pub committed: Option<Committed>,
     /// Name of its bytes.
     pub content: Hash,
     /// Drawn elements, the same of each contribution.
     pub elements: Vec<f64>,
+}
+
+/// When a miner committed to its contribution, by the places of its manifests among all of the epoch.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Committed {
+    /// The place of its first one, whatever that named.
+    pub first: u64,
+    /// The place of the one that was merged.
+    pub last: u64,
+}
+
+impl Committed {
+    /// Whether this one is the earlier beyond doubt. Who commits anew, since samples of others came to it, may have been copied
+    /// meanwhile.
+    const fn is_before(self, other: Self) -> bool {
+        self.first < other.first && self.last < other.last
+    }
 }
 
 /// Those who committed to what another had committed to before, or to what is more similar to it than `most`.
@@ -48,7 +66,8 @@ pub fn copies(sketches: &[Sketch], most: f64) -> BTreeSet<PeerId> {
     for (a, of_a) in sketches.iter().zip(&particular) {
         for (b, of_b) in sketches.iter().zip(&particular) {
             let same = a.content == b.content || similarity(of_a, of_b) > most;
-            if a.committed < b.committed && a.peer != b.peer && same {
+            let before = matches!((a.committed, b.committed), (Some(a), Some(b)) if a.is_before(b));
+            if before && a.peer != b.peer && same {
                 copies.insert(b.peer);
             }
         }
@@ -134,7 +153,11 @@ mod tests {
     fn sketch(number: u8, elements: Vec<f64>) -> Sketch {
         let bytes: Vec<u8> = elements.iter().flat_map(|value| value.to_le_bytes()).collect();
         let content = Hash::of(&bytes);
-        Sketch { peer: PeerId([number; 32]), committed: u64::from(number), content, elements }
+        Sketch { peer: PeerId([number; 32]), committed: at(number), content, elements }
+    }
+
+    fn at(place: u8) -> Option<Committed> {
+        Some(Committed { first: place.into(), last: place.into() })
     }
 
     fn honest() -> Vec<Sketch> {
@@ -166,8 +189,13 @@ mod tests {
 
     #[test]
     fn where_nobody_knows_who_was_first_nobody_is_a_copy() {
-        let tied = Sketch { committed: 4, ..sketch(9, contribution(4)) };
-        assert!(found(tied).is_empty());
+        let of_four = |committed| found(Sketch { committed, ..sketch(9, contribution(4)) });
+        assert!(of_four(at(4)).is_empty(), "at the same time");
+        assert!(of_four(None).is_empty(), "its manifest was not heard");
+        let early = |first, last| of_four(Some(Committed { first, last }));
+        assert!(early(0, 12).is_empty(), "it had committed before, to whatever it was");
+        assert!(early(5, 4).is_empty());
+        assert_eq!(early(5, 12), [9]);
     }
 
     #[test]

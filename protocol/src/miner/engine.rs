@@ -87,8 +87,8 @@ impl Miner {
                 }
                 self.remember(cx, offer);
             }
-            // Of a validator's engine: a miner compares nothing.
-            JobDone::Compared(_) => {}
+            // Of a validator's engine: a miner compares and evaluates nothing.
+            JobDone::Compared(_) | JobDone::Sketched(_) | JobDone::Losses(_) => {}
             JobDone::Failed(reason) => {
                 self.job_failed(cx.now, &job);
                 cx.out.notice(Notice::JobFailed(reason));
@@ -124,7 +124,12 @@ impl Miner {
             | Job::Loss { epoch, .. }
             | Job::Backward { epoch, .. }
             | Job::InnerStep { epoch, .. } => self.forget_epoch(*epoch),
-            Job::Initialise { .. } | Job::Snapshot { .. } | Job::Reset | Job::Compare { .. } => {}
+            Job::Initialise { .. }
+            | Job::Snapshot { .. }
+            | Job::Reset
+            | Job::Compare { .. }
+            | Job::Sketch { .. }
+            | Job::Losses { .. } => {}
         }
     }
 

@@ -109,6 +109,41 @@ pub enum Job {
         /// What they hold.
         kind: Tensor,
     },
+    /// Say of a contribution what is compared with others.
+    Sketch {
+        /// The stage.
+        stage: StageIndex,
+        /// Chain hash after the merge plan, from which the elements are [drawn](crate::gauntlet::draw::Draw::elements).
+        plan: Hash,
+        /// The contribution's partitions, in order.
+        partitions: Vec<Hash>,
+    },
+    /// Say what a whole model loses on samples, with the weights held or with a contribution applied to them. The weights held stay, what
+    /// is under way is dropped.
+    Losses {
+        /// The samples.
+        samples: Vec<SampleId>,
+        /// What is applied, if anything is.
+        contribution: Option<Applied>,
+    },
+}
+
+/// A contribution that is taken from the weights.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Applied {
+    /// Its partitions, in order.
+    pub partitions: Vec<Hash>,
+    /// What it is multiplied by, in millionths.
+    pub rate_ppm: u32,
+}
+
+/// What is compared of a contribution.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Sketched {
+    /// Its Euclidean norm.
+    pub norm: f64,
+    /// The elements drawn, by place.
+    pub elements: Vec<f64>,
 }
 
 /// How to read the tensors that are compared.
@@ -187,6 +222,10 @@ pub enum JobDone {
     /// After [`Job::Compare`]. What of theirs is no such tensor is a difference; the job fails if that is so of ours, or if
     /// a blob is not here.
     Compared(Difference),
+    /// After [`Job::Sketch`]: nothing if it is no contribution to this stage. The job fails if a blob is not here.
+    Sketched(Option<Sketched>),
+    /// After [`Job::Losses`]: in nats per token, in the order of the samples. Not finite where weights or losses are not.
+    Losses(Vec<f64>),
     /// The job could not be done. For people.
     Failed(String),
 }

@@ -5,6 +5,7 @@ use std::fmt;
 use std::sync::Arc;
 
 use super::job::Job;
+use crate::gauntlet::evaluation::{Evaluation, Said};
 use crate::id::{Epoch, Hash, Identity, LogIndex, PeerId, RunId, StageIndex};
 use crate::join::Refusal;
 use crate::limits::WIRE_VERSION_FIRST;
@@ -159,6 +160,8 @@ pub enum Notice {
     Left,
     /// This validator has found this.
     Checked(Subject, Finding),
+    /// This validator has evaluated the merge of this epoch: so many contributions of so many that were drawn.
+    Evaluated(Epoch, usize, usize),
     /// This validator has found that losses name this miner.
     Suspected(Suspicion),
     /// A job failed.
@@ -283,13 +286,8 @@ impl Outbox {
 
     /// Publishes a merge message, and keeps it for this peer itself, to which gossip does not bring it back.
     pub fn publish_merge(&mut self, message: MergeMessage) {
-        let stage = match &message {
-            MergeMessage::Manifest(announce) => announce.manifest.stage,
-            MergeMessage::Digest(report) => report.stage,
-            MergeMessage::Verdict(announce) => announce.verdict.subject.stage,
-        };
         let bytes = seal_in(self.version, &self.identity, self.run, &message);
-        self.publish_raw(Topic::Merge(stage), bytes.clone());
+        self.publish_raw(Topic::Merge(message.stage()), bytes.clone());
         self.own.push((message, bytes));
     }
 
@@ -297,6 +295,12 @@ impl Outbox {
     #[must_use]
     pub fn sign_verdict(&self, subject: Subject, finding: Finding) -> Verdict {
         Verdict::sign(&self.identity, self.run, subject, finding)
+    }
+
+    /// What this peer says of the contributions to a merge, under its signature.
+    #[must_use]
+    pub fn sign_evaluation(&self, epoch: Epoch, plan: Hash, said: Vec<(PeerId, Said)>) -> Evaluation {
+        Evaluation::sign(&self.identity, self.run, epoch, plan, said)
     }
 
     /// This peer's own merge messages since the last call, with their envelopes.

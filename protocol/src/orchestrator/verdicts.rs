@@ -3,7 +3,8 @@
 use std::collections::BTreeMap;
 
 use super::checkpoints::is_trained;
-use crate::id::PeerId;
+use crate::gauntlet::evaluation::Evaluation;
+use crate::id::{Epoch, PeerId};
 use crate::join::Role;
 use crate::limits::{PROPOSAL_REPEAT, VALIDATORS_MAX};
 use crate::peer::admission::{Occupancy, suits};
@@ -17,6 +18,7 @@ use crate::wire::message::Decision;
 #[derive(Debug, Default)]
 pub(super) struct Verdicts {
     heard: BTreeMap<(Subject, PeerId), Verdict>,
+    evaluations: BTreeMap<(Epoch, PeerId), Evaluation>,
     /// Validators proposed and not decided.
     enlisting: BTreeMap<PeerId, Instant>,
     /// Since when all epochs of the run are done.
@@ -36,9 +38,15 @@ impl Verdicts {
         self.heard.insert((verdict.subject, verdict.validator), verdict);
     }
 
+    /// Takes an evaluation whose signature was checked, and that the log [waits](RunState::awaits) for.
+    pub(super) fn handle_evaluation(&mut self, evaluation: Evaluation) {
+        self.evaluations.insert((evaluation.epoch, evaluation.evaluator), evaluation);
+    }
+
     /// Forgets what is decided or came too late.
     pub(super) fn observe(&mut self, now: Instant, state: &RunState) {
         self.heard.retain(|_, verdict| is_awaited(state, verdict));
+        self.evaluations.retain(|_, evaluation| state.awaits(evaluation));
         if is_trained(state) {
             self.trained_since.get_or_insert(now);
         }
@@ -47,7 +55,8 @@ impl Verdicts {
     /// Whether the end of the run waits for checks of its last epochs. Not for ever: a check that comes too late harms
     /// nobody, since there is nothing left to be part of.
     pub(super) fn delay_the_end(&self, now: Instant, state: &RunState) -> bool {
-        let asked = state.challenges().iter().any(|challenge| challenge.awaited().next().is_some());
+        let checks = state.challenges().iter().any(|challenge| challenge.awaited().next().is_some());
+        let asked = checks || state.evaluating().any(|evaluating| evaluating.awaited().next().is_some());
         let patience = state.spec().timing.epoch_deadline.duration();
         asked && self.trained_since.is_some_and(|since| now.since(since) < patience)
     }
@@ -96,6 +105,7 @@ impl Verdicts {
             }
         }
         decisions.extend(self.heard.values().cloned().map(Decision::Judge));
+        decisions.extend(self.evaluations.values().cloned().map(Decision::Evaluate));
         decisions
     }
 }

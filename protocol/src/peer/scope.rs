@@ -16,6 +16,7 @@ use std::collections::BTreeSet;
 use crate::id::{PeerId, StageIndex};
 use crate::miner::Outbox;
 use crate::run_state::RunState;
+use crate::spec::ScoredBy;
 use crate::wire::message::Topic;
 
 /// The topics that a peer listens to.
@@ -58,7 +59,13 @@ fn wanted(me: PeerId, state: &RunState, merging: impl Iterator<Item = StageIndex
             topics.extend(beside.map(Topic::StageRecords));
             topics.insert(Topic::Merge(place));
         }
-        None => topics.extend(stages().map(Topic::StageRecords)),
+        None => {
+            topics.extend(stages().map(Topic::StageRecords));
+            if state.spec().scores.by == ScoredBy::Loss && state.validators().contains(&me) {
+                // Who committed first is what evaluators tell copies by.
+                topics.extend(stages().map(Topic::Merge));
+            }
+        }
     }
     topics.extend(merging.flat_map(|stage| [Topic::StageRecords(stage), Topic::Merge(stage)]));
     topics

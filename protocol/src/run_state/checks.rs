@@ -1,10 +1,11 @@
 //! Who validates, and the checks that are not concluded.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
 use serde::{Deserialize, Serialize};
 
 use super::{RunState, StateEvent};
+use crate::gauntlet::evaluation::Evaluating;
 use crate::id::{Epoch, Hash, PeerId, RunId, StageIndex};
 use crate::limits::{
     BLOB_EPOCHS_KEPT, BOOK_PEERS_MAX, CHALLENGES_MAX, DISPUTED_EPOCHS_KEPT, UNPROVEN_MAX, VALIDATORS_MAX,
@@ -20,11 +21,13 @@ use super::Closed;
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub(super) struct Checks {
-    validators: BTreeSet<PeerId>,
+    pub(super) validators: BTreeSet<PeerId>,
     /// Why those who were validators are none any more.
     dismissed: BTreeMap<PeerId, DismissReason>,
     /// Open checks, oldest first.
     pub(super) open: Vec<Challenge>,
+    /// Merges whose evaluations have not all come, oldest first.
+    pub(super) evaluating: VecDeque<Evaluating>,
     /// Miners whose last check was unproven, and how many were in a row.
     pub(super) suspects: BTreeMap<PeerId, u16>,
 }
@@ -48,6 +51,7 @@ impl Checks {
         }
         self.dismissed.insert(peer, reason);
         self.open.iter_mut().for_each(|challenge| challenge.dismiss(peer));
+        self.evaluating.iter_mut().for_each(|evaluating| evaluating.dismiss(peer));
         true
     }
 
@@ -93,6 +97,8 @@ impl Checks {
 
     pub(super) fn undone(&mut self, stage: StageIndex, from: Epoch) {
         self.open.retain(|challenge| challenge.subject.stage != stage || challenge.subject.epoch < from);
+        // Only runs of one stage have any.
+        self.evaluating.retain(|evaluating| evaluating.epoch < from);
     }
 }
 
@@ -130,7 +136,12 @@ impl RunState {
     }
 
     pub(super) fn dismiss(&mut self, peer: PeerId, reason: DismissReason) -> Option<Vec<StateEvent>> {
-        self.checks.dismiss(peer, reason).then(|| vec![StateEvent::Dismissed(peer, reason)])
+        self.checks.dismiss(peer, reason).then(|| {
+            let mut events = vec![StateEvent::Dismissed(peer, reason)];
+            // An evaluation may have waited for nobody else.
+            events.extend(self.rate());
+            events
+        })
     }
 
     /// Takes a verdict, and draws the conclusion if it is the last that was missing. `chain` is the chain hash after it.

@@ -2,8 +2,9 @@
 
 use super::share::split;
 use super::{Penalty, Scores, Share, Verdict, Worked, oldest};
+use crate::gauntlet::{Settings, Standing};
 use crate::id::{Epoch, PeerId, StageIndex};
-use crate::spec::ScoresSpec;
+use crate::spec::{ScoredBy, ScoresSpec};
 
 /// A sample in the unit of scores.
 const MICRO: u64 = 1_000_000;
@@ -23,7 +24,7 @@ pub struct Failure {
 }
 
 /// What one miner has. All counts are over the window.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq)]
 pub struct Row {
     /// The miner.
     pub peer: PeerId,
@@ -39,7 +40,9 @@ pub struct Row {
     pub samples: u64,
     /// Samples that it was dealt and did not process, of the same epochs.
     pub unprocessed: u64,
-    /// Its score, in millionths of a sample.
+    /// What evaluators found of its contributions, if scores are by the loss and one was evaluated.
+    pub standing: Option<Standing>,
+    /// Its score, in millionths of a sample, or by the loss in millionths of a rating's point.
     pub score_micro: u64,
     /// What it gets.
     pub share: Share,
@@ -101,6 +104,7 @@ impl Scores {
             let counting = epochs.iter().filter(|((stage, epoch), _)| in_window(spec, *stage, *epoch, now));
             Row::of(spec, *peer, counting)
         });
+        let rows = rows.map(|row| if spec.by == ScoredBy::Loss { self.by_loss(row) } else { row });
         let mut rows: Vec<Row> =
             rows.filter(|row| row.epochs > 0 || row.unproven > 0 || !row.failures.is_empty()).collect();
         let scores: Vec<u64> = rows.iter().map(|row| row.score_micro).collect();
@@ -108,6 +112,16 @@ impl Scores {
             row.share = share;
         }
         rows
+    }
+}
+
+impl Scores {
+    /// The same with a score by the loss.
+    fn by_loss(&self, row: Row) -> Row {
+        let standing = self.gauntlet.standing(row.peer).copied();
+        let score = standing.map_or(0.0, |standing| standing.score(&Settings::default()));
+        let score_micro = if row.failures.is_empty() { micro(score).min(SCORE_MICRO_MAX) } else { 0 };
+        Row { standing, score_micro, ..row }
     }
 }
 

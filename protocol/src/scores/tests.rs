@@ -48,6 +48,7 @@ fn a_score_is_samples_less_what_unprocessed_ones_cost() {
         failures: Vec::new(),
         samples: 22,
         unprocessed: 4,
+        standing: None,
         score_micro: 20_000_000,
         share: rows[0].share,
     };

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeSet;
 
-use super::{Bottleneck, DataSource, JoinPolicy, RunSpec, SpecError};
+use super::{Bottleneck, DataSource, JoinPolicy, RunSpec, ScoredBy, SpecError, TrainingMode};
 use crate::limits;
 use crate::time::{ByteCount, Millis};
 
@@ -227,6 +227,21 @@ impl RunSpec {
 
     fn validate_scores(&self) -> Result<(), SpecError> {
         let s = &self.scores;
+        if s.by == ScoredBy::Loss {
+            let judged = (self.pipeline.stages, self.training.mode);
+            require(
+                judged == (1, TrainingMode::Local),
+                "scores.by",
+                "`samples`, or `loss` with pipeline.stages = 1 and training.mode = \"local\"",
+                format!("`loss` with {} stages in {:?} mode", judged.0, judged.1).to_lowercase(),
+            )?;
+        }
+        for (field, most, value) in [
+            ("scores.evaluators", limits::EVALUATORS_MAX, s.evaluators),
+            ("scores.evaluated", limits::EVALUATED_MAX, s.evaluated),
+        ] {
+            require((1..=most).contains(&value), field, format!("1 to {most}"), value)?;
+        }
         require(
             (1..=limits::SCORE_WINDOW_MAX).contains(&s.window),
             "scores.window",

@@ -2,41 +2,27 @@
 
 use std::sync::Arc;
 
+use super::Progress;
+use super::base::{Base, Search, holders, load};
 use super::claims::{goes_on, read_manifest, read_receipts, was_received};
 use super::fetches::{Fetches, Wanted};
 use super::neighbours::Neighbours;
 use super::replay::{Next, Replay};
 use crate::id::{Epoch, Hash, PeerId, StageIndex};
-use crate::limits::{GOSSIP_BYTES_MAX, PARTITION_BYTES_MAX, RECEIPTS_BYTES_MAX, TRANSFER_DEADLINE};
-use crate::miner::{Context, Job, JobDone};
+use crate::limits::{GOSSIP_BYTES_MAX, PARTITION_BYTES_MAX, RECEIPTS_BYTES_MAX};
+use crate::miner::{Context, JobDone};
 use crate::moments;
-use crate::run_state::RunState;
 use crate::spec::RunSpec;
 use crate::time::Instant;
 use crate::validation::{Challenge, Fault, Finding, Subject};
 use crate::wire::message::{Manifest, StateOffer};
-
-/// How often each replica is asked for the weights.
-const STATE_TRIES: usize = 2;
-
-/// What a check needs of its owner.
-#[derive(Debug)]
-pub(super) enum Progress {
-    /// Nothing now.
-    Waits,
-    /// Give this to the engine.
-    Job(Job),
-    /// It is over.
-    Found(Finding),
-}
 
 /// How far a check is.
 #[derive(Debug)]
 enum Step {
     Manifest(Fetches),
     Receipts(Box<Manifest>, Fetches),
-    /// Who was asked for the weights, how often anybody was, and until when the last is waited for.
-    Asking(Box<Replay>, usize, Option<Instant>),
+    Asking(Box<Replay>, Search),
     Inputs(Box<Replay>, Option<StateOffer>, Fetches),
     Preparing(Box<Replay>, Option<StateOffer>),
     Replaying(Box<Replay>),
@@ -49,7 +35,7 @@ enum Step {
 #[derive(Debug)]
 pub(super) struct Check {
     pub(super) subject: Subject,
-    base: Hash,
+    base: Base,
     seed: Hash,
     spec: Arc<RunSpec>,
     step: Step,
@@ -58,6 +44,7 @@ pub(super) struct Check {
 impl Check {
     pub(super) fn new(spec: &Arc<RunSpec>, challenge: &Challenge) -> Self {
         let Challenge { subject, base, seed, .. } = *challenge;
+        let base = Base { stage: subject.stage, epoch: subject.epoch, hash: base };
         let manifest = Wanted::read(subject.manifest, vec![subject.peer], GOSSIP_BYTES_MAX);
         Self { subject, base, seed, spec: Arc::clone(spec), step: Step::Manifest(Fetches::of([manifest])) }
     }
@@ -89,14 +76,9 @@ impl Check {
 
     /// A replica has answered whether it has the weights that the epoch started from.
     pub(super) fn offered(&mut self, cx: &Context<'_>, offer: Option<StateOffer>) {
-        let Step::Asking(_, _, until) = &mut self.step else { return };
-        let Subject { stage, epoch, .. } = self.subject;
-        let right = |offer: &StateOffer| {
-            (offer.stage, offer.version, offer.weights) == (stage, epoch, self.base)
-                && !offer.parts.is_empty()
-        };
-        let Some(offer) = offer.filter(right) else {
-            *until = None;
+        let Step::Asking(_, search) = &mut self.step else { return };
+        let Some(offer) = offer.filter(|offer| self.base.is_offered(offer)) else {
+            search.refused();
             return;
         };
         let Step::Asking(replay, ..) = std::mem::replace(&mut self.step, Step::Over(Finding::Unavailable))
@@ -109,9 +91,8 @@ impl Check {
     /// Fetches what the replay reads.
     fn inputs(&self, cx: &Context<'_>, replay: Box<Replay>, offer: Option<StateOffer>) -> Step {
         let Subject { stage, peer, .. } = self.subject;
-        let holders = holders(cx.state, stage, peer);
-        let parts =
-            offer.iter().flat_map(|offer| &offer.parts).map(|part| Wanted::part(*part, holders.clone()));
+        let holders = holders(cx.state, stage, Some(peer));
+        let parts = offer.iter().flat_map(|offer| Base::parts(offer, &holders));
         let tensors = replay.inputs().map(|(hash, sender)| Wanted::new(hash, vec![peer, sender]));
         let partitions = cx.state.stage(stage).map_or(0, |stage| stage.partitions);
         // Two bytes a number is the smallest that a partition can be encoded in.
@@ -129,7 +110,7 @@ impl Check {
         cx: &mut Context<'_>,
         me: PeerId,
         engine: Option<Option<StageIndex>>,
-    ) -> Progress {
+    ) -> Progress<Finding> {
         loop {
             let step = std::mem::replace(&mut self.step, Step::Over(Finding::Unavailable));
             let (next, progress) = self.advance(cx, me, engine, step);
@@ -147,7 +128,7 @@ impl Check {
         me: PeerId,
         engine: Option<Option<StageIndex>>,
         step: Step,
-    ) -> (Step, Option<Progress>) {
+    ) -> (Step, Option<Progress<Finding>>) {
         let subject = self.subject;
         match step {
             Step::Over(finding) => (Step::Over(finding), Some(Progress::Found(finding))),
@@ -168,7 +149,14 @@ impl Check {
                     }
                 }
             }
-            Step::Asking(replay, asked, until) => self.ask(cx, me, replay, asked, until),
+            Step::Asking(replay, mut search) => {
+                let holders = holders(cx.state, subject.stage, Some(subject.peer));
+                if search.pump(cx, me, &self.base, &holders) {
+                    (Step::Asking(replay, search), Some(Progress::Waits))
+                } else {
+                    (Step::Over(Finding::Unavailable), None)
+                }
+            }
             Step::Inputs(replay, offer, mut fetches) => {
                 fetches.start(cx, subject.stage, subject.epoch);
                 match fetches.ended_as() {
@@ -177,7 +165,14 @@ impl Check {
                     Some(false) => (Step::Over(Finding::Unavailable), None),
                 }
             }
-            Step::Preparing(replay, offer) => prepare(subject.stage, engine, replay, offer),
+            Step::Preparing(replay, offer) => {
+                let Some(built) = engine else {
+                    return (Step::Preparing(replay, offer), Some(Progress::Waits));
+                };
+                let (job, is_last) = load(subject.stage, built, offer.as_ref(), replay.moments());
+                let step = if is_last { Step::Replaying(replay) } else { Step::Preparing(replay, offer) };
+                (step, Some(Progress::Job(job)))
+            }
             Step::Replaying(mut replay) => {
                 if engine.is_none() {
                     return (Step::Replaying(replay), Some(Progress::Waits));
@@ -185,7 +180,7 @@ impl Check {
                 match replay.next() {
                     Next::Job(job) => (Step::Replaying(replay), Some(Progress::Job(job))),
                     Next::Fetch(hashes) => {
-                        let owners = holders(cx.state, subject.stage, subject.peer);
+                        let owners = holders(cx.state, subject.stage, Some(subject.peer));
                         let wanted = hashes.into_iter().map(|(hash, sent)| {
                             let others = sent.map_or_else(|| owners.clone(), |peer| vec![peer]);
                             Wanted::new(hash, [subject.peer].into_iter().chain(others).collect())
@@ -215,7 +210,7 @@ impl Check {
 
     fn manifest(&self, cx: &Context<'_>, bytes: Option<&[u8]>) -> Step {
         let Some(bytes) = bytes else { return Step::Over(Finding::Unavailable) };
-        let manifest = read_manifest(&self.subject, self.base, bytes);
+        let manifest = read_manifest(&self.subject, self.base.hash, bytes);
         let Some(manifest) = manifest else { return Step::Over(Finding::Differs(Fault::Receipts)) };
         if !goes_on(cx.state, &manifest) {
             return Step::Over(Finding::Unavailable);
@@ -241,33 +236,8 @@ impl Check {
             // More passes open at once than a miner may hold: they need not fit this engine's memory.
             Ok(replay) if !replay.is_bounded() => wrong,
             Ok(replay) if epoch == Epoch(0) => self.inputs(cx, Box::new(replay), None),
-            Ok(replay) => Step::Asking(Box::new(replay), 0, None),
+            Ok(replay) => Step::Asking(Box::new(replay), Search::default()),
         }
-    }
-
-    /// Asks one replica after another for the weights.
-    fn ask(
-        &self,
-        cx: &mut Context<'_>,
-        me: PeerId,
-        replay: Box<Replay>,
-        asked: usize,
-        until: Option<Instant>,
-    ) -> (Step, Option<Progress>) {
-        if until.is_some_and(|until| cx.now < until) {
-            return (Step::Asking(replay, asked, until), Some(Progress::Waits));
-        }
-        let Subject { stage, epoch, peer, .. } = self.subject;
-        let holders: Vec<PeerId> =
-            holders(cx.state, stage, peer).into_iter().filter(|holder| *holder != me).collect();
-        if asked >= STATE_TRIES * holders.len() {
-            return (Step::Over(Finding::Unavailable), None);
-        }
-        let Some(holder) = holders.get(asked % holders.len().max(1)) else {
-            return (Step::Over(Finding::Unavailable), None);
-        };
-        cx.out.request_state(*holder, stage, epoch);
-        (Step::Asking(replay, asked + 1, Some(cx.now + TRANSFER_DEADLINE)), Some(Progress::Waits))
     }
 
     /// Takes the result of the engine's job.
@@ -276,46 +246,15 @@ impl Check {
             // It may be the own machine's fault.
             self.step = Step::Over(Finding::Unavailable);
         } else if let Step::Replaying(replay) = &mut self.step {
-            replay.computed(self.base, done);
+            replay.computed(self.base.hash, done);
         }
     }
 
     pub(super) fn deadline(&self) -> Option<Instant> {
         match &self.step {
-            Step::Asking(_, _, until) => *until,
+            Step::Asking(_, search) => search.deadline(),
             Step::Neighbours(neighbours) => neighbours.deadline(),
             _ => None,
         }
     }
-}
-
-/// Gives the engine the weights that the epoch started from, once it is idle.
-fn prepare(
-    stage: StageIndex,
-    engine: Option<Option<StageIndex>>,
-    replay: Box<Replay>,
-    offer: Option<StateOffer>,
-) -> (Step, Option<Progress>) {
-    let Some(built) = engine else {
-        return (Step::Preparing(replay, offer), Some(Progress::Waits));
-    };
-    match offer {
-        // The initial weights anybody can build.
-        None => (Step::Replaying(replay), Some(Progress::Job(Job::Initialise { stage }))),
-        Some(offer) if built != Some(stage) => {
-            (Step::Preparing(replay, Some(offer)), Some(Progress::Job(Job::Initialise { stage })))
-        }
-        Some(StateOffer { version, weights, parts, .. }) => {
-            let moments = replay.moments();
-            let job = Job::Load { stage, version, weights, parts, moments };
-            (Step::Replaying(replay), Some(Progress::Job(job)))
-        }
-    }
-}
-
-/// Those who may have what belongs to a stage, others than `miner` first: what it says of itself is what is checked.
-fn holders(state: &RunState, stage: StageIndex, miner: PeerId) -> Vec<PeerId> {
-    let mut holders: Vec<PeerId> = state.replicas(stage).collect();
-    holders.sort_by_key(|peer| *peer == miner);
-    holders
 }

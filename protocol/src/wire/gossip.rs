@@ -10,10 +10,11 @@ use serde_bytes::ByteBuf;
 use super::message::{ControlUpdate, Manifest, MergeMessage, PeerRecord, Topic};
 use super::{Payload, RejectReason, Versions, decode, encode, open_in};
 use crate::equivocation::MessageKind;
-use crate::id::{Hash, PeerId, StageIndex};
+use crate::id::{Hash, PeerId};
 use crate::limits::GOSSIP_BYTES_MAX;
 use crate::log::certificate::{Certified, Electorate};
 use crate::merge::evidence::SignedReport;
+use crate::gauntlet::evaluation::Evaluation;
 use crate::validation::Verdict;
 
 /// A message whose signature was checked, the version it was written in (control updates have none), and its bytes, if they
@@ -45,6 +46,7 @@ pub(crate) enum MergeNews {
     Manifest(Arc<HashedManifest>),
     Digest(Arc<SignedReport>),
     Verdict(Verdict),
+    Evaluation(Evaluation),
 }
 
 impl MergeNews {
@@ -56,14 +58,7 @@ impl MergeNews {
                 Self::Digest(Arc::new(SignedReport { report, envelope: ByteBuf::from(envelope) }))
             }
             MergeMessage::Verdict(announce) => Self::Verdict(announce.verdict),
-        }
-    }
-
-    fn stage(&self) -> StageIndex {
-        match self {
-            Self::Manifest(submitted) => submitted.manifest.stage,
-            Self::Digest(signed) => signed.report.stage,
-            Self::Verdict(verdict) => verdict.subject.stage,
+            MergeMessage::Evaluation(announce) => Self::Evaluation(announce.evaluation),
         }
     }
 }
@@ -109,17 +104,23 @@ impl Gossip {
             Topic::Merge(stage) => {
                 let (sender, version, message) = open_in::<MergeMessage>(versions, run, bytes)?;
                 written = Some(version);
-                let (sequence, news) = (message.sequence(), MergeNews::new(message, bytes));
-                if news.stage() != stage {
+                if message.stage() != stage {
                     return Err(RejectReason::Inconsistent("stage of the topic"));
                 }
-                if let MergeNews::Verdict(verdict) = &news {
-                    if verdict.validator != sender {
+                let (sequence, news) = (message.sequence(), MergeNews::new(message, bytes));
+                let signed = match &news {
+                    MergeNews::Verdict(verdict) => Some((verdict.validator, verdict.verifies(run))),
+                    MergeNews::Evaluation(evaluation) => {
+                        Some((evaluation.evaluator, evaluation.verifies(run)))
+                    }
+                    MergeNews::Manifest(_) | MergeNews::Digest(_) => None,
+                };
+                match signed {
+                    Some((by, _)) if by != sender => {
                         return Err(RejectReason::Inconsistent("verdict of another peer"));
                     }
-                    if !verdict.verifies(run) {
-                        return Err(RejectReason::Signature);
-                    }
+                    Some((_, false)) => return Err(RejectReason::Signature),
+                    _ => {}
                 }
                 Opened::Merge(sender, sequence, news)
             }

@@ -9,6 +9,7 @@ use crate::join::Credential;
 use crate::limits::WIRE_VERSION_FIRST;
 use crate::log::Certificate;
 use crate::merge::evidence::Evidence;
+use crate::gauntlet::evaluation::Evaluation;
 use crate::validation::{DismissReason, Verdict};
 
 /// Gossip topics; the driver puts `iota/<run id>/` before the name. Who listens to which is in
@@ -216,6 +217,8 @@ pub enum MergeMessage {
     Digest(DigestReport),
     /// A validator's verdict on a contribution.
     Verdict(VerdictAnnounce),
+    /// What a validator says that the contributions to a merge do to the loss.
+    Evaluation(EvaluationAnnounce),
 }
 
 /// A manifest with the number that protects it from replay.
@@ -236,6 +239,16 @@ pub struct VerdictAnnounce {
     pub sequence: u64,
     /// The verdict, with a signature of its own, so that it can stand in the log.
     pub verdict: Verdict,
+}
+
+/// An evaluation with the number that protects it from replay.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct EvaluationAnnounce {
+    /// Grows with every merge message of this peer.
+    pub sequence: u64,
+    /// The evaluation, with a signature of its own, so that it can stand in the log.
+    pub evaluation: Evaluation,
 }
 
 /// What a miner commits to before it knows who will merge or check it.
@@ -313,6 +326,20 @@ pub enum FaultKind {
     Invalid,
 }
 
+impl MergeMessage {
+    /// The stage on whose topic it belongs.
+    #[must_use]
+    pub const fn stage(&self) -> StageIndex {
+        match self {
+            Self::Manifest(announce) => announce.manifest.stage,
+            Self::Digest(report) => report.stage,
+            Self::Verdict(announce) => announce.verdict.subject.stage,
+            // Only runs of one stage have any.
+            Self::Evaluation(_) => StageIndex(0),
+        }
+    }
+}
+
 impl Payload for MergeMessage {
     const KIND: &'static str = "merge";
 
@@ -321,6 +348,7 @@ impl Payload for MergeMessage {
             Self::Manifest(announce) => announce.sequence,
             Self::Digest(report) => report.sequence,
             Self::Verdict(announce) => announce.sequence,
+            Self::Evaluation(announce) => announce.sequence,
         }
     }
 }
@@ -561,6 +589,10 @@ pub enum Decision {
     /// A validator that was asked says what it found. Void if it was not, or has said so before, or the signature is wrong.
     /// If that makes a quorum, the miner loses its place with this entry, or the validators that found otherwise theirs.
     Judge(Verdict),
+    /// A validator that was asked says what the contributions to a merge do to the loss. Void if it was not, or has said so
+    /// before, or of others than those drawn, or the signature is wrong. With the last, or when its merge is too long ago,
+    /// those who contributed to it are rated.
+    Evaluate(Evaluation),
     /// The states of all stages at one version are in the mirror. Void unless every stage has reached it, and it is newer
     /// than the last.
     Checkpoint {
@@ -613,6 +645,7 @@ impl Decision {
             | Self::Enlist { .. }
             | Self::Dismiss { .. }
             | Self::Judge(_)
+            | Self::Evaluate(_)
             | Self::Checkpoint { .. }
             | Self::Snapshot { .. }
             | Self::Upgrade { .. }

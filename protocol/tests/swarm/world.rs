@@ -850,7 +850,9 @@ impl World {
                 engine.forget();
                 self.weights(i, *stage, Epoch(epoch.0 + 1))
             }
-            Job::Compare { .. } => unreachable!("miners compare nothing"),
+            Job::Compare { .. } | Job::Sketch { .. } | Job::Losses { .. } => {
+                unreachable!("miners compare and evaluate nothing")
+            }
         }
     }
 

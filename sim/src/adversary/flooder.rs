@@ -3,7 +3,7 @@
 //! Its own machine's messages are numbered anew, so that they are not refused as older than its stream.
 
 use iota_protocol::miner::Action;
-use iota_protocol::wire::message::{DigestReport, ManifestAnnounce, MergeMessage, PeerRecord, Topic};
+use iota_protocol::wire::message::{DigestReport, MergeMessage, PeerRecord, Topic};
 use iota_protocol::{Epoch, Hash};
 
 use super::forgery::{own_merge_message, own_record, signed};
@@ -67,10 +67,12 @@ impl Behaviour for Flooder {
             return vec![publish(topic, bytes)];
         }
         if let Some(mut message) = own_merge_message(means, &action) {
-            let (sequence, stage) = match &mut message {
-                MergeMessage::Manifest(ManifestAnnounce { sequence, manifest }) => (sequence, manifest.stage),
-                MergeMessage::Digest(DigestReport { sequence, stage, .. }) => (sequence, *stage),
-                MergeMessage::Verdict(announce) => (&mut announce.sequence, announce.verdict.subject.stage),
+            let stage = message.stage();
+            let sequence = match &mut message {
+                MergeMessage::Manifest(announce) => &mut announce.sequence,
+                MergeMessage::Digest(report) => &mut report.sequence,
+                MergeMessage::Verdict(announce) => &mut announce.sequence,
+                MergeMessage::Evaluation(announce) => &mut announce.sequence,
             };
             *sequence = self.number(*sequence);
             return vec![publish(Topic::Merge(stage), signed(means, &message))];

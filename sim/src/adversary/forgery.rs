@@ -183,7 +183,7 @@ pub(super) fn own_merge_message(means: &Means<'_>, action: &Action) -> Option<Me
 pub(super) fn own_manifest(means: &Means<'_>, action: &Action) -> Option<ManifestAnnounce> {
     match own_merge_message(means, action)? {
         MergeMessage::Manifest(announce) => Some(announce),
-        MergeMessage::Digest(_) | MergeMessage::Verdict(_) => None,
+        MergeMessage::Digest(_) | MergeMessage::Verdict(_) | MergeMessage::Evaluation(_) => None,
     }
 }
 
@@ -191,7 +191,7 @@ pub(super) fn own_manifest(means: &Means<'_>, action: &Action) -> Option<Manifes
 pub(super) fn own_verdict(means: &Means<'_>, action: &Action) -> Option<VerdictAnnounce> {
     match own_merge_message(means, action)? {
         MergeMessage::Verdict(announce) => Some(announce),
-        MergeMessage::Manifest(_) | MergeMessage::Digest(_) => None,
+        MergeMessage::Manifest(_) | MergeMessage::Digest(_) | MergeMessage::Evaluation(_) => None,
     }
 }
 

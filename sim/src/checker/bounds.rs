@@ -66,9 +66,7 @@ fn outlived<'a>(tags: impl Iterator<Item = &'a str>, peer: &VirtualPeer) -> Opti
         // Who lost its place for good can be shown to have earned it, long after.
         Kept::Proof(..) => false,
     };
-    let checked = peer.validator().and_then(|validator| validator.checks());
-    let reads = |kept: Kept| peer.validator().is_some_and(|validator| validator.reads(kept));
-    let checks = |kept: Kept| checked.is_some_and(|subject| subject.keeps().contains(&kept)) || reads(kept);
+    let checks = |kept: Kept| peer.validator().is_some_and(|validator| validator.needs(kept));
     let mirrors = |stage, version| peer.miner().is_some_and(|miner| miner.mirrors(stage, version));
     let in_use = |kept: Kept| match kept {
         Kept::Epoch(_, epoch) => read == Some(kept) || since(epoch) || checks(kept),

@@ -238,6 +238,8 @@ impl Recorder {
             | StateEvent::Dismissed(..)
             | StateEvent::Judged(..)
             | StateEvent::Checked(..)
+            | StateEvent::Evaluated(..)
+            | StateEvent::Rated(_)
             | StateEvent::Checkpointed(_)
             | StateEvent::Snapshot(_)
             | StateEvent::Upgraded(_)

@@ -23,7 +23,7 @@ use iota_protocol::spec::TrainingMode;
 use iota_protocol::wire::message::StateOffer;
 use iota_protocol::{Epoch, Hash, PeerId, RunSpec, SampleId, StageIndex, moments};
 use iota_worker::bridge;
-use iota_worker::compare::difference;
+use iota_worker::compare::{difference, sketch_of};
 
 use super::Trainer;
 use crate::blobs::{Blob, BlobStore};
@@ -334,6 +334,27 @@ impl ToyTrainer {
                 Some(difference) => JobDone::Compared(difference),
                 None => JobDone::Failed("a tensor to compare is none, or not here".to_owned()),
             },
+            Job::Sketch { plan, partitions, .. } => match self.contribution_of(partitions, store) {
+                Some(flat) => JobDone::Sketched(flat.map(|flat| sketch_of(&flat, *plan))),
+                None => JobDone::Failed("a partition is not here".to_owned()),
+            },
+            Job::Losses { samples, contribution } => {
+                let applied = contribution.as_ref().map(|applied| {
+                    let flat = self.contribution_of(&applied.partitions, store).flatten()?;
+                    Some((flat, f64::from(applied.rate_ppm) / 1e6))
+                });
+                let theta = match applied {
+                    None => Some(self.base.clone()),
+                    Some(None) => None,
+                    Some(Some((flat, rate))) => {
+                        Some(self.base.iter().zip(&flat).map(|(base, of)| base - rate * of).collect())
+                    }
+                };
+                match theta {
+                    Some(theta) => JobDone::Losses(self.losses(member, &theta, samples)),
+                    None => JobDone::Failed("a contribution is none, or not here".to_owned()),
+                }
+            }
         })
     }
 
@@ -344,6 +365,23 @@ impl ToyTrainer {
             Some(hash) if hash == moments::fresh() => Some(0),
             Some(hash) => Some(u64::from_le_bytes(store.content(&hash)?.try_into().ok()?)),
         }
+    }
+
+    /// ½ ‖θ − θ* + ε‖² / d of each sample, whose gradient is what [`accumulate`](Self::accumulate) adds, over d.
+    fn losses(&self, stage: StageIndex, theta: &[f64], samples: &[SampleId]) -> Vec<f64> {
+        let loss = |sample: &SampleId| {
+            let noise = noise(self.spec.seed, stage, *sample, self.len);
+            let optimum: Vec<f64> = self.optimum.iter().zip(noise).map(|(best, noise)| best - noise).collect();
+            excess(theta, &optimum)
+        };
+        samples.iter().map(loss).collect()
+    }
+
+    /// All of a contribution, or nothing in it if it is none; nothing if a blob is not here.
+    fn contribution_of(&self, partitions: &[Hash], store: &BlobStore) -> Option<Option<Vec<f64>>> {
+        let bytes = partitions.iter().map(|hash| store.content(hash)).collect::<Option<Vec<_>>>()?;
+        let numbers = bytes.into_iter().map(from_bytes).collect::<Option<Vec<_>>>();
+        Some(numbers.map(|parts| parts.concat()).filter(|flat| flat.len() == self.len))
     }
 
     /// How far tensors of others are from ours; nothing if ours are none, or a blob is not here.

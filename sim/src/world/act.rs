@@ -280,7 +280,7 @@ impl World {
 
     fn compute(&mut self, host: HostIndex, job: Job) {
         let Some(peer) = self.hosts[host].peer() else { return };
-        let checked = peer.validator().and_then(|validator| validator.checks()).map(|subject| subject.stage);
+        let checked = peer.validator().and_then(|validator| validator.works_on()).map(|(stage, _)| stage);
         let stage = peer.state().stage_of(peer.id()).or(checked).unwrap_or_default();
         let shirked = self.consult(host, |behaviour, means| behaviour.shirks(means, &job)).flatten();
         let (done, duration) = match shirked {

@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use iota_protocol::gauntlet::draw::Draw;
 use iota_protocol::gauntlet::loss::{Loss, clip};
-use iota_protocol::gauntlet::overlap::{Sketch, copies, index_overlap, particular, similarity};
+use iota_protocol::gauntlet::overlap::{Committed, Sketch, copies, index_overlap, particular, similarity};
 use iota_protocol::gauntlet::sync::{Element, steps_behind};
 use iota_protocol::gauntlet::{Found, Gauntlet, Settings, Standing};
 use iota_protocol::samples::{Deal, epoch_samples};
@@ -35,6 +35,8 @@ pub(super) const LAG: usize = 5;
 const MASK: f64 = 0.5;
 /// Contributions that a blend is the mean of.
 pub(super) const BLENDED: usize = 6;
+/// Contributions that are evaluated in an epoch: all.
+const EVALUATED: usize = 32;
 /// Elements whose places Templar's overlap compares: a sixteenth, where it keeps a sixty-fourth of millions.
 const LARGEST: usize = DIMENSION / 16;
 
@@ -202,7 +204,8 @@ impl Run {
         let sketch = |(peer, contribution): (&PeerId, &Vec<f64>)| {
             let bytes: Vec<u8> = contribution.iter().flat_map(|value| value.to_le_bytes()).collect();
             // Cheats wait for what they copy; keys of the honest are the lower ones.
-            let committed = u64::from(peer.0[0]);
+            let place = u64::from(peer.0[0]);
+            let committed = Some(Committed { first: place, last: place });
             let elements = elements.iter().map(|place| contribution[*place]).collect();
             Sketch { peer: *peer, committed, content: Hash::of(&bytes), elements }
         };
@@ -244,7 +247,7 @@ impl Run {
         let random: Vec<Sample> =
             draw.random(settings.random_samples).into_iter().map(|sample| self.sample(sample)).collect();
         let peers: Vec<PeerId> = contributions.keys().copied().collect();
-        let evaluated = draw.evaluated(&peers, settings.evaluated);
+        let evaluated = draw.evaluated(&peers, EVALUATED);
         let found = |((peer, contribution), factor): ((&PeerId, &Vec<f64>), f64)| {
             let applied = plus(base, -settings.rate * factor, contribution);
             let losses = |samples: &[Sample]| -> Vec<Loss> {
