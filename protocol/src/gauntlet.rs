@@ -24,7 +24,9 @@
 //!
 //! Every factor is at least zero, so no two bad ones make a good one.
 //!
-//! This is a pure fold, in + − × ÷ √ and `libm` in one order. Nothing calls it yet but `iota-sim sweep gauntlet`.
+//! This is a pure fold, in + − × ÷ √ and `libm` in one order. Where `scores.by = "loss"` it is a part of [`Scores`](crate::scores::Scores):
+//! [validators](crate::validator) compute the losses and say what they [found](evaluation) in the log. Nobody who started from other
+//! weights is merged there, so `sync` is 1.
 
 pub mod draw;
 pub mod evaluation;
@@ -41,6 +43,7 @@ use self::loss::{Gains, Improvement, Loss, LossError};
 use self::rating::Rating;
 use crate::id::PeerId;
 use crate::limits::SCORED_MINERS_MAX;
+use crate::spec::RunSpec;
 
 /// How contributions are evaluated and what follows.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -121,6 +124,20 @@ impl Found {
     }
 }
 
+/// What evaluations take of a run with so many miners, in what training takes: both are counted in forward passes of a sample, of
+/// which a sample that is trained on is worth three.
+#[must_use]
+pub fn cost(spec: &RunSpec, miners: u32) -> f64 {
+    let Settings { own_samples, random_samples, .. } = Settings::default();
+    let real = |count: usize| f64::from(u32::try_from(count).unwrap_or(u32::MAX));
+    let samples = f64::from(spec.training.samples_per_epoch);
+    let own = real(own_samples).min(samples / f64::from(miners.max(1)));
+    let contributions = f64::from(u32::from(spec.scores.evaluated).min(miners));
+    // Own samples without the contribution and with it, random ones with it; and without any, once.
+    let passes = contributions * (2.0 * own + real(random_samples)) + real(random_samples);
+    f64::from(spec.scores.evaluators) * passes / (3.0 * samples)
+}
+
 /// What is known of a peer.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -185,6 +202,12 @@ impl Default for Gauntlet {
 }
 
 impl Gauntlet {
+    /// Whether nothing has been found yet.
+    #[must_use]
+    pub fn is_new(&self) -> bool {
+        *self == Self::default()
+    }
+
     /// What is known of a peer, if anything is.
     #[must_use]
     pub fn standing(&self, peer: PeerId) -> Option<&Standing> {

@@ -157,6 +157,8 @@ pub const LAST_CHECKPOINT_WAIT: Duration = Duration::from_secs(600);
 pub const VALIDATORS_MAX: usize = 64;
 /// Validators that evaluate one merge, at most. Three outvote a liar, seven outvote three.
 pub const EVALUATORS_MAX: u16 = 7;
+/// Epochs for which a merge waits for its evaluations. Evaluators have to begin while its blobs are fetchable, and may take longer.
+pub const EVALUATION_EPOCHS: u32 = DISPUTED_EPOCHS_KEPT;
 /// Contributions of one merge that are evaluated, at most: all of a stage.
 pub const EVALUATED_MAX: u16 = 512;
 /// Unproven checks in a row after which a miner loses its place. The first may be the network's fault, and the second its end.

@@ -32,6 +32,7 @@ use waits::Waits;
 use weighing::Weighing;
 
 use crate::equivocation::Watch;
+use crate::gauntlet::evaluation::Evaluation;
 use crate::id::{Epoch, Hash, PartitionIndex, PeerId, StageIndex};
 use crate::limits::{
     ANNOUNCE_HEARTBEATS_MAX, PANEL, PROPOSAL_REPEAT, PROPOSALS_PENDING_BYTES_MAX, PROPOSALS_PENDING_MAX,
@@ -45,7 +46,6 @@ use crate::run_state::{Phase, Plan, RunState, Stage, Training};
 use crate::samples::sample_set_hash;
 use crate::spec::RunSpec;
 use crate::time::Instant;
-use crate::gauntlet::evaluation::Evaluation;
 use crate::validation::{Verdict, is_drawn};
 use crate::wire::encode;
 use crate::wire::gossip::{HashedManifest, Signed};

@@ -22,6 +22,7 @@ use std::time::Duration;
 
 use omnipaxos::storage::Storage;
 
+use crate::gauntlet::evaluation::Evaluation;
 use crate::id::{Epoch, Identity, PeerId, StageIndex};
 use crate::join::{Credential, Refusal, Role};
 use crate::limits::{RPC_BYTES_MAX, TRANSFER_DEADLINE};
@@ -33,7 +34,6 @@ use crate::orchestrator::verdicts::is_awaited;
 use crate::run_state::RunState;
 use crate::spec::RunSpec;
 use crate::time::Instant;
-use crate::gauntlet::evaluation::Evaluation;
 use crate::validation::Verdict;
 use crate::validator::Validator;
 use crate::wire::frame::{PushAck, PushHeader, PushRefusal};

@@ -135,6 +135,7 @@ struct Kicks {
 pub struct Scores {
     miners: BTreeMap<PeerId, BTreeMap<(StageIndex, Epoch), Worked>>,
     kicks: BTreeMap<StageIndex, Kicks>,
+    #[serde(default, skip_serializing_if = "Gauntlet::is_new")]
     gauntlet: Gauntlet,
 }
 

@@ -32,7 +32,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use check::Check;
-use evaluate::{Commits, Evaluate};
+use evaluate::{Commits, Evaluate, WHOLE};
 use losses::Losses;
 
 use crate::gauntlet::evaluation::{Evaluation, Said};
@@ -70,7 +70,7 @@ impl Task {
     fn of(&self) -> Of {
         match self {
             Self::Check(check) => (check.subject.stage, check.subject.epoch),
-            Self::Evaluate(evaluate) => (StageIndex(0), evaluate.epoch()),
+            Self::Evaluate(evaluate) => (WHOLE, evaluate.epoch()),
         }
     }
 
@@ -236,6 +236,7 @@ impl Validator {
         if let Some(task) = self.task.take_if(|task| !task.is_open(cx, self.me)) {
             self.end(cx, &task);
         }
+        self.pass_over(cx);
         if self.task.is_none() {
             self.task = self.first(cx);
         }
@@ -279,22 +280,36 @@ impl Validator {
                 && !self.given.contains_key(&challenge.subject)
         });
         let check = asked.min_by_key(|challenge| {
-            let faults =
-                challenge.found.iter().filter(|(_, finding)| matches!(finding, Finding::Differs(_)));
+            let faults = challenge.found.iter().filter(|(_, finding)| matches!(finding, Finding::Differs(_)));
             (Reverse(faults.count()), Reverse(challenge.subject.epoch), challenge.subject)
         });
         let evaluating = cx.state.evaluating().rev().find(|evaluating| {
             evaluating.awaited().any(|awaited| awaited == self.me)
                 && !self.evaluated.contains_key(&evaluating.epoch)
         });
-        let comes_first = |challenge: &Challenge, epoch| {
-            challenge.is_disputed() || challenge.subject.epoch >= epoch
-        };
-        let evaluating = evaluating
-            .filter(|evaluating| !check.is_some_and(|check| comes_first(check, evaluating.epoch)));
+        let comes_first =
+            |challenge: &Challenge, epoch| challenge.is_disputed() || challenge.subject.epoch >= epoch;
+        let evaluating =
+            evaluating.filter(|evaluating| !check.is_some_and(|check| comes_first(check, evaluating.epoch)));
         let evaluate = evaluating.and_then(|of| Evaluate::new(cx.state, of, &self.commits));
         let check = || check.map(|challenge| Task::Check(Box::new(Check::new(&self.spec, challenge))));
         evaluate.map(|evaluate| Task::Evaluate(Box::new(evaluate))).or_else(check)
+    }
+
+    /// Says of merges that it has not come to, and of which the plans are forgotten, that it saw nothing, so that nobody waits.
+    fn pass_over(&mut self, cx: &Context<'_>) {
+        let begun = self.task.as_ref().map(Task::of);
+        for evaluating in cx.state.evaluating() {
+            let epoch = evaluating.epoch;
+            let asked = evaluating.awaited().any(|awaited| awaited == self.me);
+            let remembered = cx.state.stage(WHOLE).is_some_and(|stage| stage.closed_epoch(epoch).is_some());
+            let is_done = self.evaluated.contains_key(&epoch) || begun == Some((WHOLE, epoch));
+            if asked && !remembered && !is_done {
+                let said = evaluating.drawn.iter().map(|peer| (*peer, Said::Unseen)).collect();
+                self.evaluated.insert(epoch, cx.out.sign_evaluation(epoch, evaluating.plan, said));
+                self.announce_due = cx.now;
+            }
+        }
     }
 
     fn found(&mut self, cx: &mut Context<'_>, finding: Finding) {

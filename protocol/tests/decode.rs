@@ -114,6 +114,7 @@ fn valid() -> Vec<Vec<u8>> {
         seal(&identity(5), run(), &examples::merge_manifest()),
         seal(&identity(6), run(), &examples::merge_digest()),
         seal(&identity(8), run(), &examples::merge_verdict()),
+        seal(&identity(8), run(), &examples::merge_evaluation()),
         encode(&examples::manifest()),
         encode(&examples::control_update()),
         encode(&examples::push_header()),
@@ -461,6 +462,7 @@ proptest! {
             (MergeMessage::KIND, encode(&examples::merge_manifest())),
             (MergeMessage::KIND, encode(&examples::merge_digest())),
             (MergeMessage::KIND, encode(&examples::merge_verdict())),
+            (MergeMessage::KIND, encode(&examples::merge_evaluation())),
             (ScoresExport::KIND, encode(&examples::scores_export())),
         ];
         for (kind, mut payload) in payloads {

@@ -15,6 +15,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 use examples::{identity, peer, run, spec};
+use iota_protocol::gauntlet::evaluation::evaluation_bytes;
 use iota_protocol::join::{Credential, Role, invite_bytes};
 use iota_protocol::log::certificate::{Electorate, vote_bytes};
 use iota_protocol::merge::{owners, partition_range};
@@ -139,6 +140,11 @@ fn gossip_and_its_envelopes() {
     let verdict = examples::verdict();
     let signed = verdict_bytes(run(), &verdict.subject, verdict.finding);
     check_bytes("verdict-signed", "What that verdict signs", &signed);
+    let evaluation = examples::merge_evaluation();
+    check::<MergeMessage>("merge-evaluation", "MergeMessage with an evaluation", &evaluation);
+    let evaluation = examples::evaluation();
+    let signed = evaluation_bytes(run(), evaluation.epoch, evaluation.plan, &evaluation.said);
+    check_bytes("evaluation-signed", "What that evaluation signs", &signed);
     let sealed = "Envelope of merge-digest.hex, kind merge, from peer 5";
     check_sealed("merge-envelope", sealed, 5, &examples::merge_digest());
     check("control-update", "ControlUpdate of two entries, certified", &examples::control_update());

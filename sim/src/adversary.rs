@@ -32,6 +32,7 @@ mod withholding;
 
 mod colluding_accusers;
 mod false_accuser;
+mod false_evaluator;
 mod lazy_approver;
 
 mod censor;
@@ -223,6 +224,8 @@ kinds! {
         |_| Box::new(colluding_accusers::ColludingAccusers);
     LazyApprover "lazy-approver" "As a validator, approves all work without a replay."
         |_| Box::<lazy_approver::LazyApprover>::default();
+    FalseEvaluator "false-evaluator" "As a validator, says that contributions do harm that do good."
+        |_| Box::new(false_evaluator::FalseEvaluator);
     MaliciousMinority "malicious-minority" "As a candidate, votes for another history and sends garbage."
         |_| Box::new(malicious_minority::MaliciousMinority);
     Usurper "usurper" "As a candidate, claims to lead and does not." |_| Box::new(usurper::Usurper);
@@ -241,7 +244,16 @@ impl Kind {
     /// Whether it does harm only as a validator.
     #[must_use]
     pub const fn is_validator(self) -> bool {
-        matches!(self, Self::FalseAccuser | Self::ColludingAccusers | Self::LazyApprover)
+        matches!(
+            self,
+            Self::FalseAccuser | Self::ColludingAccusers | Self::LazyApprover | Self::FalseEvaluator
+        )
+    }
+
+    /// Whether it does harm only where scores are by the loss.
+    #[must_use]
+    pub const fn is_evaluator(self) -> bool {
+        matches!(self, Self::FalseEvaluator)
     }
 
     /// Whether what it does can be proved to somebody who was not there. Delays, deafness and floods cannot: whoever sees one

@@ -53,7 +53,8 @@ pub struct Plan {
 impl Default for Plan {
     fn default() -> Self {
         Self {
-            kinds: Kind::ALL.to_vec(),
+            // Swarms here have several stages.
+            kinds: Kind::ALL.iter().copied().filter(|kind| !kind.is_evaluator()).collect(),
             seeds: 3,
             epochs: 8,
             share: 0.2,

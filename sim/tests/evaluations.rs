@@ -23,7 +23,7 @@ use iota_sim::world::{Ending, Setup, World, identity};
 const LIMIT: Duration = Duration::from_secs(6000);
 const MINERS: usize = 12;
 const VALIDATORS: usize = 4;
-const EPOCHS: u32 = 30;
+const EPOCHS: u32 = 16;
 
 /// One stage of miners, of which the last are these, and validators.
 fn setup(seed: u64, adversaries: &[Kind]) -> Setup {
@@ -33,7 +33,7 @@ fn setup(seed: u64, adversaries: &[Kind]) -> Setup {
     spec.training.mode = TrainingMode::Local;
     spec.training.epochs = EPOCHS;
     spec.training.samples_per_epoch = 8 * u32::try_from(MINERS).expect("few");
-    spec.training.inner_steps = 2;
+    spec.training.inner_steps = 1;
     spec.timing.epoch_deadline = Millis::from_secs(20);
     spec.timing.merge_deadline = Millis::from_secs(6);
     spec.validation.replay_share = 0.0;
@@ -103,8 +103,31 @@ fn whoever_contributes_something_else_than_its_work_earns_next_to_nothing() {
         let record = run(setup(seed, &kinds));
         assert_eq!(record.rated, EPOCHS, "every merge is rated, none twice");
         assert_eq!(record.dismissed, [], "evaluators agree");
-        for host in 0..MINERS {
-            eprintln!("{seed} {host} {:?}", record.rows.get(&identity(seed, host).peer()));
+        let score = |host: usize| record.rows[&identity(seed, host).peer()].score_micro;
+        let honest = 0..MINERS - kinds.len();
+        let mean = honest.clone().map(score).sum::<u64>() / u64::try_from(honest.len()).expect("few");
+        for host in honest {
+            assert!(2 * score(host) > mean, "seed {seed}, honest host {host}: {} of {mean}", score(host));
         }
+        for (host, kind) in (0..MINERS).rev().zip(kinds) {
+            assert!(10 * score(host) < mean, "seed {seed}, {}: {} of {mean}", kind.name(), score(host));
+        }
+        let trust = |host: usize| record.rows[&identity(seed, host).peer()].standing.map(|of| of.trust);
+        assert_eq!(trust(MINERS - 1), Some(0.0), "who copies is named for it");
+        assert!((0..MINERS - kinds.len()).all(|host| trust(host) == Some(1.0)), "and nobody honest is");
+    }
+}
+
+#[test]
+fn a_validator_that_makes_numbers_up_changes_nobodys_and_is_one_no_more() {
+    let mut lied = setup(3, &[]);
+    lied.hosts[MINERS].adversary = Some(Kind::FalseEvaluator);
+    let (clean, lied) = (run(setup(3, &[])), run(lied));
+    assert_eq!(clean.dismissed, []);
+    assert_eq!(lied.dismissed, [(identity(3, MINERS).peer(), DismissReason::WrongVerdict)]);
+    for (peer, row) in &clean.rows {
+        let (with, without) = (lied.rows[peer].score_micro, row.score_micro);
+        // Another log draws other samples.
+        assert!(without > 0 && with.abs_diff(without) * 2 < without, "{}: {with}, {without}", peer.short());
     }
 }

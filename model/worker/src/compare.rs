@@ -4,9 +4,9 @@ use bytes::Bytes;
 use iota_model::Frame;
 use iota_model::compare::{Comparison, Sums};
 use iota_protocol::difference::{Difference, Measured};
-use iota_protocol::merge::partition_range;
 use iota_protocol::gauntlet::Settings;
 use iota_protocol::gauntlet::draw::Draw;
+use iota_protocol::merge::partition_range;
 use iota_protocol::miner::{Sketched, Tensor};
 use iota_protocol::{Hash, RunSpec, StageIndex};
 

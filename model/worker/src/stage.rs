@@ -2,12 +2,10 @@
 
 use std::collections::BTreeSet;
 
+use iota_model::engine::{EngineError, StageInput};
 use iota_model::flat::{Parameter, StageLayout};
 use iota_model::outer::{OuterConfig, OuterState};
-use iota_model::engine::{EngineError, StageInput};
-use iota_model::{
-    Device, OptimizerState, StageEngine, StageSelect, TokenBatch, build_engine, weights_hash,
-};
+use iota_model::{Device, OptimizerState, StageEngine, StageSelect, TokenBatch, build_engine, weights_hash};
 use iota_protocol::miner::JobDone;
 use iota_protocol::spec::TrainingMode;
 use iota_protocol::{Epoch, Hash, RunSpec, StageIndex};
@@ -158,10 +156,11 @@ impl HeldStage {
             }
             self.engine.load_weights(&weights)?;
         }
-        let loss = |batch: &TokenBatch| match self.engine.evaluate_loss(StageInput::Tokens(batch.clone()), batch) {
-            Err(EngineError::Diverged { .. }) => Ok(f64::NAN),
-            loss => Ok(loss?),
-        };
+        let loss =
+            |batch: &TokenBatch| match self.engine.evaluate_loss(StageInput::Tokens(batch.clone()), batch) {
+                Err(EngineError::Diverged { .. }) => Ok(f64::NAN),
+                loss => Ok(loss?),
+            };
         let losses = batches.iter().map(loss).collect();
         self.reset()?;
         losses

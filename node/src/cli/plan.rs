@@ -3,8 +3,9 @@
 use std::fmt::Write as _;
 
 use clap::{ArgMatches, Args};
-use iota_protocol::RunSpec;
+use iota_protocol::spec::ScoredBy;
 use iota_protocol::validation::{cost, power};
+use iota_protocol::{RunSpec, gauntlet};
 use serde_json::json;
 
 use super::say;
@@ -45,21 +46,27 @@ struct Hosts {
     validators: u32,
     /// Replays of each contribution.
     replays: f64,
+    /// What evaluations take beside training, of what that takes.
+    evaluations: f64,
 }
 
 impl Hosts {
     fn of(spec: &RunSpec) -> Self {
         let miners = u32::from(spec.pipeline.stages) * u32::from(spec.pipeline.start_replicas);
         let replays = cost(&spec.validation);
-        // No contribution is replayed more than twice.
-        let enough = (1..miners * 2).find(|count| f64::from(*count) >= f64::from(miners) * replays);
-        let validators = enough.unwrap_or(miners * 2).max(u32::from(spec.validation.quorum));
-        Self { miners, validators, replays }
+        let is_by_loss = spec.scores.by == ScoredBy::Loss;
+        let evaluations = if is_by_loss { gauntlet::cost(spec, miners) } else { 0.0 };
+        let needed = (f64::from(miners) * (replays + evaluations)).ceil();
+        #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "a count; saturates")]
+        let needed = needed as u32;
+        let least = if is_by_loss { spec.scores.evaluators } else { 1 }.max(spec.validation.quorum);
+        Self { miners, validators: needed.max(u32::from(least)), replays, evaluations }
     }
 
-    /// What replays are of all that miners and validators compute.
+    /// What replays and evaluations are of all that miners and validators compute.
     fn share(self) -> f64 {
-        self.replays / (1.0 + self.replays)
+        let checks = self.replays + self.evaluations;
+        checks / (1.0 + checks)
     }
 }
 
@@ -71,14 +78,15 @@ fn numbers(spec: &RunSpec, hosts: Hosts) -> String {
     });
     let found: Vec<_> = found.collect();
     json!({
-        "replays_per_contribution": hosts.replays, "share_of_compute": hosts.share(),
+        "replays_per_contribution": hosts.replays, "evaluations_per_training": hosts.evaluations,
+        "share_of_compute": hosts.share(),
         "miners": hosts.miners, "validators": hosts.validators, "power": found,
     })
     .to_string()
 }
 
 fn table(spec: &RunSpec, hosts: Hosts) -> String {
-    let validation = &spec.validation;
+    let (validation, scores) = (&spec.validation, &spec.scores);
     let Hosts { miners, validators, .. } = hosts;
     let mut text = format!(
         "replay_share {}, repeat_share {}, quorum {}\n\
@@ -90,6 +98,16 @@ fn table(spec: &RunSpec, hosts: Hosts) -> String {
         100.0 * hosts.share(),
         "it cheats in"
     );
+    if scores.by == ScoredBy::Loss {
+        let evaluated = u32::from(scores.evaluated).min(miners);
+        let line = format!(
+            "evaluations: {} of each merge's contributions by {}, {:.1} % of what training takes\n",
+            evaluated,
+            scores.evaluators,
+            100.0 * hosts.evaluations
+        );
+        text.insert_str(0, &line);
+    }
     // Writing to a String does not fail.
     for epochs in EPOCHS {
         let _ = write!(text, " {epochs:>7}");

@@ -1,7 +1,7 @@
 //! Swarms of real processes in which validators replay what miners did.
 
 use iota_node::events::NodeEvent;
-use iota_protocol::spec::TrainingMode;
+use iota_protocol::spec::{ScoredBy, TrainingMode};
 use serde_json::Value;
 
 use crate::support::{Run, Swarm, program, tiny};
@@ -91,4 +91,39 @@ fn weights_for_a_payment_system_are_signed_and_recomputed_from_the_mirror() {
     std::fs::write(&file, bytes).expect("a file that is ours");
     let (same, text) = iota_node(&["audit", "--from", &url, "--export", &file]);
     assert!(!same && text.contains("expected signed weights of run"), "{text}");
+}
+
+#[test]
+fn where_scores_are_by_the_loss_every_merge_is_evaluated_and_whose_contributions_do_harm_has_nothing() {
+    let mirror = tempfile::tempdir().expect("a folder for the mirror");
+    let mut spec = tiny(TrainingMode::Local, 1, 4, 8);
+    spec.scores.by = ScoredBy::Loss;
+    spec.scores.evaluators = 2;
+    spec.validation.replay_share = 0.0;
+    // Long beside an evaluation, or as long as one.
+    spec.training.samples_per_epoch = 240;
+    spec.mirror.url = format!("file://{}", mirror.path().display());
+    let run = Swarm::start(&spec, &["--validators", "2", "--poison", "3"]).finish();
+    run.agreed_weights();
+
+    let url = format!("file://{}", mirror.path().display());
+    let (known, table) = iota_node(&["scores", "--from", &url, "--json"]);
+    assert!(known, "{table}");
+    let table: Value = serde_json::from_str(&table).expect("JSON");
+    let number = |peer: usize, path: &str| {
+        let mut rows = table["miners"].as_array().expect("miners").iter();
+        let row = rows.find(|row| row["peer"] == run.peer(peer).to_string()).expect("it is scored");
+        row.pointer(path).and_then(Value::as_f64).unwrap_or_else(|| panic!("no {path} in {row}"))
+    };
+    let poisoned = number(3, "/standing/rating/mu");
+    for honest in 0..3 {
+        assert!(number(honest, "/standing/rating/mu") > poisoned + 5.0, "{table}");
+        assert!(number(honest, "/standing/indicator") > 0.0, "its own samples improve more: {table}");
+    }
+    assert!(number(3, "/standing/indicator") < 0.0, "what it sends harms its own samples most: {table}");
+    assert_eq!(number(3, "/score_micro"), 0.0);
+    let (known, text) = iota_node(&["scores", "--from", &url]);
+    assert!(known && text.contains("rated "), "{text}");
+    let (same, text) = iota_node(&["audit", "--from", &url]);
+    assert!(same, "{text}");
 }

@@ -16,9 +16,9 @@ use std::collections::{BTreeMap, BTreeSet};
 use serde::{Deserialize, Serialize};
 use serde_bytes::ByteBuf;
 
+use super::Found;
 use super::draw::Draw;
 use super::loss::{Gains, Improvement};
-use super::Found;
 use crate::id::{Epoch, Hash, Identity, PeerId, RunId};
 use crate::limits::WIRE_VERSION_FIRST;
 use crate::samples::shuffle;
@@ -424,8 +424,7 @@ mod tests {
         for number in 0..1000_u32 {
             let plan = Hash::of(&number.to_le_bytes());
             let spec = ScoresSpec::default();
-            let drawn =
-                Evaluating::draw(&spec, EPOCH, Hash::default(), plan, MINERS.to_vec(), validators());
+            let drawn = Evaluating::draw(&spec, EPOCH, Hash::default(), plan, MINERS.to_vec(), validators());
             drawn.awaited().for_each(|peer| *counts.entry(peer).or_default() += 1);
         }
         // 375 each, with a deviation of 15; four of them.

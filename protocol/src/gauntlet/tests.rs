@@ -161,3 +161,14 @@ fn the_same_epochs_give_the_same_bytes() {
         || encode(&played(50, &[honest(), vec![(9, measured(0.011, 0.01)), (8, Found::Copy)]].concat()));
     assert_eq!(run(), run());
 }
+
+#[test]
+fn what_evaluations_cost_is_counted_in_samples_trained_on() {
+    let mut spec = crate::spec::RunSpec::default();
+    spec.training.samples_per_epoch = 18_000;
+    // Three evaluators, eight contributions of 16 samples twice and 32 once, 32 once: 3 × (8 × 64 + 32) / 3 samples.
+    assert!((cost(&spec, 20) - 544.0 / 18_000.0).abs() < 1e-12);
+    // Two miners have nine samples each, of which both are looked at.
+    spec.training.samples_per_epoch = 18;
+    assert!((cost(&spec, 2) - (2.0 * 50.0 + 32.0) / 18.0).abs() < 1e-12);
+}

@@ -27,6 +27,7 @@ pub(super) struct Checks {
     /// Open checks, oldest first.
     pub(super) open: Vec<Challenge>,
     /// Merges whose evaluations have not all come, oldest first.
+    #[serde(default, skip_serializing_if = "VecDeque::is_empty")]
     pub(super) evaluating: VecDeque<Evaluating>,
     /// Miners whose last check was unproven, and how many were in a row.
     pub(super) suspects: BTreeMap<PeerId, u16>,

@@ -29,7 +29,7 @@ use crate::wire::gossip::HashedManifest;
 use crate::wire::message::StateOffer;
 
 /// The stage of a run that has no other.
-const WHOLE: StageIndex = StageIndex(0);
+pub(super) const WHOLE: StageIndex = StageIndex(0);
 /// Epochs of which it is remembered who committed when: the newest, and those that are still evaluated.
 const COMMITS_KEPT: usize = 4;
 
@@ -233,9 +233,7 @@ impl Evaluate {
     pub(super) fn computed(&mut self, done: JobDone) {
         let step = std::mem::replace(&mut self.step, Step::Over);
         let (is_right, next) = match (step, done) {
-            (Step::Loaded, JobDone::Weights { hash, .. }) => {
-                (hash == self.base.hash, Step::Computing(None))
-            }
+            (Step::Loaded, JobDone::Weights { hash, .. }) => (hash == self.base.hash, Step::Computing(None)),
             (Step::Loading(offer), JobDone::Weights { .. }) => (true, Step::Loading(offer)),
             (Step::Computing(Some(doing)), done) => (self.keep(doing, done), Step::Computing(None)),
             (step, _) => (false, step),
@@ -355,9 +353,8 @@ impl Evaluate {
 
     /// What is to be computed next: all sketches first, since norms say what contributions are clipped to.
     fn next(&self) -> Option<(Doing, Job)> {
-        let losses = |samples: &[SampleId], contribution| {
-            Job::Losses { samples: samples.to_vec(), contribution }
-        };
+        let losses =
+            |samples: &[SampleId], contribution| Job::Losses { samples: samples.to_vec(), contribution };
         for (number, contribution) in self.contributions.iter().enumerate() {
             if let (Some(partitions), None) = (&contribution.partitions, &contribution.sketch) {
                 let (plan, partitions) = (self.plan, partitions.clone());
@@ -385,8 +382,7 @@ impl Evaluate {
 
     /// What contributions are multiplied by, in millionths.
     fn rates(&self) -> BTreeMap<PeerId, u32> {
-        let applicable =
-            self.contributions.iter().filter_map(|of| Some((of.peer, of.applicable()?.1.norm)));
+        let applicable = self.contributions.iter().filter_map(|of| Some((of.peer, of.applicable()?.1.norm)));
         let (peers, norms): (Vec<PeerId>, Vec<f64>) = applicable.unzip();
         #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "a rate below one")]
         let ppm = |factor: f64| (self.settings.rate * factor * 1e6).round() as u32;
@@ -441,5 +437,63 @@ impl Evaluate {
             Step::Asking(search) => search.deadline(),
             _ => None,
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::wire::message::Manifest;
+
+    /// A manifest of a peer for an epoch; `number` tells those of one apart.
+    fn manifest(peer: u8, epoch: u32, number: u32) -> HashedManifest {
+        let hash = Hash::default();
+        let manifest = Manifest {
+            peer: PeerId([peer; 32]),
+            stage: WHOLE,
+            epoch: Epoch(epoch),
+            nonce: 0,
+            base: hash,
+            samples: number,
+            sample_set: hash,
+            dealt: hash,
+            receipt_root: hash,
+            receipts: hash,
+            loss_micro: None,
+            moments: None,
+            moments_after: None,
+            partitions: Vec::new(),
+        };
+        manifest.into()
+    }
+
+    fn committed(commits: &Commits, of: &HashedManifest) -> Option<(u64, u64)> {
+        let committed = commits.of(of.manifest.epoch, of.manifest.peer, of.hash)?;
+        Some((committed.first, committed.last))
+    }
+
+    #[test]
+    fn a_manifest_counts_from_when_it_was_first_heard_and_a_later_one_keeps_that() {
+        let [one, other, anew] = [manifest(1, 0, 5), manifest(2, 0, 5), manifest(1, 0, 6)];
+        let mut commits = Commits::default();
+        for heard in [&one, &other, &one, &other] {
+            commits.note(heard);
+        }
+        assert_eq!(committed(&commits, &one), Some((1, 1)));
+        assert_eq!(committed(&commits, &other), Some((2, 2)), "said again, it is as old");
+        commits.note(&anew);
+        assert_eq!(committed(&commits, &anew), Some((1, 5)));
+        assert_eq!(committed(&commits, &one), None, "it is not what was merged");
+        assert_eq!(committed(&commits, &manifest(3, 0, 5)), None);
+    }
+
+    #[test]
+    fn only_the_newest_epochs_are_remembered() {
+        let mut commits = Commits::default();
+        let epochs: Vec<HashedManifest> = (0..8).map(|epoch| manifest(1, epoch, 5)).collect();
+        epochs.iter().for_each(|heard| commits.note(heard));
+        commits.note(&epochs[0]);
+        let known: Vec<bool> = epochs.iter().map(|of| committed(&commits, of).is_some()).collect();
+        assert_eq!(known, [false, false, false, false, true, true, true, true]);
     }
 }

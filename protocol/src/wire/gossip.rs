@@ -10,11 +10,11 @@ use serde_bytes::ByteBuf;
 use super::message::{ControlUpdate, Manifest, MergeMessage, PeerRecord, Topic};
 use super::{Payload, RejectReason, Versions, decode, encode, open_in};
 use crate::equivocation::MessageKind;
+use crate::gauntlet::evaluation::Evaluation;
 use crate::id::{Hash, PeerId};
 use crate::limits::GOSSIP_BYTES_MAX;
 use crate::log::certificate::{Certified, Electorate};
 use crate::merge::evidence::SignedReport;
-use crate::gauntlet::evaluation::Evaluation;
 use crate::validation::Verdict;
 
 /// A message whose signature was checked, the version it was written in (control updates have none), and its bytes, if they

@@ -4,12 +4,12 @@ use serde::{Deserialize, Serialize};
 use serde_bytes::ByteBuf;
 
 use super::Payload;
+use crate::gauntlet::evaluation::Evaluation;
 use crate::id::{Epoch, Hash, LogIndex, PartitionIndex, PeerId, StageIndex};
 use crate::join::Credential;
 use crate::limits::WIRE_VERSION_FIRST;
 use crate::log::Certificate;
 use crate::merge::evidence::Evidence;
-use crate::gauntlet::evaluation::Evaluation;
 use crate::validation::{DismissReason, Verdict};
 
 /// Gossip topics; the driver puts `iota/<run id>/` before the name. Who listens to which is in

@@ -2,6 +2,7 @@
 //! decoding; `docs/WIRE.md` describes the same values.
 
 use iota_protocol::equivocation::{Equivocation, MessageKind};
+use iota_protocol::gauntlet::evaluation::{Evaluation, Measured, Said};
 use iota_protocol::join::{Invite, Puzzle, Role};
 use iota_protocol::log::Vote;
 use iota_protocol::log::certificate::{Certificate, chain_hash, chain_start, vote_bytes};
@@ -13,9 +14,9 @@ use iota_protocol::spec::{ScoresSpec, WireDtype};
 use iota_protocol::validation::{DismissReason, Fault, Finding, Subject, Verdict};
 use iota_protocol::wire::frame::{Direction, PushHeader};
 use iota_protocol::wire::message::{
-    ConsensusBundle, ContributionFault, ControlUpdate, Decision, DigestReport, Entry, EvictReason, FaultKind,
-    Manifest, ManifestAnnounce, MergeMessage, PeerRecord, Request, Response, SnapshotOffer, StateOffer,
-    Submission, VerdictAnnounce, WeightsRecord,
+    ConsensusBundle, ContributionFault, ControlUpdate, Decision, DigestReport, Entry, EvaluationAnnounce,
+    EvictReason, FaultKind, Manifest, ManifestAnnounce, MergeMessage, PeerRecord, Request, Response,
+    SnapshotOffer, StateOffer, Submission, VerdictAnnounce, WeightsRecord,
 };
 use iota_protocol::wire::{encode, seal};
 use iota_protocol::{
@@ -149,6 +150,17 @@ pub(crate) fn merge_verdict() -> MergeMessage {
     MergeMessage::Verdict(VerdictAnnounce { sequence: 9, verdict: verdict() })
 }
 
+pub(crate) fn evaluation() -> Evaluation {
+    let measured =
+        Measured { own: 31_250_000, own_error: 2_000_000, random: 12_500_000, random_error: 1_500_000 };
+    let said = vec![(peer(5), Said::Measured(measured)), (peer(6), Said::Copy), (peer(7), Said::Unseen)];
+    Evaluation::sign(&identity(8), run(), Epoch(2), hash("chain after the plan"), said)
+}
+
+pub(crate) fn merge_evaluation() -> MergeMessage {
+    MergeMessage::Evaluation(EvaluationAnnounce { sequence: 10, evaluation: evaluation() })
+}
+
 pub(crate) fn decisions() -> Vec<(&'static str, Decision)> {
     let (stage, epoch, attempt) = (StageIndex(1), Epoch(2), 0);
     let submission = |i, samples| Submission {
@@ -205,6 +217,7 @@ pub(crate) fn decisions() -> Vec<(&'static str, Decision)> {
         ("enlist", Decision::Enlist { peer: peer(8) }),
         ("dismiss", Decision::Dismiss { peer: peer(8), reason: DismissReason::WrongVerdict }),
         ("judge", Decision::Judge(verdict())),
+        ("evaluate", Decision::Evaluate(evaluation())),
         ("checkpoint", Decision::Checkpoint { epoch, stages: vec![hash("state 0"), hash("state 1")] }),
         ("upgrade", Decision::Upgrade { version: 2 }),
         ("finish", Decision::Finish),

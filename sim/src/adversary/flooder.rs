@@ -6,7 +6,7 @@ use iota_protocol::miner::Action;
 use iota_protocol::wire::message::{DigestReport, MergeMessage, PeerRecord, Topic};
 use iota_protocol::{Epoch, Hash};
 
-use super::forgery::{own_merge_message, own_record, signed};
+use super::forgery::{own_merge_message, own_record, publish, signed};
 use super::{Behaviour, Emission, Means};
 
 /// Messages of each kind whenever it wakes, which is at least once per heartbeat.
@@ -45,10 +45,6 @@ impl Flooder {
         };
         publish(Topic::Merge(stage), signed(means, &MergeMessage::Digest(report)))
     }
-}
-
-fn publish(topic: Topic, bytes: Vec<u8>) -> Emission {
-    Emission::Act(Action::Publish { topic, bytes })
 }
 
 fn garbage(means: &mut Means<'_>) -> Emission {

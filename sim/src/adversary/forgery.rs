@@ -223,6 +223,11 @@ pub(super) fn announced(means: &Means<'_>, announce: ManifestAnnounce) -> Vec<Em
     vec![store, Emission::Act(Action::Publish { topic, bytes })]
 }
 
+/// A message on its way.
+pub(super) fn publish(topic: Topic, bytes: Vec<u8>) -> Emission {
+    Emission::Act(Action::Publish { topic, bytes })
+}
+
 /// A message with the adversary's own, valid signature.
 pub(super) fn signed<T: Payload>(means: &Means<'_>, message: &T) -> Vec<u8> {
     seal_in(means.peer.state().wire_version(), means.identity, means.spec.run_id(), message)

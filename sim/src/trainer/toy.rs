@@ -371,7 +371,8 @@ impl ToyTrainer {
     fn losses(&self, stage: StageIndex, theta: &[f64], samples: &[SampleId]) -> Vec<f64> {
         let loss = |sample: &SampleId| {
             let noise = noise(self.spec.seed, stage, *sample, self.len);
-            let optimum: Vec<f64> = self.optimum.iter().zip(noise).map(|(best, noise)| best - noise).collect();
+            let optimum: Vec<f64> =
+                self.optimum.iter().zip(noise).map(|(best, noise)| best - noise).collect();
             excess(theta, &optimum)
         };
         samples.iter().map(loss).collect()
