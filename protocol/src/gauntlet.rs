@@ -45,6 +45,10 @@ use crate::id::PeerId;
 use crate::limits::SCORED_MINERS_MAX;
 use crate::spec::RunSpec;
 
+/// The indicator up to which the gate is closed, and which a peer begins with. That of contributions without anything to do with
+/// own data is about −0.68, with a deviation of 0.12.
+const CLOSED: f64 = -0.3;
+
 /// How contributions are evaluated and what follows.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Settings {
@@ -84,7 +88,7 @@ impl Default for Settings {
             norm_max: 2.0,
             margin: 1.0,
             indicator_rate: 0.05,
-            gate: [0.1, 0.4],
+            gate: [CLOSED, 0.0],
             similarity_max: 0.5,
             trust_gain: 0.05,
             missed_factor: 0.75,
@@ -155,7 +159,7 @@ pub struct Standing {
 }
 
 impl Standing {
-    const NEW: Self = Self { rating: Rating::NEW, indicator: 0.0, sync: 0.0, trust: 1.0, missed: 0 };
+    const NEW: Self = Self { rating: Rating::NEW, indicator: CLOSED, sync: 0.0, trust: 1.0, missed: 0 };
 
     /// What its work is worth, at least zero. Zero of whom nothing is known.
     #[must_use]

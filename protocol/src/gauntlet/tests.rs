@@ -100,7 +100,7 @@ fn who_is_not_evaluated_keeps_what_it_has() {
 }
 
 #[test]
-fn who_is_missing_decays_and_is_forgotten_and_comes_back_with_nothing() {
+fn who_is_missing_decays_and_is_forgotten_and_comes_back_with_next_to_nothing() {
     let settings = SETTINGS();
     let mut gauntlet = played(40, &honest());
     let full = score(&gauntlet, 3);
@@ -114,7 +114,7 @@ fn who_is_missing_decays_and_is_forgotten_and_comes_back_with_nothing() {
     assert_eq!(gauntlet.standing(peer(3)), None);
     let all = honest().into_iter().map(|(number, found)| (peer(number), found)).collect();
     gauntlet.close(&settings, &all);
-    assert!(gauntlet.standing(peer(3)).is_some() && score(&gauntlet, 3) == 0.0);
+    assert!(gauntlet.standing(peer(3)).is_some() && score(&gauntlet, 3) < full / 20.0);
 }
 
 #[test]
