@@ -13,7 +13,8 @@
 //! The replay gives an engine of its own the jobs that the miner's engine had, in the order that the receipts tell: where
 //! machine and backend are the same, all hashes are. Where hashes differ numbers are compared, within what the spec allows.
 //!
-//! [`check`] has the way of one check and `evaluate` that of one evaluation, `base` how both come by weights; `claims` what is compared before the replay, `replay` the engine's part, `neighbours` what comes after it.
+//! [`check`] has the way of one check and `evaluate` that of one evaluation, either of which is a `task`, and `base` how both come by weights;
+//! `claims` what is compared before the replay, `replay` the engine's part, `neighbours` what comes after it.
 //! Beside checks it reads losses, for [`losses`] to say whom they name.
 
 mod base;
@@ -25,6 +26,7 @@ pub mod losses;
 mod neighbours;
 mod reading;
 mod replay;
+mod task;
 
 use std::cmp::Reverse;
 use std::collections::BTreeMap;
@@ -32,101 +34,19 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use check::Check;
-use evaluate::{Commits, Evaluate, WHOLE};
+use evaluate::{AllSaid, Commits, Evaluate, WHOLE};
 use losses::Losses;
+use task::{Of, Progress, Task, is_asked, kept_for};
 
 use crate::gauntlet::evaluation::{Evaluation, Said};
 use crate::id::{Epoch, PeerId, StageIndex};
 use crate::limits::ANNOUNCE_HEARTBEATS_MAX;
-use crate::miner::{Context, Job, JobDone, Kept, Notice};
+use crate::miner::{Context, JobDone, Kept, Notice};
 use crate::spec::RunSpec;
 use crate::time::Instant;
 use crate::validation::{Challenge, Finding, Subject, Verdict};
 use crate::wire::gossip::HashedManifest;
 use crate::wire::message::{EvaluationAnnounce, MergeMessage, StateOffer, VerdictAnnounce};
-
-/// What a check or an evaluation needs of its owner.
-#[derive(Debug)]
-enum Progress<T> {
-    /// Nothing now.
-    Waits,
-    /// Give this to the engine.
-    Job(Job),
-    /// It is over.
-    Found(T),
-}
-
-/// What the engine is for at a time.
-#[derive(Debug)]
-enum Task {
-    Check(Box<Check>),
-    Evaluate(Box<Evaluate>),
-}
-
-/// An epoch of a stage: what a task fetches and computes is kept for it.
-type Of = (StageIndex, Epoch);
-
-impl Task {
-    fn of(&self) -> Of {
-        match self {
-            Self::Check(check) => (check.subject.stage, check.subject.epoch),
-            Self::Evaluate(evaluate) => (WHOLE, evaluate.epoch()),
-        }
-    }
-
-    /// The fetches that have not ended.
-    fn fetching(&self) -> Vec<u64> {
-        match self {
-            Self::Check(check) => check.fetching().collect(),
-            Self::Evaluate(evaluate) => evaluate.fetching().collect(),
-        }
-    }
-
-    fn fetched(&mut self, id: u64, bytes: Option<&[u8]>) {
-        match self {
-            Self::Check(check) => check.fetched(id, bytes),
-            Self::Evaluate(evaluate) => evaluate.fetched(id, bytes),
-        }
-    }
-
-    fn offered(&mut self, cx: &Context<'_>, offer: Option<StateOffer>) {
-        match self {
-            Self::Check(check) => check.offered(cx, offer),
-            Self::Evaluate(evaluate) => evaluate.offered(cx, offer),
-        }
-    }
-
-    fn computed(&mut self, done: JobDone) {
-        match self {
-            Self::Check(check) => check.computed(&done),
-            Self::Evaluate(evaluate) => evaluate.computed(done),
-        }
-    }
-
-    fn deadline(&self) -> Option<Instant> {
-        match self {
-            Self::Check(check) => check.deadline(),
-            Self::Evaluate(evaluate) => evaluate.deadline(),
-        }
-    }
-
-    /// Whether the log still waits for what it will find.
-    fn is_open(&self, cx: &Context<'_>, me: PeerId) -> bool {
-        match self {
-            Self::Check(check) => is_asked(cx, me, &check.subject),
-            Self::Evaluate(evaluate) => {
-                let mut evaluating = cx.state.evaluating();
-                evaluating.any(|open| open.plan == evaluate.plan && open.awaited().any(|peer| peer == me))
-            }
-        }
-    }
-}
-
-/// Whether the log waits for what `me` finds of this.
-fn is_asked(cx: &Context<'_>, me: PeerId, subject: &Subject) -> bool {
-    let mut challenges = cx.state.challenges().iter();
-    challenges.any(|open| open.subject == *subject && open.awaited().any(|awaited| awaited == me))
-}
 
 /// The state of a validator.
 #[derive(Debug)]
@@ -322,7 +242,7 @@ impl Validator {
         cx.out.notice(Notice::Checked(check.subject, finding));
     }
 
-    fn said(&mut self, cx: &mut Context<'_>, said: Vec<(PeerId, Said)>) {
+    fn said(&mut self, cx: &mut Context<'_>, said: AllSaid) {
         let Some(task) = self.task.take() else { return };
         self.end(cx, &task);
         let Task::Evaluate(evaluate) = task else { return };
@@ -392,9 +312,4 @@ impl Validator {
         let announce = (!self.is_silent()).then_some(self.announce_due);
         announce.into_iter().chain(self.task.as_ref().and_then(Task::deadline)).min()
     }
-}
-
-/// What blobs are kept for that a check or an evaluation of this fetches and computes.
-const fn kept_for((stage, epoch): (StageIndex, Epoch)) -> [Kept; 2] {
-    [Kept::Epoch(stage, epoch), Kept::State(stage, epoch)]
 }

@@ -305,22 +305,12 @@ impl Reporter {
     fn state_event(&mut self, peer: &NodePeer, event: StateEvent) {
         let own = |stage: StageIndex| peer.state().stage_of(peer.id()) == Some(stage);
         match event {
-            StateEvent::Admitted(member, stage) => {
-                tracing::info!(peer = %member.short(), stage = stage.0, "admitted");
-                if member == peer.id() {
-                    self.event(NodeEvent::Admitted { stage: stage.0 });
-                }
-            }
+            StateEvent::Admitted(member, stage) => self.placed(peer, member, stage, "admitted"),
             StateEvent::Evicted(member, reason) => {
                 tracing::info!(peer = %member.short(), %reason, "evicted");
                 self.event(NodeEvent::Evicted { peer: member, reason: reason.to_string() });
             }
-            StateEvent::Moved(member, stage) => {
-                tracing::info!(peer = %member.short(), stage = stage.0, "moved");
-                if member == peer.id() {
-                    self.event(NodeEvent::Admitted { stage: stage.0 });
-                }
-            }
+            StateEvent::Moved(member, stage) => self.placed(peer, member, stage, "moved"),
             StateEvent::EpochOpened(stage, epoch, members) => {
                 tracing::info!(stage = stage.0, epoch = epoch.0, members, "epoch opened");
                 self.metrics.epochs.inc_by(u64::from(own(stage)));
@@ -374,6 +364,14 @@ impl Reporter {
             }
             StateEvent::Upgraded(version) => tracing::info!(version, "wire version upgraded"),
             StateEvent::Finished => tracing::info!("run finished"),
+        }
+    }
+
+    /// A miner has a place in a stage.
+    fn placed(&mut self, peer: &NodePeer, member: PeerId, stage: StageIndex, what: &str) {
+        tracing::info!(peer = %member.short(), stage = stage.0, "{what}");
+        if member == peer.id() {
+            self.event(NodeEvent::Admitted { stage: stage.0 });
         }
     }
 

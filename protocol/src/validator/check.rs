@@ -2,12 +2,12 @@
 
 use std::sync::Arc;
 
-use super::Progress;
 use super::base::{Base, Search, holders, load};
 use super::claims::{goes_on, read_manifest, read_receipts, was_received};
 use super::fetches::{Fetches, Wanted};
 use super::neighbours::Neighbours;
 use super::replay::{Next, Replay};
+use super::task::Progress;
 use crate::id::{Epoch, Hash, PeerId, StageIndex};
 use crate::limits::{GOSSIP_BYTES_MAX, PARTITION_BYTES_MAX, RECEIPTS_BYTES_MAX};
 use crate::miner::{Context, JobDone};
@@ -165,14 +165,7 @@ impl Check {
                     Some(false) => (Step::Over(Finding::Unavailable), None),
                 }
             }
-            Step::Preparing(replay, offer) => {
-                let Some(built) = engine else {
-                    return (Step::Preparing(replay, offer), Some(Progress::Waits));
-                };
-                let (job, is_last) = load(subject.stage, built, offer.as_ref(), replay.moments());
-                let step = if is_last { Step::Replaying(replay) } else { Step::Preparing(replay, offer) };
-                (step, Some(Progress::Job(job)))
-            }
+            Step::Preparing(replay, offer) => prepare(subject.stage, engine, replay, offer),
             Step::Replaying(mut replay) => {
                 if engine.is_none() {
                     return (Step::Replaying(replay), Some(Progress::Waits));
@@ -257,4 +250,19 @@ impl Check {
             _ => None,
         }
     }
+}
+
+/// Gives the engine the weights that the epoch started from, once it is idle.
+fn prepare(
+    stage: StageIndex,
+    engine: Option<Option<StageIndex>>,
+    replay: Box<Replay>,
+    offer: Option<StateOffer>,
+) -> (Step, Option<Progress<Finding>>) {
+    let Some(built) = engine else {
+        return (Step::Preparing(replay, offer), Some(Progress::Waits));
+    };
+    let (job, is_last) = load(stage, built, offer.as_ref(), replay.moments());
+    let step = if is_last { Step::Replaying(replay) } else { Step::Preparing(replay, offer) };
+    (step, Some(Progress::Job(job)))
 }

@@ -9,10 +9,10 @@
 
 use std::collections::BTreeMap;
 
-use super::Progress;
 use super::base::{Base, Search, holders, load};
 use super::claims::read_manifest;
 use super::fetches::{Fetches, Wanted};
+use super::task::Progress;
 use crate::gauntlet::draw::Draw;
 use crate::gauntlet::evaluation::{Evaluating, Said};
 use crate::gauntlet::loss::{Loss, clip};
@@ -32,6 +32,9 @@ use crate::wire::message::StateOffer;
 pub(super) const WHOLE: StageIndex = StageIndex(0);
 /// Epochs of which it is remembered who committed when: the newest, and those that are still evaluated.
 const COMMITS_KEPT: usize = 4;
+
+/// What is said of all contributions drawn, in [`PeerId`] order.
+pub(super) type AllSaid = Vec<(PeerId, Said)>;
 
 /// Who committed when, by the manifests heard.
 #[derive(Debug, Default)]
@@ -279,7 +282,7 @@ impl Evaluate {
         cx: &mut Context<'_>,
         me: PeerId,
         engine: Option<Option<StageIndex>>,
-    ) -> Progress<Vec<(PeerId, Said)>> {
+    ) -> Progress<AllSaid> {
         loop {
             let step = std::mem::replace(&mut self.step, Step::Over);
             let (next, progress) = self.advance(cx, me, engine, step);
@@ -297,7 +300,7 @@ impl Evaluate {
         me: PeerId,
         engine: Option<Option<StageIndex>>,
         step: Step,
-    ) -> (Step, Option<Progress<Vec<(PeerId, Said)>>>) {
+    ) -> (Step, Option<Progress<AllSaid>>) {
         let Base { stage, epoch, .. } = self.base;
         let waits = |step| (step, Some(Progress::Waits));
         match step {
@@ -390,7 +393,7 @@ impl Evaluate {
     }
 
     /// What is said of each contribution.
-    fn said(&self) -> Vec<(PeerId, Said)> {
+    fn said(&self) -> AllSaid {
         let copies = copies(&self.sketches(), self.settings.similarity_max);
         let said = self.contributions.iter().map(|contribution| {
             let found = match self.found(contribution) {

@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use iota_protocol::RunSpec;
 use iota_protocol::limits::SNAPSHOT_EVERY_ENTRIES;
-use iota_protocol::spec::TrainingMode;
+use iota_protocol::spec::{ScoredBy, TrainingMode};
 use iota_protocol::time::Millis;
 use iota_protocol::wire::Versions;
 
@@ -90,6 +90,9 @@ impl Draw {
         spec.pipeline.window = self.pick(&[1, 2, 4, 8]);
         spec.pipeline.credits = self.pick(&[1, 2, 4, 8, 32]);
         spec.training.mode = self.pick(&[TrainingMode::Local, TrainingMode::Synchronous]);
+        if (stages, spec.training.mode) == (1, TrainingMode::Local) {
+            spec.scores.by = ScoredBy::Loss;
+        }
         spec.training.epochs = self.pick(&[2, 3, 4, 6]);
         spec.training.samples_per_epoch = self.pick(&[5, 8, 16, 32]);
         spec.training.inner_steps = self.pick(&[1, 3, 8]);
