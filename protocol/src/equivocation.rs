@@ -24,6 +24,7 @@ use crate::limits::{
 };
 use crate::merge::evidence::Evidence;
 use crate::run_state::RunState;
+use crate::validation::DismissReason;
 use crate::wire::gossip::Signed;
 use crate::wire::message::{Decision, EvictReason, MergeMessage, PeerRecord};
 use crate::wire::{Payload, RejectReason, Versions, open_in};
@@ -111,9 +112,9 @@ impl Equivocation {
     }
 }
 
-/// What a candidate keeps of what members signed: the newest messages of each, by their numbers.
+/// What a candidate keeps of what miners and validators signed: the newest messages of each, by their numbers.
 ///
-/// Memory is bounded: [`WATCHED_MESSAGES_MAX`] messages of a member and kind, [`WATCHED_BYTES_MAX`] bytes in all. Messages
+/// Memory is bounded: [`WATCHED_MESSAGES_MAX`] messages of a peer and kind, [`WATCHED_BYTES_MAX`] bytes in all. Messages
 /// beyond [`EQUIVOCATION_BYTES_MAX`] are not looked at, since two of them may not fit an entry.
 #[derive(Debug, Default)]
 pub(crate) struct Watch {
@@ -139,7 +140,7 @@ impl Watch {
     /// sender, who was not convicted before.
     pub(crate) fn note(&mut self, state: &RunState, signed: Signed<'_>) -> bool {
         let Signed { sender, kind, number, envelope } = signed;
-        let watched = state.stage_of(sender).is_some() && !self.convicted.contains_key(&sender);
+        let watched = has_part(state, sender) && !self.convicted.contains_key(&sender);
         if !watched || envelope.len() > EQUIVOCATION_BYTES_MAX {
             return false;
         }
@@ -161,23 +162,28 @@ impl Watch {
         convicts
     }
 
-    /// Evictions of those who are convicted, and have their places still.
+    /// Evictions and dismissals of those who are convicted, and have a part in the run still.
     pub(crate) fn decisions(&self, state: &RunState) -> Vec<Decision> {
-        let placed = self.convicted.iter().filter(|(peer, _)| state.stage_of(**peer).is_some());
-        let evict = |(peer, equivocation): (&PeerId, &Equivocation)| Decision::Evict {
-            peer: *peer,
-            reason: EvictReason::Equivocation,
-            evidence: Some(Evidence::Equivocation(equivocation.clone())),
-        };
-        placed.map(evict).collect()
+        let mut decisions = Vec::new();
+        for (&peer, equivocation) in &self.convicted {
+            if state.stage_of(peer).is_some() {
+                let evidence = Some(Evidence::Equivocation(equivocation.clone()));
+                decisions.push(Decision::Evict { peer, reason: EvictReason::Equivocation, evidence });
+            }
+            if state.validators().contains(&peer) {
+                let (reason, evidence) = (DismissReason::Equivocation, Some(equivocation.clone()));
+                decisions.push(Decision::Dismiss { peer, reason, evidence });
+            }
+        }
+        decisions
     }
 
-    /// Forgets those who have no place any more.
+    /// Forgets those who have no part any more.
     pub(crate) fn observe(&mut self, state: &RunState) {
         if std::mem::replace(&mut self.looked, state.applied()) == state.applied() {
             return;
         }
-        let gone = |peer: &PeerId| state.stage_of(*peer).is_none();
+        let gone = |peer: &PeerId| !has_part(state, *peer);
         let forgotten: Vec<PeerId> = self.messages.keys().map(|(peer, _)| *peer).filter(gone).collect();
         forgotten.into_iter().for_each(|peer| self.forget(peer));
         self.convicted.retain(|peer, _| !gone(peer));
@@ -221,6 +227,11 @@ impl Watch {
             messages.remove();
         }
     }
+}
+
+/// Whether a peer has a place or validates: there is something to lose.
+fn has_part(state: &RunState, peer: PeerId) -> bool {
+    state.stage_of(peer).is_some() || state.validators().contains(&peer)
 }
 
 #[cfg(test)]

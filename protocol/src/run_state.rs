@@ -312,7 +312,10 @@ impl RunState {
                 self.close(*stage, *epoch, *attempt, partitions)
             }
             Decision::Enlist { peer } => self.enlist(*peer),
-            Decision::Dismiss { peer, reason } => self.dismiss(*peer, *reason),
+            Decision::Dismiss { peer, reason, evidence } => {
+                let founded = self.is_dismissal_founded(*peer, *reason, evidence.as_ref());
+                founded.then(|| self.dismiss(*peer, *reason)).flatten()
+            }
             Decision::Judge(verdict) => self.judge(self.spec.run_id(), chain, verdict),
             Decision::Evaluate(evaluation) => self.evaluate(self.spec.run_id(), evaluation),
             Decision::Checkpoint { epoch, stages } => self.checkpointed(index, chain, *epoch, stages),

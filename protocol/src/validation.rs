@@ -159,8 +159,18 @@ pub enum DismissReason {
     Silent,
     /// Its record no longer offers to validate.
     Left,
-    /// A majority of those who repeated its check found otherwise.
+    /// A majority of those who repeated its check found otherwise, or a quorum of those who evaluated a merge with it.
     WrongVerdict,
+    /// It signed two messages under one number.
+    Equivocation,
+}
+
+impl DismissReason {
+    /// Whether something was proved, so that it never validates again.
+    #[must_use]
+    pub const fn is_proven(self) -> bool {
+        matches!(self, Self::WrongVerdict | Self::Equivocation)
+    }
 }
 
 impl std::fmt::Display for DismissReason {
@@ -169,6 +179,7 @@ impl std::fmt::Display for DismissReason {
             Self::Silent => "silent",
             Self::Left => "left",
             Self::WrongVerdict => "wrong verdict",
+            Self::Equivocation => "equivocation",
         })
     }
 }

@@ -124,6 +124,19 @@ fn honest_work_passes_every_check() {
 }
 
 #[test]
+fn a_validator_that_tells_one_half_something_else_is_dismissed_for_what_it_signed() {
+    for seed in 5..8 {
+        let mut setup = setup(TrainingMode::Local, Compute::Cost, seed);
+        setup.hosts[MINERS].adversary = Some(Kind::Equivocator);
+        let checkers = all(&Options::of(&setup));
+        let (ending, record) = run(setup, checkers);
+        assert!(matches!(ending, Ending::Finished(_)), "seed {seed}: {ending:?}");
+        let expected = [(identity(seed, MINERS).peer(), DismissReason::Equivocation)];
+        assert_eq!((record.dismissed.as_slice(), record.evicted.len()), (&expected[..], 0), "seed {seed}");
+    }
+}
+
+#[test]
 fn poisoned_contributions_are_found_and_only_their_authors_lose_their_place() {
     let kinds = [Kind::Scaled, Kind::SignFlip, Kind::FreeRiderNoise, Kind::Lazy, Kind::Copycat];
     for kind in kinds {

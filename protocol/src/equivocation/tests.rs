@@ -188,6 +188,51 @@ fn an_eviction_for_equivocation_is_void_without_what_was_signed() {
 }
 
 #[test]
+fn a_validator_that_signs_two_messages_under_one_number_is_none_any_more_for_good() {
+    let (mut run, mut watch) = (Run::of(&[6]), Watch::default());
+    assert!(!note(&mut watch, &run, 5, 7, 1) && !note(&mut watch, &run, 5, 7, 2), "it has no part yet");
+    for i in [5, 7] {
+        run.apply(Decision::Enlist { peer: peer(i) });
+        assert!(!note(&mut watch, &run, i, 8, 1));
+    }
+    assert!(note(&mut watch, &run, 5, 8, 2));
+    let decisions = watch.decisions(&run.0);
+    let [dismiss] = decisions.as_slice() else { panic!("one: {decisions:?}") };
+    let dismissed = [StateEvent::Dismissed(peer(5), DismissReason::Equivocation)];
+    assert_eq!(run.apply(dismiss.clone()), dismissed);
+    assert_eq!(run.apply(dismiss.clone()), [], "it validates no more");
+    assert_eq!(run.apply(Decision::Enlist { peer: peer(5) }), [], "for good");
+    assert!(run.0.validators().contains(&peer(7)), "it has said one thing");
+    watch.observe(&run.0);
+    assert!(watch.convicted.is_empty() && watch.messages.keys().all(|(of, _)| *of == peer(7)));
+}
+
+#[test]
+fn a_dismissal_that_proves_something_is_void_without_proof() {
+    let mut run = Run::of(&[6]);
+    run.apply(Decision::Enlist { peer: peer(5) });
+    let pair = |i: u8, says: u64| {
+        let messages = [1, says].map(|says| ByteBuf::from(run.seal(i, &record(7, says)).to_vec()));
+        Some(Equivocation { kind: MessageKind::Record, messages })
+    };
+    let (holds, same, others) = (pair(5, 2), pair(5, 1), pair(6, 2));
+    let dismiss = |reason, evidence| Decision::Dismiss { peer: peer(5), reason, evidence };
+    for (reason, evidence) in [
+        (DismissReason::Equivocation, None),
+        (DismissReason::Equivocation, same),
+        (DismissReason::Equivocation, others),
+        (DismissReason::WrongVerdict, None),
+        (DismissReason::WrongVerdict, holds.clone()),
+        (DismissReason::Silent, holds.clone()),
+        (DismissReason::Left, holds.clone()),
+    ] {
+        assert_eq!(run.apply(dismiss(reason, evidence)), [], "{reason}");
+    }
+    let dismissed = [StateEvent::Dismissed(peer(5), DismissReason::Equivocation)];
+    assert_eq!(run.apply(dismiss(DismissReason::Equivocation, holds)), dismissed);
+}
+
+#[test]
 fn what_is_kept_is_the_newest_of_members_and_bounded() {
     let (mut run, mut watch) = (Run::of(&[5, 6]), Watch::default());
     assert!(!note(&mut watch, &run, 4, 7, 1) && !note(&mut watch, &run, 4, 7, 2), "no member");

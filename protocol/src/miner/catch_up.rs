@@ -177,7 +177,7 @@ impl CatchUp {
             Aim::Outcome(stage_index, epoch, transfer) => {
                 let leads = || stage.outcomes.iter().any(|outcome| outcome.epoch == *epoch);
                 *stage_index == index
-                    && (epoch.next() == stage.version || leads())
+                    && (epoch.next() == stage.version || leads() || stage.remembers_since(*epoch))
                     && stage.merge_of(*epoch).is_some_and(|(_, partitions)| partitions == transfer.blobs)
             }
             Aim::Asking(stage_index, version, _) => *stage_index == index && *version == stage.version,
@@ -221,9 +221,12 @@ impl CatchUp {
             self.set(Aim::Recovered);
             return;
         }
+        // One merge, or several if nobody has the newest state: after they were passed over there is no other way.
+        let leads = weights.version.next() == stage.version
+            || holders.is_empty() && stage.remembers_since(weights.version);
         let closed = stage
             .closed_epoch(weights.version)
-            .filter(|closed| closed.training.base == weights.hash && weights.version.next() == stage.version);
+            .filter(|closed| closed.training.base == weights.hash && leads);
         // The owners of the outcome may all have lost it. Then those who have applied it offer the whole state.
         if let Some(closed) = closed.filter(|_| !self.state_first || holders.is_empty()) {
             self.set(Aim::Outcome(index, weights.version, outcome_transfer(closed, me)));
@@ -465,4 +468,69 @@ fn outcome_transfer(closed: &Closed, me: PeerId) -> Transfer {
     let first = place * closed.partitions.len() / closed.plan.submitters.len().max(1);
     let first = first % closed.partitions.len().max(1);
     Transfer { first, ..Transfer::new(closed.partitions.clone(), providers.collect()) }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use super::*;
+    use crate::id::{Identity, LogIndex, RunId};
+    use crate::miner::Outbox;
+    use crate::run_state::{Plan, Training};
+    use crate::samples::Deal;
+    use crate::spec::RunSpec;
+    use crate::wire::message::{Decision, Entry};
+
+    const STAGE: StageIndex = StageIndex(0);
+    const BASE: Hash = Hash([7; 32]);
+    const NOW: Instant = Instant::from_nanos(1_000_000_000);
+
+    /// A stage that has come to version 4, of which these merges are remembered, passed over after the fact.
+    fn undone(me: PeerId, remembered: &[u32]) -> RunState {
+        let mut spec = RunSpec::default();
+        spec.pipeline.stages = 1;
+        let mut state = RunState::new(Arc::new(spec), &[10]);
+        let admit = Entry { proposer: me, decision: Decision::Admit { peer: me, stage: STAGE } };
+        state.apply(LogIndex(0), Hash::default(), Some(&admit));
+        let stage = &mut state.stages_mut()[0];
+        stage.version = Epoch(4);
+        stage.closed = remembered
+            .iter()
+            .map(|&epoch| {
+                let (epoch, attempt) = (Epoch(epoch), 0);
+                let deal = Deal::new(Hash::default(), STAGE, epoch, 0..4, &[(me, 1)]);
+                let opened = LogIndex(0);
+                let training = Training { epoch, base: BASE, opened, deal, attempt, cut_off: false };
+                let (seed, submitters, owners) = (Hash::default(), Vec::new(), Vec::new());
+                let plan = Plan { attempt, seed, submitters, owners };
+                Closed { training, plan, partitions: Vec::new() }
+            })
+            .collect();
+        state
+    }
+
+    /// Which epoch's outcome who holds the weights of `version` goes on by, where nobody is heard of.
+    fn goes_on_by(version: u32, remembered: &[u32]) -> Option<u32> {
+        let identity = Identity::from_secret([1; 32]);
+        let me = identity.peer();
+        let (state, book) = (undone(me, remembered), Book::default());
+        let mut out = Outbox::new(identity, RunId([0; 32]));
+        let mut cx = Context { now: NOW, state: &state, book: &book, out: &mut out };
+        let weights = WeightsRecord { stage: STAGE, version: Epoch(version), hash: BASE };
+        let mut catch_up = CatchUp::default();
+        catch_up.pump(&mut cx, me, Some(weights), &mut BTreeMap::new());
+        match catch_up.aim {
+            Aim::Outcome(_, epoch, transfer) if transfer.complete() => Some(epoch.0),
+            _ => None,
+        }
+    }
+
+    #[test]
+    fn who_is_two_passed_over_merges_behind_goes_on_by_one_after_the_other() {
+        assert_eq!(goes_on_by(2, &[2, 3]), Some(2));
+        assert_eq!(goes_on_by(3, &[2, 3]), Some(3));
+        assert_eq!(goes_on_by(1, &[1, 3]), None, "one between is forgotten");
+        assert_eq!(goes_on_by(4, &[2, 3]), None, "it has the newest");
+    }
 }

@@ -86,11 +86,12 @@ impl Verdicts {
             book.record(peer).filter(|record| !offers(record)).map(|_| DismissReason::Left)
         };
         let validators = state.validators().iter();
-        let mut decisions: Vec<Decision> =
-            validators.filter_map(|&peer| Some(Decision::Dismiss { peer, reason: reason(peer)? })).collect();
+        let dismiss =
+            |&peer: &PeerId| Some(Decision::Dismiss { peer, reason: reason(peer)?, evidence: None });
+        let mut decisions: Vec<Decision> = validators.filter_map(dismiss).collect();
         let room = VALIDATORS_MAX.saturating_sub(state.validators().len());
         let new = book.records().filter(|(peer, record)| {
-            let trusted = state.dismissal(*peer) != Some(DismissReason::WrongVerdict);
+            let trusted = !state.dismissal(*peer).is_some_and(DismissReason::is_proven);
             offers(record)
                 && trusted
                 && suits(state, *peer, record.credential.as_ref(), Role::Validator).is_ok()

@@ -5,6 +5,7 @@ use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use serde::{Deserialize, Serialize};
 
 use super::{RunState, StateEvent};
+use crate::equivocation::Equivocation;
 use crate::gauntlet::evaluation::Evaluating;
 use crate::id::{Epoch, Hash, PeerId, RunId, StageIndex};
 use crate::limits::{
@@ -35,8 +36,8 @@ pub(super) struct Checks {
 
 impl Checks {
     fn enlist(&mut self, peer: PeerId) -> bool {
-        let wrong = self.dismissed.get(&peer) == Some(&DismissReason::WrongVerdict);
-        if wrong || self.validators.len() >= VALIDATORS_MAX || !self.validators.insert(peer) {
+        let barred = self.dismissed.get(&peer).is_some_and(|reason| reason.is_proven());
+        if barred || self.validators.len() >= VALIDATORS_MAX || !self.validators.insert(peer) {
             return false;
         }
         self.dismissed.remove(&peer);
@@ -134,6 +135,23 @@ impl RunState {
     pub(super) fn enlist(&mut self, peer: PeerId) -> Option<Vec<StateEvent>> {
         self.spec.lists(peer).ok()?;
         self.checks.enlist(peer).then(|| vec![StateEvent::Enlisted(peer)])
+    }
+
+    /// Whether a decision may dismiss a validator for this reason.
+    pub(super) fn is_dismissal_founded(
+        &self,
+        peer: PeerId,
+        reason: DismissReason,
+        evidence: Option<&Equivocation>,
+    ) -> bool {
+        match reason {
+            DismissReason::Silent | DismissReason::Left => evidence.is_none(),
+            DismissReason::Equivocation => {
+                evidence.is_some_and(|evidence| self.check_equivocation(peer, evidence).is_ok())
+            }
+            // This follows from verdicts, which are decisions of their own.
+            DismissReason::WrongVerdict => false,
+        }
     }
 
     pub(super) fn dismiss(&mut self, peer: PeerId, reason: DismissReason) -> Option<Vec<StateEvent>> {

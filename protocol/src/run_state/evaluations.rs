@@ -211,12 +211,21 @@ mod tests {
         apply(&mut state, Decision::Evaluate(answered.clone()));
         let silent: Vec<PeerId> = silent.iter().map(|evaluation| evaluation.evaluator).collect();
         let reason = DismissReason::Silent;
-        assert_eq!(rated(apply(&mut state, Decision::Dismiss { peer: silent[0], reason })), [] as [u32; 0]);
+        assert_eq!(
+            rated(apply(&mut state, Decision::Dismiss { peer: silent[0], reason, evidence: None })),
+            [] as [u32; 0]
+        );
         assert_eq!(state.evaluating().next().map(|open| open.awaited().count()), Some(2));
-        assert_eq!(rated(apply(&mut state, Decision::Dismiss { peer: silent[1], reason })), [] as [u32; 0]);
+        assert_eq!(
+            rated(apply(&mut state, Decision::Dismiss { peer: silent[1], reason, evidence: None })),
+            [] as [u32; 0]
+        );
         let others: Vec<PeerId> = state.evaluating().flat_map(|open| open.awaited()).collect();
         let [other] = others[..] else { panic!("one is left: {others:?}") };
-        assert_eq!(rated(apply(&mut state, Decision::Dismiss { peer: other, reason })), [0, 1]);
+        assert_eq!(
+            rated(apply(&mut state, Decision::Dismiss { peer: other, reason, evidence: None })),
+            [0, 1]
+        );
 
         // Somebody validates again, and never answers.
         apply(&mut state, Decision::Enlist { peer: other });
@@ -235,7 +244,7 @@ mod tests {
 
         let mut state = run(ScoredBy::Loss);
         for peer in validators().map(|identity| identity.peer()) {
-            apply(&mut state, Decision::Dismiss { peer, reason: DismissReason::Left });
+            apply(&mut state, Decision::Dismiss { peer, reason: DismissReason::Left, evidence: None });
         }
         assert_eq!(merge(&mut state, 0).last(), Some(&StateEvent::Rated(Epoch(0))));
         assert_eq!(scores(&state), MINERS.map(|peer| (peer, 0)).into());

@@ -202,6 +202,12 @@ impl Stage {
         version < self.version && self.outcome(version, base).is_some()
     }
 
+    /// Whether all merges from that of `epoch` to the newest are still remembered.
+    #[must_use]
+    pub fn remembers_since(&self, epoch: Epoch) -> bool {
+        (epoch.0..self.version.0).all(|epoch| self.closed_epoch(Epoch(epoch)).is_some())
+    }
+
     /// The merge that closed `epoch`, if it is still remembered.
     #[must_use]
     pub fn closed_epoch(&self, epoch: Epoch) -> Option<&Closed> {

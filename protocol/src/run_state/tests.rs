@@ -399,7 +399,7 @@ mod checks {
     fn who_goes_silent_is_replaced_and_may_come_back() {
         let mut fold = closed(&SECRETS);
         let peer = verdict(&fold, A, DIFFERS).validator;
-        let silent = Decision::Dismiss { peer, reason: DismissReason::Silent };
+        let silent = Decision::Dismiss { peer, reason: DismissReason::Silent, evidence: None };
         assert_eq!(fold.apply(silent.clone()), [StateEvent::Dismissed(peer, DismissReason::Silent)]);
         assert_eq!(fold.apply(silent), [], "it is none any more");
         assert_ne!(verdict(&fold, A, DIFFERS).validator, peer);

@@ -4,6 +4,7 @@ use serde::{Deserialize, Serialize};
 use serde_bytes::ByteBuf;
 
 use super::Payload;
+use crate::equivocation::Equivocation;
 use crate::gauntlet::evaluation::Evaluation;
 use crate::id::{Epoch, Hash, LogIndex, PartitionIndex, PeerId, StageIndex};
 use crate::join::Credential;
@@ -574,17 +575,20 @@ pub enum Decision {
         /// The merged partitions, in order.
         partitions: Vec<Hash>,
     },
-    /// A peer validates from now on. Void for one whose verdicts were found wrong, or that the spec does not let in.
+    /// A peer validates from now on. Void for one against which something was proved, or that the spec does not let in.
     Enlist {
         /// The validator.
         peer: PeerId,
     },
-    /// A peer validates no more.
+    /// A peer validates no more. Void for a wrong verdict, which follows from the verdicts themselves.
     Dismiss {
         /// The validator.
         peer: PeerId,
         /// Why.
         reason: DismissReason,
+        /// What it signed under one number, if that is why: void without. Left out otherwise.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        evidence: Option<Equivocation>,
     },
     /// A validator that was asked says what it found. Void if it was not, or has said so before, or the signature is wrong.
     /// If that makes a quorum, the miner loses its place with this entry, or the validators that found otherwise theirs.

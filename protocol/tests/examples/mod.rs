@@ -215,7 +215,15 @@ pub(crate) fn decisions() -> Vec<(&'static str, Decision)> {
             },
         ),
         ("enlist", Decision::Enlist { peer: peer(8) }),
-        ("dismiss", Decision::Dismiss { peer: peer(8), reason: DismissReason::WrongVerdict }),
+        ("dismiss", Decision::Dismiss { peer: peer(8), reason: DismissReason::Left, evidence: None }),
+        (
+            "dismiss-equivocation",
+            Decision::Dismiss {
+                peer: peer(5),
+                reason: DismissReason::Equivocation,
+                evidence: Some(two_records()),
+            },
+        ),
         ("judge", Decision::Judge(verdict())),
         ("evaluate", Decision::Evaluate(evaluation())),
         ("checkpoint", Decision::Checkpoint { epoch, stages: vec![hash("state 0"), hash("state 1")] }),
@@ -256,9 +264,14 @@ pub(crate) fn faults() -> Evidence {
 
 /// Peer 5 has signed under one number that it has done nothing, and that it has done 64 samples.
 pub(crate) fn equivocation() -> Evidence {
+    Evidence::Equivocation(two_records())
+}
+
+/// Two records of one number.
+fn two_records() -> Equivocation {
     let record = |done| PeerRecord { done, ..PeerRecord::new(1_700_000_000_000_001) };
     let messages = [0, 64].map(|done| ByteBuf::from(seal(&identity(5), run(), &record(done))));
-    Evidence::Equivocation(Equivocation { kind: MessageKind::Record, messages })
+    Equivocation { kind: MessageKind::Record, messages }
 }
 
 /// Peers by number with their weights, in the order of their public keys.

@@ -6,7 +6,6 @@ use std::collections::BTreeSet;
 use iota_protocol::PeerId;
 use iota_protocol::miner::Notice;
 use iota_protocol::run_state::StateEvent;
-use iota_protocol::validation::DismissReason;
 
 use super::broken;
 use crate::observe::{Observation, Observer, Seen, Violation};
@@ -31,10 +30,10 @@ impl Observer for Innocence {
             {
                 return Err(broken(NAME, seen, format!("honest {peer} is evicted: {reason}")));
             }
-            Seen::Notice(Notice::State(StateEvent::Dismissed(peer, DismissReason::WrongVerdict)))
-                if self.honest.contains(peer) =>
+            Seen::Notice(Notice::State(StateEvent::Dismissed(peer, reason)))
+                if self.honest.contains(peer) && reason.is_proven() =>
             {
-                return Err(broken(NAME, seen, format!("honest {peer} is dismissed for a wrong verdict")));
+                return Err(broken(NAME, seen, format!("honest {peer} is dismissed: {reason}")));
             }
             Seen::Rejected(Some(sender), reason)
                 if self.honest.contains(&sender) && !reason.is_innocent() =>

@@ -89,7 +89,7 @@ impl Collected {
             }
             StateEvent::Dismissed(peer, reason) => {
                 self.evicted.insert((*peer, dismissal(*reason)));
-                if *reason == DismissReason::WrongVerdict {
+                if reason.is_proven() {
                     self.proven.insert(*peer);
                     self.punished.insert(*peer);
                 }
@@ -132,6 +132,7 @@ const fn dismissal(reason: DismissReason) -> &'static str {
         DismissReason::Silent => "silent validator",
         DismissReason::Left => "validator left",
         DismissReason::WrongVerdict => "wrong verdict",
+        DismissReason::Equivocation => "equivocating validator",
     }
 }
 
