@@ -1,6 +1,6 @@
 //! Peer that tells one half of the swarm something else than the other: two manifests, and two records, each pair under
 //! one message number, so that whoever has one refuses the other as a replay. But each half passes on what it was told, and
-//! candidates that hear both have what it takes to evict it.
+//! candidates that hear both have what it takes to evict it, or to dismiss it if it is a validator.
 
 use iota_protocol::Hash;
 use iota_protocol::miner::Action;
@@ -32,6 +32,8 @@ impl Behaviour for Equivocator {
         if let Some((topic, record)) = own_record(means, &action) {
             let mut other = record.clone();
             other.speed_milli = record.speed_milli / 2;
+            // Of a validator there is nothing else.
+            other.tokens = record.tokens.saturating_add(1);
             other.weights = record.weights.map(|mut weights| {
                 weights.hash = Hash::of(b"other weights");
                 weights
