@@ -25,7 +25,8 @@ pub struct Agreement {
     history: History,
     compute: Compute,
     agreed: BTreeMap<(StageIndex, Epoch), Hash>,
-    undone: BTreeSet<(StageIndex, Epoch, Hash)>,
+    /// Versions whose merges were undone.
+    undone: BTreeSet<(StageIndex, Epoch)>,
     held: BTreeMap<HostIndex, (StageIndex, Epoch, Hash)>,
 }
 
@@ -62,8 +63,9 @@ impl Agreement {
             }
             StateEvent::Undone(stage, epoch) => {
                 let versions = (*stage, epoch.next())..=(*stage, Epoch(u32::MAX));
-                let gone = agreed.extract_if(versions, |_, _| true);
-                undone.extend(gone.map(|((stage, version), hash)| (stage, version, hash)));
+                agreed.retain(|of, _| !versions.contains(of));
+                let newest = state.stage(*stage).map_or(*epoch, |stage| stage.version);
+                undone.extend((epoch.0..newest.0).map(|epoch| (*stage, Epoch(epoch).next())));
                 Ok(())
             }
             _ => Ok(()),
@@ -84,6 +86,13 @@ impl Agreement {
             None => Err(broken(NAME, seen, format!("works on epoch {works} without weights"))),
         }
     }
+}
+
+/// Whether the host's own log says that something was merged for this version.
+fn knows_a_merge(seen: &Observation<'_>, stage: StageIndex, version: Epoch) -> bool {
+    let before = version.0.checked_sub(1).map(Epoch);
+    let known = seen.peer.zip(before).and_then(|(peer, epoch)| peer.state().stage(stage)?.merge_of(epoch));
+    known.is_some_and(|(_, partitions)| !partitions.is_empty())
 }
 
 fn opened_from(state: &RunState, stage: StageIndex) -> Option<Hash> {
@@ -113,7 +122,8 @@ impl Observer for Agreement {
             Seen::Started => drop(self.held.remove(&seen.host)),
             Seen::Done(job, JobDone::Weights { stage, version, hash }) => {
                 self.held.insert(seen.host, (*stage, *version, *hash));
-                let behind = self.undone.contains(&(*stage, *version, *hash));
+                let behind =
+                    self.undone.contains(&(*stage, *version)) && knows_a_merge(seen, *stage, *version);
                 if matches!(job, Job::Initialise { .. } | Job::Apply { .. }) && !behind {
                     agree(&mut self.agreed, (*stage, *version), *hash)
                         .map_err(|what| broken(NAME, seen, what))?;
