@@ -53,6 +53,7 @@ fn no_seed_breaks_a_rule_while_hosts_take_the_last_weights_of_a_stage_along() {
 /// - 182, and 877 of 12 nodes: each new leader began every wait anew, and leaders changed faster than a deadline;
 /// - 201 again, once weights were durable: who alone had a stage's last weights had lost its place, and was not asked for them;
 /// - 12, 75, 201 and 314: a merge whose owners had all lost it was asked of them for ever, while replicas had the result;
+/// - 201 once more: a miner two merges behind, both of which were passed over, knew no way to the newest version;
 /// - 954: digests of a plan from before an epoch opened again counted for the plan of the same number after it, and an honest
 ///   owner was evicted;
 /// - 1082: samples dealt while the engine made a contribution were claimed by it;
@@ -70,8 +71,8 @@ fn no_seed_breaks_a_rule_while_hosts_take_the_last_weights_of_a_stage_along() {
 /// - 1487 of 40 nodes: what was being read when its stage was given up was let go of one step too late;
 /// - 898 of 40 nodes: a validator that could not get one blob of a check kept for ever what else of it came later;
 /// - 636 and 1895: no fault of the swarm, but of the checker, which did not see that samples lost in one stage are lost in
-///   the one two above; 267 of 40 nodes: the same, for a host that comes back and applies a merge before it hears that it
-///   was undone.
+///   the one two above; 891, and 267 of 40 nodes: the same, for a host that comes back and applies a merge before it hears that
+///   it was undone.
 #[test]
 fn seeds_that_failed_once_pass() {
     none_fails(
