@@ -266,7 +266,21 @@ pub async fn join(config: JoinConfig, stop: Stop) -> Result<RunSummary, RunError
     if let Err(error) = disk.keep_reserve() {
         tracing::warn!(%error, "the databases' reserve on the disk is renewed only now and then");
     }
-    let parts = Parts { peer, spec, mirror, disk, net, net_events, plane, pushes, vault, engine, reporter };
+    let two_faced = config.poison.contains(&Poison::Push).then_some(identity);
+    let parts = Parts {
+        peer,
+        spec,
+        mirror,
+        disk,
+        net,
+        net_events,
+        plane,
+        pushes,
+        vault,
+        engine,
+        reporter,
+        two_faced,
+    };
     let bootstrap_within = (!config.bootstrap.is_empty()).then_some(config.bootstrap_timeout);
     let mut driver = Driver::new(parts, bootstrap_within);
     let ended = driver.run(stop).await;

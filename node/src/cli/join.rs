@@ -59,7 +59,7 @@ pub(super) struct JoinOptions {
     /// Replay epochs of miners that are drawn, and say whether they are what was committed to
     #[arg(long, conflicts_with = "miner")]
     validator: bool,
-    /// Contribute, or merge, the negative of what is computed, as a fault to try on a swarm of one's own
+    /// Contribute, merge or send on the negative of what is computed, as a fault to try on a swarm of one's own
     #[arg(long, hide = true, value_enum, value_name = "WHAT")]
     poison: Vec<Poison>,
     /// Stand for orchestrator; a candidate's key does so by itself

@@ -58,7 +58,8 @@ pub(super) struct UpOptions {
     /// Let one more miner join late, such as `15s` or `e3`; repeatable
     #[arg(long, value_name = "WHEN")]
     join_after: Vec<When>,
-    /// Have a process contribute the negative of what it computed, such as `5`, or merge it, as `5:merge`; repeatable
+    /// Have a process contribute the negative of what it computed, such as `5`, merge it, as `5:merge`, or send it on,
+    /// as `5:push`; repeatable
     #[arg(long, value_name = "PEER[:WHAT]")]
     poison: Vec<Poisoned>,
     /// Leave out the one-process control

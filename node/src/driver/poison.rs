@@ -1,11 +1,14 @@
-//! A fault to try on a swarm of one's own: a miner that contributes, or merges, the negative of what it computed.
+//! A fault to try on a swarm of one's own: a miner that contributes, merges or sends on the negative of what it computed.
 
 use bytes::Bytes;
 use iota_protocol::miner::outbox::tag;
 use iota_protocol::miner::{Job, JobDone};
 use iota_protocol::spec::WireDtype;
-use iota_protocol::{Epoch, Hash, StageIndex};
+use iota_protocol::wire::frame::PushHeader;
+use iota_protocol::{Epoch, Hash, Identity, StageIndex};
 use iota_worker::Blobs;
+
+use super::vault::Vault;
 
 /// What a poisoned miner spoils.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
@@ -14,6 +17,8 @@ pub enum Poison {
     Contribution,
     /// The partitions that it merges as their owner.
     Merge,
+    /// The activations and gradients that it sends on, while it commits to those that it computed.
+    Push,
 }
 
 impl Poison {
@@ -54,6 +59,15 @@ fn flipped(
     let bytes = hashes.iter().map(|hash| blobs.blob(*hash).map(|bytes| negative(&bytes, codec)));
     let bytes = bytes.collect::<Option<Vec<Bytes>>>()?;
     blobs.publish(bytes, &tag(stage, epoch)).ok()
+}
+
+/// The push of the negative of what was to be sent, signed as well; as it is, if that is not here.
+pub(super) async fn other_push(vault: &Vault, identity: &Identity, header: PushHeader) -> PushHeader {
+    let Some(computed) = vault.get(header.hash).await else { return header };
+    let other = negative(&computed, header.dtype);
+    let hash = Hash::of(&other);
+    vault.keep(hash, other, &tag(header.stage, header.epoch)).await;
+    PushHeader { hash, ..header }.signed(identity)
 }
 
 /// Numbers with their signs flipped: the highest bit of the last byte of each.

@@ -136,7 +136,8 @@ fn peer_and_rest<'a>(text: &'a str, expected: &str) -> Result<(usize, &'a str), 
     parts.ok_or_else(|| format!("expected {expected}, got `{text}`"))
 }
 
-/// A process that spoils what it computed; written `5` or `5:contribution` for its contributions, `5:merge` for its merges.
+/// A process that spoils what it computed; written `5` or `5:contribution` for its contributions, `5:merge` for its merges, `5:push` for what it
+/// sends on.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Poisoned {
     /// Index of the process.
@@ -153,7 +154,9 @@ impl FromStr for Poisoned {
         let (peer, poison) = (peer.parse().ok(), <Poison as ValueEnum>::from_str(what, false).ok());
         let read = peer.zip(poison).map(|(peer, poison)| Self { peer, poison });
         read.ok_or_else(|| {
-            format!("expected `<peer>` or `<peer>:<contribution or merge>` such as `5:merge`, got `{text}`")
+            format!(
+                "expected `<peer>` or `<peer>:<contribution, merge or push>` such as `5:merge`, got `{text}`"
+            )
         })
     }
 }
@@ -202,6 +205,7 @@ impl Faults {
         let poisons = self.poisons.iter().map(|Poisoned { peer, poison }| match poison {
             Poison::Contribution => format!("process {peer} contributes the negative of what it computed"),
             Poison::Merge => format!("process {peer} merges the negative of what it computed"),
+            Poison::Push => format!("process {peer} sends on the negative of what it computed"),
         });
         kills.chain(freezes).chain(joins).chain(poisons).collect()
     }
@@ -230,6 +234,7 @@ mod tests {
         let poisoned = |peer, poison| Ok(Poisoned { peer, poison });
         assert_eq!("5".parse(), poisoned(5, Poison::Contribution));
         assert_eq!("5:merge".parse(), poisoned(5, Poison::Merge));
+        assert_eq!("5:push".parse(), poisoned(5, Poison::Push));
         assert!("5:lunch".parse::<Poisoned>().unwrap_err().contains("5:lunch"));
         assert!("1@10s".parse::<Freeze>().unwrap_err().contains("1@10s"));
     }

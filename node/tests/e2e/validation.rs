@@ -75,6 +75,23 @@ fn a_poisoned_miner_of_six_is_named_and_loses_its_place_and_nobody_else_does() {
 }
 
 #[test]
+fn who_sends_on_something_else_than_it_commits_to_loses_its_place_and_nobody_else_does() {
+    let (run, _mirror) = checked_run(TrainingMode::Local, 12, &["--poison", "4:push"]);
+    let liar = run.peer(4);
+    let checks = checks(&run);
+    let failed: Vec<_> = checks.iter().filter(|(_, _, outcome)| outcome.starts_with("failed")).collect();
+    assert!(!failed.is_empty(), "{checks:?}\n{}", replays(&run));
+    for (peer, _, outcome) in failed {
+        assert_eq!(*peer, liar, "{outcome}");
+        assert!(outcome.starts_with("failed: what it sent of sample"), "{outcome}");
+    }
+    assert!(run.evictions_of(liar).contains(&"failed replay"));
+    for honest in [0, 1, 2, 3, 5].map(|index| run.peer(index)) {
+        assert_eq!(run.evictions_of(honest), Vec::<&str>::new());
+    }
+}
+
+#[test]
 fn weights_for_a_payment_system_are_signed_and_recomputed_from_the_mirror() {
     let (run, mirror) = checked_run(TrainingMode::Local, 2, &[]);
     let url = format!("file://{}", mirror.path().display());
