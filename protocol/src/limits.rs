@@ -240,6 +240,7 @@ const _: () =
     assert!(CANDIDATES_MAX % 2 == 1, "an even number of candidates tolerates no more crashes than one fewer");
 const _: () = assert!(PARTITIONS_MAX * 33 + 4096 <= ENTRY_BYTES_MAX, "an outcome fits a log entry");
 const _: () = assert!(REPLICAS_MAX * 192 <= ENTRY_BYTES_MAX, "a plan fits a log entry");
+const _: () = assert!(EVALUATED_MAX as usize * 192 <= ENTRY_BYTES_MAX, "an evaluation fits a log entry");
 const _: () =
     assert!(EVIDENCE_REPORTS_MAX * DIGEST_BYTES_MAX + 1024 <= ENTRY_BYTES_MAX, "evidence fits a log entry");
 const _: () = assert!(

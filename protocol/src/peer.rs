@@ -584,9 +584,7 @@ impl<S: Storage<LogBytes> + Clone> Peer<S> {
         if let Some(miner) = &mut self.miner {
             miner.handle_manifest(Arc::clone(submitted));
         }
-        if let Some(validator) = &mut self.validator {
-            validator.handle_manifest(submitted);
-        }
+        self.with_validator(self.now, |validator, cx| validator.handle_manifest(cx, submitted));
         if let Some(candidate) = &mut self.candidate {
             candidate.orchestrator_mut().handle_manifest(Arc::clone(submitted));
         }

@@ -101,8 +101,10 @@ impl Validator {
     }
 
     /// Takes a miner's commitment, for when it came.
-    pub fn handle_manifest(&mut self, submitted: &HashedManifest) {
-        self.commits.note(submitted);
+    pub fn handle_manifest(&mut self, cx: &Context<'_>, submitted: &HashedManifest) {
+        if let Some(stage) = cx.state.stage(submitted.manifest.stage) {
+            self.commits.note(stage.version, submitted);
+        }
     }
 
     /// Whether it needs what is kept under this name: for what it works on, or since it reads losses there.

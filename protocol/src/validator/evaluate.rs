@@ -19,7 +19,7 @@ use crate::gauntlet::loss::{Loss, clip};
 use crate::gauntlet::overlap::{Committed, Sketch, copies};
 use crate::gauntlet::{Found, Settings};
 use crate::id::{Epoch, Hash, PeerId, SampleId, StageIndex};
-use crate::limits::GOSSIP_BYTES_MAX;
+use crate::limits::{CLOSED_EPOCHS_KEPT, GOSSIP_BYTES_MAX};
 use crate::miner::{Applied, Context, Job, JobDone, Sketched};
 use crate::moments;
 use crate::run_state::RunState;
@@ -30,8 +30,8 @@ use crate::wire::message::StateOffer;
 
 /// The stage of a run that has no other.
 pub(super) const WHOLE: StageIndex = StageIndex(0);
-/// Epochs of which it is remembered who committed when: the newest, and those that are still evaluated.
-const COMMITS_KEPT: usize = 4;
+/// Epochs of which it is remembered who committed when: the next one, and those whose evaluation may still begin.
+const COMMITS_KEPT: usize = 2 + CLOSED_EPOCHS_KEPT;
 
 /// What is said of all contributions drawn, in [`PeerId`] order.
 pub(super) type AllSaid = Vec<(PeerId, Said)>;
@@ -44,14 +44,14 @@ pub(super) struct Commits {
 }
 
 impl Commits {
-    /// Takes a manifest of a member.
-    pub(super) fn note(&mut self, submitted: &HashedManifest) {
+    /// Takes a manifest of a member of the stage, which is at this version. One for an epoch beyond the next is not remembered: it
+    /// is for nothing that anybody can have done.
+    pub(super) fn note(&mut self, version: Epoch, submitted: &HashedManifest) {
         let (peer, epoch, hash) = (submitted.manifest.peer, submitted.manifest.epoch, submitted.hash);
-        let newest = self.epochs.last_key_value().map_or(epoch, |(newest, _)| *newest);
-        if self.epochs.len() >= COMMITS_KEPT && !self.epochs.contains_key(&epoch) {
-            if epoch < newest {
-                return;
-            }
+        if epoch > version.next() {
+            return;
+        }
+        while self.epochs.len() >= COMMITS_KEPT && !self.epochs.contains_key(&epoch) {
             self.epochs.pop_first();
         }
         self.heard += 1;
@@ -194,10 +194,10 @@ impl Evaluate {
         let manifest = bytes.and_then(|bytes| read_manifest(&subject, self.base.hash, bytes));
         let Some(manifest) = manifest else { return self.fetch(number + 1) };
         // Whoever owned a partition of the merge has had it from its miner.
-        let providers = holders(state, WHOLE, None);
-        let from = |_| [*peer].into_iter().chain(providers.iter().copied().filter(|other| other != peer));
-        let wanted = manifest.partitions.iter().map(|hash| Wanted::new(*hash, from(()).collect()));
-        let fetches = Fetches::of(wanted.collect::<Vec<_>>());
+        let others = holders(state, WHOLE, None).into_iter().filter(|other| other != peer);
+        let providers: Vec<PeerId> = std::iter::once(*peer).chain(others).collect();
+        let wanted = manifest.partitions.iter().map(|hash| Wanted::new(*hash, providers.clone()));
+        let fetches = Fetches::of(wanted);
         Step::Partitions(number, manifest.partitions, fetches)
     }
 
@@ -480,11 +480,11 @@ mod tests {
         let [one, other, anew] = [manifest(1, 0, 5), manifest(2, 0, 5), manifest(1, 0, 6)];
         let mut commits = Commits::default();
         for heard in [&one, &other, &one, &other] {
-            commits.note(heard);
+            commits.note(Epoch(0), heard);
         }
         assert_eq!(committed(&commits, &one), Some((1, 1)));
         assert_eq!(committed(&commits, &other), Some((2, 2)), "said again, it is as old");
-        commits.note(&anew);
+        commits.note(Epoch(0), &anew);
         assert_eq!(committed(&commits, &anew), Some((1, 5)));
         assert_eq!(committed(&commits, &one), None, "it is not what was merged");
         assert_eq!(committed(&commits, &manifest(3, 0, 5)), None);
@@ -494,8 +494,11 @@ mod tests {
     fn only_the_newest_epochs_are_remembered() {
         let mut commits = Commits::default();
         let epochs: Vec<HashedManifest> = (0..8).map(|epoch| manifest(1, epoch, 5)).collect();
-        epochs.iter().for_each(|heard| commits.note(heard));
-        commits.note(&epochs[0]);
+        for (version, heard) in (0..).map(Epoch).zip(&epochs) {
+            commits.note(version, heard);
+            // Who says something of epochs that nobody has come to takes nothing from the others.
+            (2..9).for_each(|ahead| commits.note(version, &manifest(2, version.0 + ahead, 5)));
+        }
         let known: Vec<bool> = epochs.iter().map(|of| committed(&commits, of).is_some()).collect();
         assert_eq!(known, [false, false, false, false, true, true, true, true]);
     }
