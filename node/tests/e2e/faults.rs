@@ -189,7 +189,10 @@ fn a_frozen_miner_is_readmitted_when_it_thaws() {
 
 #[test]
 fn a_late_peer_contributes_to_the_next_epoch() {
-    let mut swarm = Swarm::start(&tiny(TrainingMode::Local, 1, 2, ENDLESS), &["--join-after", "e2"]);
+    let mut spec = tiny(TrainingMode::Local, 1, 2, ENDLESS);
+    // Long beside what it takes the leader to hear that the late process is ready: who is not heard of is not waited for.
+    spec.training.samples_per_epoch = 120;
+    let mut swarm = Swarm::start(&spec, &["--join-after", "e2"]);
     let ready = swarm.until("weights of the late process", 2, |timed| match timed.event {
         NodeEvent::WeightsReady { version, .. } if version > 0 => Some(version),
         _ => None,
