@@ -38,7 +38,7 @@ use iota_protocol::peer::{Addresses, Peer};
 use iota_protocol::wire::Outdated;
 use iota_protocol::wire::frame::{PushAck, PushHeader, PushRefusal, check_payload};
 use iota_protocol::wire::message::{StateOffer, Topic};
-use iota_protocol::{Epoch, Hash, Identity, Instant, PeerId, RunId, RunSpec};
+use iota_protocol::{Epoch, Hash, Instant, PeerId, RunId, RunSpec};
 use libp2p::Multiaddr;
 use tokio::sync::{mpsc, oneshot};
 use tokio::task::JoinSet;
@@ -78,8 +78,6 @@ pub(crate) struct Parts {
     pub(crate) mirror: Option<Mirror>,
     pub(crate) engine: Option<(mpsc::UnboundedSender<Order>, mpsc::UnboundedReceiver<JobDone>)>,
     pub(crate) reporter: Reporter,
-    /// Who sends on something else than it commits to, to try that.
-    pub(crate) two_faced: Option<Identity>,
 }
 
 /// The end of something the peer asked for, or a push that was checked.
@@ -479,12 +477,7 @@ impl Driver {
             }
             Action::Push { id, to, header } => {
                 let (vault, sent) = (vault.clone(), self.parts.reporter.pushes_sent());
-                let two_faced = self.parts.two_faced.clone();
                 self.tasks.spawn(async move {
-                    let header = match two_faced {
-                        Some(identity) => poison::other_push(&vault, &identity, header).await,
-                        None => header,
-                    };
                     let ack = vault.push(to, &header).await;
                     sent.inc_by(u64::from(ack.is_some()));
                     Completion::Pushed { id, to, ack }

@@ -233,7 +233,7 @@ pub async fn join(config: JoinConfig, stop: Stop) -> Result<RunSummary, RunError
     let (health, watched) = tokio::sync::watch::channel(serde_json::Value::Null);
     let pages = StatusServer::start(config.http, Exposure::Loopback, watched, Arc::new(registry)).await?;
 
-    let (vault, write_behind) = Vault::new(plane.clone());
+    let (vault, write_behind) = Vault::new(plane.clone(), two_faced(&config, &identity));
     let writer = tokio::spawn(write_behind);
     let spec = Arc::new(config.spec.clone());
     let (engine, engine_thread) = match config.roles.computes() {
@@ -266,21 +266,7 @@ pub async fn join(config: JoinConfig, stop: Stop) -> Result<RunSummary, RunError
     if let Err(error) = disk.keep_reserve() {
         tracing::warn!(%error, "the databases' reserve on the disk is renewed only now and then");
     }
-    let two_faced = config.poison.contains(&Poison::Push).then_some(identity);
-    let parts = Parts {
-        peer,
-        spec,
-        mirror,
-        disk,
-        net,
-        net_events,
-        plane,
-        pushes,
-        vault,
-        engine,
-        reporter,
-        two_faced,
-    };
+    let parts = Parts { peer, spec, mirror, disk, net, net_events, plane, pushes, vault, engine, reporter };
     let bootstrap_within = (!config.bootstrap.is_empty()).then_some(config.bootstrap_timeout);
     let mut driver = Driver::new(parts, bootstrap_within);
     let ended = driver.run(stop).await;
@@ -316,6 +302,11 @@ fn open_mirror(config: &JoinConfig, registry: &mut Registry) -> Result<Option<Mi
     open(&config.spec.mirror.url, config.mirror_upload_rate, metrics)
         .map(Some)
         .map_err(|error| RunError::Mirror(error.to_string()))
+}
+
+/// Who signs pushes of something else than it commits to, if this node is to try that.
+fn two_faced(config: &JoinConfig, identity: &Identity) -> Option<Identity> {
+    config.poison.contains(&Poison::Push).then(|| identity.clone())
 }
 
 fn new_peer(

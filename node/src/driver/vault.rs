@@ -10,11 +10,12 @@ use iota_protocol::pace::Paces;
 use iota_protocol::peer::room::Room;
 use iota_protocol::wire::encode;
 use iota_protocol::wire::frame::{PushAck, PushHeader};
-use iota_protocol::{Hash, PeerId};
+use iota_protocol::{Hash, Identity, PeerId};
 use tokio::sync::{mpsc, oneshot};
 use tokio::task::JoinSet;
 
 use super::cache::Cache;
+use super::poison::other_push;
 use crate::blobs::{DataError, DataPlane, FetchError};
 use crate::push::PushError;
 
@@ -33,6 +34,8 @@ pub(crate) struct Vault {
     full: Arc<AtomicBool>,
     /// How long transfers may take.
     paces: Arc<Mutex<Paces>>,
+    /// Who signs that it sends on [something else](other_push), to try that.
+    two_faced: Option<Arc<Identity>>,
 }
 
 /// What the task behind a vault is told.
@@ -45,8 +48,12 @@ pub(crate) enum Write {
 }
 
 impl Vault {
-    /// A vault over `plane`, and the task that writes behind. The task ends with the last clone of the vault.
-    pub(crate) fn new(plane: DataPlane) -> (Self, impl Future<Output = ()> + Send + 'static) {
+    /// A vault over `plane`, and the task that writes behind. The task ends with the last clone of the vault. Who is `two_faced` signs
+    /// and pushes something else than it is told to.
+    pub(crate) fn new(
+        plane: DataPlane,
+        two_faced: Option<Identity>,
+    ) -> (Self, impl Future<Output = ()> + Send + 'static) {
         let (writes, queue) = mpsc::channel(WRITES_QUEUED_MAX);
         let full = Arc::new(AtomicBool::new(false));
         let vault = Self {
@@ -55,6 +62,7 @@ impl Vault {
             writes,
             full: Arc::clone(&full),
             paces: Arc::default(),
+            two_faced: two_faced.map(Arc::new),
         };
         (vault, write_behind(plane, queue, full))
     }
@@ -133,6 +141,11 @@ impl Vault {
 
     /// Pushes a tensor that is here; nothing if it is not, or was not acknowledged.
     pub(crate) async fn push(&self, to: PeerId, header: &PushHeader) -> Option<PushAck> {
+        let other = match &self.two_faced {
+            Some(identity) => Some(other_push(self, identity, header.clone()).await),
+            None => None,
+        };
+        let header = other.as_ref().unwrap_or(header);
         let payload = self.get(header.hash).await?;
         let bytes = payload.len() as u64;
         let deadline = self.paces().push_deadline(to, bytes);
