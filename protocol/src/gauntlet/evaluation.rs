@@ -8,7 +8,7 @@
 //! together      what most of those say who saw it; of what they measured, the median of each number
 //! ```
 //! With three evaluators, one that lies moves nothing beyond what an honest one says. Evaluators compute the same from the same, but
-//! for what devices differ by: who is farther from the median than that, while enough others are not, was wrong. Nothing but
+//! for what devices differ by: who is farther from the median than that, while enough others who saw as much are not, was wrong. Nothing but
 //! measured losses counts on the word of fewer than `validation.quorum`.
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -251,6 +251,7 @@ impl Evaluating {
     #[must_use]
     pub fn evaluated(&self, spec: &ValidationSpec) -> Evaluated {
         let quorum = usize::from(spec.quorum);
+        let complete = self.complete();
         let (mut found, mut wrong) = (BTreeMap::new(), BTreeSet::new());
         for peer in &self.submitters {
             let said: Vec<(PeerId, Said)> = self
@@ -262,9 +263,21 @@ impl Evaluating {
                 })
                 .collect();
             found.insert(*peer, together(&said, quorum));
-            wrong.extend(far_from_the_median(&said, quorum, parts(LOSS_ERRORS * spec.loss_error_max)));
+            let comparable: Vec<(PeerId, Said)> =
+                said.into_iter().filter(|(evaluator, _)| complete.contains(evaluator)).collect();
+            wrong.extend(far_from_the_median(&comparable, quorum, parts(LOSS_ERRORS * spec.loss_error_max)));
         }
         Evaluated { found, wrong }
+    }
+
+    /// Evaluators that saw all that anybody saw. Whoever could not fetch one contribution has another median of norms, and so may
+    /// have clipped others otherwise.
+    fn complete(&self) -> BTreeSet<PeerId> {
+        let seen = |said: &Vec<(PeerId, Said)>| -> BTreeSet<PeerId> {
+            said.iter().filter(|(_, said)| *said != Said::Unseen).map(|(peer, _)| *peer).collect()
+        };
+        let by_any: BTreeSet<PeerId> = self.heard.values().flat_map(seen).collect();
+        self.heard.iter().filter(|(_, said)| seen(said) == by_any).map(|(evaluator, _)| *evaluator).collect()
     }
 }
 
@@ -370,6 +383,22 @@ mod tests {
         // Two losses of a thousandth each.
         assert_eq!(together(&[low, low, measured(22_000_000)]).1, [] as [usize; 0]);
         assert_eq!(together(&[low, low, measured(22_000_001)]).1, [2]);
+    }
+
+    #[test]
+    fn whoever_could_not_fetch_all_of_it_is_not_wrong_for_clipping_otherwise() {
+        let (most, other) = (measured(20_000_000), measured(50_000_000));
+        let wrong = |third: [Said; 2]| {
+            let mut evaluating = evaluating(8, 3);
+            let asked: Vec<PeerId> = evaluating.awaited().collect();
+            for (evaluator, said) in asked.iter().zip([[most, most], [most, most], third]) {
+                let evaluation = by(&evaluating, *evaluator, said);
+                evaluating.take(&evaluation);
+            }
+            evaluating.evaluated(&ValidationSpec::default()).wrong.contains(&asked[2])
+        };
+        assert!(wrong([other, most]));
+        assert!(!wrong([other, Said::Unseen]));
     }
 
     #[test]
