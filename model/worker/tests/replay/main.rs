@@ -1,5 +1,7 @@
 //! A miner's epoch gone through again from its receipts, by a worker that has nothing but what the miner has published.
 
+mod evaluation;
+
 use std::sync::Arc;
 
 use bytes::Bytes;
