@@ -270,7 +270,11 @@ impl RunState {
     pub fn apply(&mut self, index: LogIndex, chain: Hash, entry: Option<&Entry>) -> Vec<StateEvent> {
         assert_eq!(index.0, self.applied, "entries are applied in order");
         self.applied += 1;
-        entry.and_then(|entry| self.decide(index, chain, &entry.decision)).unwrap_or_default()
+        let decided = entry.and_then(|entry| self.decide(index, chain, &entry.decision));
+        let Some(mut events) = decided else { return Vec::new() };
+        // Whatever was decided may be what a rating has waited for.
+        events.extend(self.rate());
+        events
     }
 
     /// `None` means void.
@@ -330,11 +334,7 @@ impl RunState {
             Decision::Finish => {
                 let done = self.stages.iter().all(|stage| stage.version.0 >= self.spec.training.epochs);
                 self.finished = done;
-                done.then(|| {
-                    let mut events = self.rate();
-                    events.push(StateEvent::Finished);
-                    events
-                })
+                done.then(|| vec![StateEvent::Finished])
             }
             #[cfg(test)]
             Decision::Second => {
@@ -558,9 +558,7 @@ impl RunState {
         let disputed: Vec<Epoch> = self.checks.disputed(index).collect();
         self.stages.get_mut(index.as_usize())?.settle(closed, remembers, &disputed);
         self.checks.expire(index, epoch.next());
-        let mut events = vec![StateEvent::Skipped(index, epoch)];
-        events.extend(self.rate());
-        Some(events)
+        Some(vec![StateEvent::Skipped(index, epoch)])
     }
 
     fn plan(
@@ -667,9 +665,7 @@ impl RunState {
         let disputed: Vec<Epoch> = self.checks.disputed(index).collect();
         self.stages.get_mut(index.as_usize())?.settle(closed, remembers, &disputed);
         self.checks.expire(index, epoch.next());
-        let mut events = vec![StateEvent::Merged(index, epoch, samples, loss)];
-        events.extend(self.rate());
-        Some(events)
+        Some(vec![StateEvent::Merged(index, epoch, samples, loss)])
     }
 }
 

@@ -155,12 +155,7 @@ impl RunState {
     }
 
     pub(super) fn dismiss(&mut self, peer: PeerId, reason: DismissReason) -> Option<Vec<StateEvent>> {
-        self.checks.dismiss(peer, reason).then(|| {
-            let mut events = vec![StateEvent::Dismissed(peer, reason)];
-            // An evaluation may have waited for nobody else.
-            events.extend(self.rate());
-            events
-        })
+        self.checks.dismiss(peer, reason).then(|| vec![StateEvent::Dismissed(peer, reason)])
     }
 
     /// Takes a verdict, and draws the conclusion if it is the last that was missing. `chain` is the chain hash after it.

@@ -45,9 +45,7 @@ impl RunState {
             return None;
         }
         evaluating.take(evaluation);
-        let mut events = vec![StateEvent::Evaluated(evaluation.epoch, evaluation.evaluator)];
-        events.extend(self.rate());
-        Some(events)
+        Some(vec![StateEvent::Evaluated(evaluation.epoch, evaluation.evaluator)])
     }
 
     /// Rates those who contributed to merges of which all evaluations have come, or can come no more. One epoch after another,
