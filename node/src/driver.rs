@@ -18,7 +18,7 @@ mod cache;
 pub(crate) mod engine_thread;
 mod history;
 mod mirror;
-mod moments;
+pub(crate) mod moments;
 pub(crate) mod poison;
 mod reporter;
 pub(crate) mod vault;
@@ -38,7 +38,7 @@ use iota_protocol::peer::{Addresses, Peer};
 use iota_protocol::wire::Outdated;
 use iota_protocol::wire::frame::{PushAck, PushHeader, PushRefusal, check_payload};
 use iota_protocol::wire::message::{StateOffer, Topic};
-use iota_protocol::{Epoch, Hash, Instant, PeerId, RunId, RunSpec};
+use iota_protocol::{Epoch, Hash, Instant, PeerId, RunId, RunSpec, StageIndex};
 use libp2p::Multiaddr;
 use tokio::sync::{mpsc, oneshot};
 use tokio::task::JoinSet;
@@ -53,6 +53,7 @@ use crate::store::PaxosStorage;
 use engine_thread::Order;
 use history::History;
 use mirror::Keeping;
+use moments::MomentsFolder;
 pub(crate) use reporter::Reporter;
 use vault::Vault;
 
@@ -65,6 +66,9 @@ const LAST_CHECKPOINT_KEPT: Duration = Duration::from_secs(120);
 /// Between two looks at progress, for the event log, metrics and `/health`.
 const REPORT_EVERY: Duration = Duration::from_millis(500);
 
+/// Orders to the engine, and what it has done.
+pub(crate) type EngineChannels = (mpsc::UnboundedSender<Order>, mpsc::UnboundedReceiver<JobDone>);
+
 /// What the owner loop is given.
 pub(crate) struct Parts {
     pub(crate) peer: NodePeer,
@@ -76,7 +80,8 @@ pub(crate) struct Parts {
     pub(crate) vault: Vault,
     pub(crate) disk: DiskWatch,
     pub(crate) mirror: Option<Mirror>,
-    pub(crate) engine: Option<(mpsc::UnboundedSender<Order>, mpsc::UnboundedReceiver<JobDone>)>,
+    pub(crate) moments: MomentsFolder,
+    pub(crate) engine: Option<EngineChannels>,
     pub(crate) reporter: Reporter,
 }
 
@@ -87,6 +92,7 @@ enum Completion {
     Fetched { id: u64, bytes: Option<Bytes> },
     Stored { id: u64, kept: bool },
     Mirrored { id: u64, there: bool },
+    MomentsMirrored { id: u64, hash: Option<Hash> },
     CheckpointKept(bool),
     LogMirrored(u64),
     Checked { push: Box<IncomingPush>, header: Result<PushHeader, PushRefusal> },
@@ -350,6 +356,7 @@ impl Driver {
             Completion::Fetched { id, bytes } => peer.handle_fetched(now, id, bytes.as_deref()),
             Completion::Stored { id, kept } => peer.handle_stored(now, id, kept),
             Completion::Mirrored { id, there } => peer.handle_mirrored(now, id, there),
+            Completion::MomentsMirrored { id, hash } => peer.handle_moments_mirrored(now, id, hash),
             Completion::Checked { push, header } => {
                 let ack = match header {
                     Ok(header) => {
@@ -508,6 +515,7 @@ impl Driver {
                 self.keep_snapshot();
             }
             Action::Mirror { id, state, first } => self.mirror_state(id, state, first),
+            Action::MirrorMoments { id, stage, version } => self.mirror_moments(id, stage, version),
             Action::MirrorBlobs { blobs } => self.mirror_blobs(blobs),
             Action::Checkpoint(checkpoint) => self.keeping.take(checkpoint),
             Action::Compute(job) => {
@@ -557,6 +565,17 @@ impl Driver {
                 None => false,
             };
             Completion::Mirrored { id, there }
+        });
+    }
+
+    fn mirror_moments(&mut self, id: u64, stage: StageIndex, version: Epoch) {
+        let (folder, mirror) = (self.parts.moments.clone(), self.parts.mirror.clone());
+        self.tasks.spawn(async move {
+            let hash = match mirror {
+                Some(mirror) => mirror::bring_moments(&mirror, folder, stage, version).await,
+                None => None,
+            };
+            Completion::MomentsMirrored { id, hash }
         });
     }
 

@@ -8,6 +8,7 @@ use std::net::SocketAddr;
 use std::num::NonZeroU64;
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::thread::JoinHandle;
 use std::time::Duration;
 
 use iota_model::Device;
@@ -26,12 +27,13 @@ use tokio_util::sync::CancellationToken;
 
 use crate::blobs::{DataConfig, DataError, DataPlane, Storage};
 use crate::bridge;
-use crate::checkpoints::open;
+use crate::checkpoints::{moments_of, open};
 use crate::disk::DiskWatch;
 use crate::driver::engine_thread::{self, EngineSetup};
+use crate::driver::moments::MomentsFolder;
 pub use crate::driver::poison::Poison;
 use crate::driver::vault::Vault;
-use crate::driver::{Driver, Ended, NodePeer, Parts, Reporter, wall_micros};
+use crate::driver::{Driver, Ended, EngineChannels, NodePeer, Parts, Reporter, wall_micros};
 use crate::events::{EventLog, NodeEvent};
 use crate::http::{Exposure, HttpError, StatusServer};
 use crate::metrics::{DataMetrics, NodeMetrics};
@@ -226,34 +228,21 @@ pub async fn join(config: JoinConfig, stop: Stop) -> Result<RunSummary, RunError
     let identity = Identity::from_secret(config.secret);
     let store = Store::open(&config.data_dir)?;
     recovery::claim(&store, config.spec.run_id(), identity.peer())?;
+    let mirror = open_mirror(&config, &mut registry)?;
+    let spec = Arc::new(config.spec.clone());
+    let moments = MomentsFolder::new(&config.data_dir, Arc::clone(&spec));
+    if let Some(mirror) = mirror.as_ref().filter(|_| config.roles.miner && moments.is_empty()) {
+        restore_moments(mirror, &spec, identity.peer(), &moments).await;
+    }
     let (plane, pushes) =
         DataPlane::start(data_config(&config, &traffic, DataMetrics::register(&mut registry))).await?;
     let (net, net_events, net_task) = net::start(net_config(&config), &mut registry, traffic.clone()).await?;
-    let mirror = open_mirror(&config, &mut registry)?;
     let (health, watched) = tokio::sync::watch::channel(serde_json::Value::Null);
     let pages = StatusServer::start(config.http, Exposure::Loopback, watched, Arc::new(registry)).await?;
 
     let (vault, write_behind) = Vault::new(plane.clone(), two_faced(&config, &identity));
     let writer = tokio::spawn(write_behind);
-    let spec = Arc::new(config.spec.clone());
-    let (engine, engine_thread) = match config.roles.computes() {
-        true => {
-            let setup = EngineSetup {
-                spec: Arc::clone(&spec),
-                device: config.device,
-                corpus: config.corpus.clone(),
-                vault: vault.clone(),
-                runtime: tokio::runtime::Handle::current(),
-                data_dir: config.data_dir.clone(),
-                own: config.roles.miner,
-                poison: config.poison.clone(),
-            };
-            let (orders, results, thread) = engine_thread::start(setup)
-                .map_err(|error| RunError::Other(format!("start the engine's thread: {error}")))?;
-            (Some((orders, results)), Some(thread))
-        }
-        false => (None, None),
-    };
+    let (engine, engine_thread) = start_engine(&config, &spec, &vault, &moments)?.unzip();
     let number = recovery::first_number(&store, wall_micros())?;
     let mut peer = new_peer(&config, &spec, identity.clone(), number, &store);
     recovery::recover(&mut peer, &store, &plane).await?;
@@ -266,7 +255,8 @@ pub async fn join(config: JoinConfig, stop: Stop) -> Result<RunSummary, RunError
     if let Err(error) = disk.keep_reserve() {
         tracing::warn!(%error, "the databases' reserve on the disk is renewed only now and then");
     }
-    let parts = Parts { peer, spec, mirror, disk, net, net_events, plane, pushes, vault, engine, reporter };
+    let parts =
+        Parts { peer, spec, mirror, moments, disk, net, net_events, plane, pushes, vault, engine, reporter };
     let bootstrap_within = (!config.bootstrap.is_empty()).then_some(config.bootstrap_timeout);
     let mut driver = Driver::new(parts, bootstrap_within);
     let ended = driver.run(stop).await;
@@ -294,6 +284,47 @@ pub async fn join(config: JoinConfig, stop: Stop) -> Result<RunSummary, RunError
 }
 
 /// The run's mirror. Whether it answers shows later, and stops nobody.
+/// The engine's channels and its thread, if any role computes.
+fn start_engine(
+    config: &JoinConfig,
+    spec: &Arc<RunSpec>,
+    vault: &Vault,
+    moments: &MomentsFolder,
+) -> Result<Option<(EngineChannels, JoinHandle<()>)>, RunError> {
+    if !config.roles.computes() {
+        return Ok(None);
+    }
+    let setup = EngineSetup {
+        spec: Arc::clone(spec),
+        device: config.device,
+        corpus: config.corpus.clone(),
+        vault: vault.clone(),
+        runtime: tokio::runtime::Handle::current(),
+        moments: config.roles.miner.then(|| moments.clone()),
+        poison: config.poison.clone(),
+    };
+    let (orders, results, thread) = engine_thread::start(setup)
+        .map_err(|error| RunError::Other(format!("start the engine's thread: {error}")))?;
+    Ok(Some(((orders, results), thread)))
+}
+
+/// Puts the moments where the engine looks for them that this peer had when the checkpoint was made which the run goes on from. Training goes
+/// on without them.
+async fn restore_moments(mirror: &Mirror, spec: &RunSpec, peer: PeerId, folder: &MomentsFolder) {
+    let found = match moments_of(mirror, spec, peer).await {
+        Ok(found) => found,
+        Err(error) => {
+            tracing::warn!(%error, "inner optimizer starts anew");
+            return;
+        }
+    };
+    let Some((stage, moments)) = found else { return };
+    match folder.keep(stage, Epoch(spec.start.epoch), &moments) {
+        Ok(()) => tracing::info!(%stage, step = moments.step, "inner optimizer goes on from the checkpoint"),
+        Err(error) => tracing::warn!(%error, "inner optimizer starts anew"),
+    }
+}
+
 fn open_mirror(config: &JoinConfig, registry: &mut Registry) -> Result<Option<Mirror>, RunError> {
     if !config.spec.mirror.is_set() {
         return Ok(None);

@@ -150,6 +150,8 @@ pub const CLOSED_EPOCHS_KEPT: usize = 2;
 pub const CHECKPOINT_EPOCHS_MAX: u32 = 32;
 /// Outcomes of merges that a stage remembers, even if its checkpoints are late.
 pub const OUTCOMES_KEPT_MAX: usize = 2 * CHECKPOINT_EPOCHS_MAX as usize;
+/// Miners whose inner optimizer's moments go with a checkpoint, at most: the entry that decides it names each of them.
+pub const CHECKPOINT_MOMENTS_MAX: usize = 2048;
 /// Longest wait of a finished run for its last checkpoint, as long as somebody says that its mirror takes it: an upload of
 /// 100 GiB at 2.5 Gbit/s takes 6 minutes.
 pub const LAST_CHECKPOINT_WAIT: Duration = Duration::from_secs(600);
@@ -240,6 +242,10 @@ const _: () =
     assert!(CANDIDATES_MAX % 2 == 1, "an even number of candidates tolerates no more crashes than one fewer");
 const _: () = assert!(PARTITIONS_MAX * 33 + 4096 <= ENTRY_BYTES_MAX, "an outcome fits a log entry");
 const _: () = assert!(REPLICAS_MAX * 192 <= ENTRY_BYTES_MAX, "a plan fits a log entry");
+const _: () = assert!(
+    CHECKPOINT_MOMENTS_MAX * 92 + STAGES_MAX * 34 + 1024 <= ENTRY_BYTES_MAX,
+    "a checkpoint fits a log entry"
+);
 const _: () = assert!(EVALUATED_MAX as usize * 192 <= ENTRY_BYTES_MAX, "an evaluation fits a log entry");
 const _: () =
     assert!(EVIDENCE_REPORTS_MAX * DIGEST_BYTES_MAX + 1024 <= ENTRY_BYTES_MAX, "evidence fits a log entry");

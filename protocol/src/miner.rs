@@ -79,6 +79,8 @@ enum Purpose {
     Restore(restore::Want),
     /// Of the state that a checkpoint needs.
     Mirror,
+    /// Of the moments that go with it.
+    MirrorMoments,
     /// Of a contribution's receipts and its manifest, which has this hash.
     Commit(Epoch, Hash),
 }
@@ -230,7 +232,7 @@ impl Miner {
 
     /// What it has seen in the mirror, if the run has one and it ever tried.
     #[must_use]
-    pub const fn mirror(&self) -> Option<MirrorRecord> {
+    pub fn mirror(&self) -> Option<MirrorRecord> {
         self.mirroring.record()
     }
 
@@ -404,7 +406,8 @@ impl Miner {
                 self.catch_up.fetched(cx.now, want, bytes);
             }
             Some(Purpose::Restore(want)) => self.restored(cx, want, bytes),
-            Some(Purpose::Push(..) | Purpose::Commit(..) | Purpose::Mirror) | None => {}
+            Some(Purpose::Push(..) | Purpose::Commit(..) | Purpose::Mirror | Purpose::MirrorMoments)
+            | None => {}
         }
         self.pump(cx);
     }

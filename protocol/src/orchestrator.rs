@@ -233,7 +233,7 @@ impl Orchestrator {
         let mut occupancy = Occupancy::of(state, book, self.verdicts.enlisting(now, state));
         wanted.extend(self.balance.admissions(now, state, book, &self.queue.in_order(), &mut occupancy));
         wanted.extend(self.upgrade.decision(now, listening_since, state, book));
-        wanted.extend(self.checkpoints.decision(state));
+        wanted.extend(self.checkpoints.decision(now, state, book));
         wanted.extend(self.losses.decisions(now, state));
         wanted.extend(self.verdicts.decisions(now, listening_since, state, book, &mut occupancy));
         let begun = balance::begun(state);

@@ -23,7 +23,7 @@ use std::time::Duration;
 use omnipaxos::storage::Storage;
 
 use crate::gauntlet::evaluation::Evaluation;
-use crate::id::{Epoch, Identity, PeerId, StageIndex};
+use crate::id::{Epoch, Hash, Identity, PeerId, StageIndex};
 use crate::join::{Credential, Refusal, Role};
 use crate::limits::{RPC_BYTES_MAX, TRANSFER_DEADLINE};
 use crate::log::snapshot::Snapshots;
@@ -720,6 +720,12 @@ impl<S: Storage<LogBytes> + Clone> Peer<S> {
     /// Takes the end of [`Action::Mirror`]: whether all of the state is in the mirror.
     pub fn handle_mirrored(&mut self, now: Instant, id: u64, there: bool) {
         self.with_miner(now, |miner, cx| miner.handle_mirrored(cx, id, there));
+        self.pump(now);
+    }
+
+    /// Takes the end of [`Action::MirrorMoments`]: the hash of the moments, if they are in the mirror.
+    pub fn handle_moments_mirrored(&mut self, now: Instant, id: u64, hash: Option<Hash>) {
+        self.with_miner(now, |miner, cx| miner.handle_moments_mirrored(cx, id, hash));
         self.pump(now);
     }
 

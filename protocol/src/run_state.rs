@@ -28,14 +28,14 @@ use serde::{Deserialize, Serialize};
 
 use crate::equivocation::{Equivocation, EquivocationError};
 use crate::id::{Epoch, Hash, LogIndex, PartitionIndex, PeerId, StageIndex};
-use crate::limits::{REPLICAS_MAX, WIRE_VERSION_FIRST};
+use crate::limits::{CHECKPOINT_MOMENTS_MAX, REPLICAS_MAX, WIRE_VERSION_FIRST};
 use crate::merge;
 use crate::merge::evidence::{Evidence, EvidenceError, Reports};
 use crate::samples::{Deal, epoch_samples};
 use crate::scores::{Penalty, Place, Scores, Work};
 use crate::spec::RunSpec;
 use crate::validation::{DismissReason, Finding, Outcome as CheckOutcome, Subject};
-use crate::wire::message::{Decision, Entry, EvictReason, Submission};
+use crate::wire::message::{Decision, Entry, EvictReason, SavedMoments, Submission};
 
 use checks::Checks;
 pub use stage::{Closed, Outcome, Phase, Plan, Stage, Training};
@@ -97,6 +97,9 @@ pub struct Checkpoint {
     pub epoch: Epoch,
     /// For each stage the hash of its state offer, under which the mirror has it.
     pub stages: Vec<Hash>,
+    /// The inner optimizers' moments that their miners have brought there too, by stage and miner.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub moments: Vec<SavedMoments>,
     /// Entries of the log up to and with the one that decided it, and the chain hash after that; nothing if the run
     /// started from it.
     pub decided: Option<(u64, Hash)>,
@@ -151,6 +154,7 @@ impl RunState {
             checkpoint: start.checkpoint.map(|_| Checkpoint {
                 epoch: Epoch(start.epoch),
                 stages: start.stages.clone(),
+                moments: start.moments.clone(),
                 decided: None,
             }),
             snapshot: 0,
@@ -322,7 +326,9 @@ impl RunState {
             }
             Decision::Judge(verdict) => self.judge(self.spec.run_id(), chain, verdict),
             Decision::Evaluate(evaluation) => self.evaluate(self.spec.run_id(), evaluation),
-            Decision::Checkpoint { epoch, stages } => self.checkpointed(index, chain, *epoch, stages),
+            Decision::Checkpoint { epoch, stages, moments } => {
+                self.checkpointed((index, chain), *epoch, stages, moments)
+            }
             Decision::Snapshot { entries, .. } => {
                 let next = *entries == index.0 && *entries > self.snapshot;
                 next.then(|| {
@@ -346,18 +352,22 @@ impl RunState {
 
     fn checkpointed(
         &mut self,
-        index: LogIndex,
-        chain: Hash,
+        (index, chain): (LogIndex, Hash),
         epoch: Epoch,
         stages: &[Hash],
+        moments: &[SavedMoments],
     ) -> Option<Vec<StateEvent>> {
         let newer = self.checkpoint.as_ref().is_none_or(|checkpoint| epoch > checkpoint.epoch);
         let reached = self.stages.iter().all(|stage| stage.version >= epoch);
-        if !newer || !reached || !self.spec.is_checkpoint(epoch) || stages.len() != self.stages.len() {
+        let in_order = moments.is_sorted_by(|one, next| (one.stage, one.peer) < (next.stage, next.peer));
+        let fits = stages.len() == self.stages.len()
+            && moments.len() <= CHECKPOINT_MOMENTS_MAX
+            && moments.iter().all(|saved| saved.stage.as_usize() < stages.len());
+        if !newer || !reached || !in_order || !fits || !self.spec.is_checkpoint(epoch) {
             return None;
         }
-        self.checkpoint =
-            Some(Checkpoint { epoch, stages: stages.to_vec(), decided: Some((index.0 + 1, chain)) });
+        let (stages, moments) = (stages.to_vec(), moments.to_vec());
+        self.checkpoint = Some(Checkpoint { epoch, stages, moments, decided: Some((index.0 + 1, chain)) });
         for stage in &mut self.stages {
             stage.outcomes.retain(|outcome| outcome.epoch >= epoch);
         }

@@ -12,6 +12,7 @@ use crate::id::{Epoch, Hash, PeerId, RunId};
 use crate::limits;
 use crate::time::{ByteCount, Millis};
 use crate::wire;
+use crate::wire::message::SavedMoments;
 
 /// Why a spec was refused.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -492,6 +493,9 @@ section! {
         keep: u32 = 3,
         /// Of the older ones every so many is kept for good; 0 for none. Default 0.
         keep_every: u32 = 0,
+        /// Whether each miner's own inner optimizer goes with them, in "local" mode: 8 bytes for each parameter of its stage,
+        /// miner and checkpoint. Without it a resumed run begins with fresh ones. Default true.
+        moments: bool = true,
     }
 }
 
@@ -506,6 +510,9 @@ section! {
         checkpoint: Option<Hash> = None,
         /// BLAKE3 of the encoding of each stage's [`StateOffer`](crate::wire::message::StateOffer), head first.
         stages: Vec<Hash> = Vec::new(),
+        /// The [moments](crate::moments) of inner optimizers that go with it, by stage and miner. Who has some of its own here goes on from
+        /// them.
+        moments: Vec<SavedMoments> = Vec::new(),
     }
 }
 
@@ -571,6 +578,12 @@ impl RunSpec {
         let due =
             version.0.is_multiple_of(self.mirror.checkpoint_epochs) || version.0 == self.training.epochs;
         self.mirror.is_set() && version.0 > self.start.epoch && due
+    }
+
+    /// Whether miners bring their inner optimizers' moments to the mirror.
+    #[must_use]
+    pub fn saves_moments(&self) -> bool {
+        self.mirror.is_set() && self.mirror.moments && self.training.mode == TrainingMode::Local
     }
 
     /// The stages, head first.

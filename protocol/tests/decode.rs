@@ -23,8 +23,8 @@ use iota_protocol::wire::envelope::signed_bytes;
 use iota_protocol::wire::frame::{Direction, PushAck, PushHeader, PushRefusal, check_payload};
 use iota_protocol::wire::message::{
     ContributionFault, Decision, DigestReport, Entry, EvictReason, FaultKind, LackRecord, Manifest,
-    ManifestAnnounce, MergeMessage, MirrorRecord, PeerRecord, Request, Response, StateOffer, Submission,
-    Topic, WeightsRecord,
+    ManifestAnnounce, MergeMessage, MirrorRecord, MomentsRecord, PeerRecord, Request, Response, StateOffer,
+    Submission, Topic, WeightsRecord,
 };
 use iota_protocol::wire::{DecodeError, Payload, decode, encode, seal};
 use iota_protocol::{Epoch, Hash, Instant, LogIndex, PartitionIndex, PeerId, RunSpec, SampleId, StageIndex};
@@ -189,10 +189,14 @@ fn record() -> impl Strategy<Value = PeerRecord> {
     });
     let counts = (any::<u32>(), any::<u32>(), any::<u16>(), any::<u32>(), any::<u64>(), 0_u16..4);
     let text = || vec(".{0,40}", 0..4);
-    let mirror =
-        (any::<u16>(), any::<u32>(), hash(), any::<bool>()).prop_map(|(stage, version, state, failing)| {
-            MirrorRecord { stage: StageIndex(stage), version: Epoch(version), state, failing }
-        });
+    let moments = (any::<u32>(), option::of(hash()))
+        .prop_map(|(version, hash)| MomentsRecord { version: Epoch(version), hash });
+    let mirror = (any::<u16>(), any::<u32>(), hash(), any::<bool>(), option::of(moments)).prop_map(
+        |(stage, version, state, failing, moments)| {
+            let (stage, version) = (StageIndex(stage), Epoch(version));
+            MirrorRecord { stage, version, state, failing, moments }
+        },
+    );
     let lacks = any::<(u16, u32)>()
         .prop_map(|(stage, epoch)| LackRecord { stage: StageIndex(stage), epoch: Epoch(epoch) });
     let held = (option::of(weights), option::of(mirror), option::of(lacks), vec(peer_id(), 0..3));

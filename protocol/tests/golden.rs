@@ -26,8 +26,8 @@ use iota_protocol::scores::ScoresExport;
 use iota_protocol::validation::verdict_bytes;
 use iota_protocol::wire::frame::{PushAck, PushHeader, PushRefusal};
 use iota_protocol::wire::message::{
-    Decision, Entry, EvictReason, LackRecord, Manifest, MergeMessage, MirrorRecord, PeerRecord, Request,
-    Response, Submission,
+    Decision, Entry, EvictReason, LackRecord, Manifest, MergeMessage, MirrorRecord, MomentsRecord,
+    PeerRecord, Request, Response, Submission,
 };
 use iota_protocol::wire::{Payload, decode, encode, open, seal};
 use iota_protocol::{Epoch, Hash, LogIndex, PeerId, RunSpec, StageIndex};
@@ -108,11 +108,19 @@ fn gossip_and_its_envelopes() {
     let newer = PeerRecord { wire_version_max: 2, ..examples::record() };
     check::<PeerRecord>("record-newer", "The same PeerRecord of a program that speaks version 2", &newer);
     let (stage, version, state) = (StageIndex(1), Epoch(2), examples::hash("state 1"));
-    let mirror = Some(MirrorRecord { stage, version, state, failing: false });
+    let mirror = Some(MirrorRecord { stage, version, state, failing: false, moments: None });
     let mirrored = PeerRecord { mirror, ..examples::record() };
     check::<PeerRecord>(
         "record-mirror",
         "The same PeerRecord of a miner that has seen a state in the mirror",
+        &mirrored,
+    );
+    let moments = Some(MomentsRecord { version, hash: Some(examples::hash("moments")) });
+    let mirror = mirror.map(|mirror| MirrorRecord { moments, ..mirror });
+    let mirrored = PeerRecord { mirror, ..examples::record() };
+    check::<PeerRecord>(
+        "record-moments",
+        "The same PeerRecord of one that has brought its inner optimizer's moments there too",
         &mirrored,
     );
     let lacks = Some(LackRecord { stage, epoch: Epoch(1) });

@@ -209,6 +209,12 @@ pub(crate) enum Event {
         id: u64,
         there: bool,
     },
+    MomentsMirrored {
+        host: HostIndex,
+        incarnation: u32,
+        id: u64,
+        hash: Hash,
+    },
     FlowEnds(FlowEnd),
     FlowExpires(u64),
     JobEnds {

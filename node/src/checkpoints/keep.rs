@@ -164,6 +164,7 @@ async fn collect(mirror: &Mirror, spec: &MirrorSpec) -> Result<Collected, KeepEr
         for stage in &manifest.stages {
             blobs.insert(stage.offer.0);
             blobs.extend(stage.parts.iter().map(|part| part.0));
+            blobs.extend(stage.moments.iter().map(|moments| moments.hash.0));
         }
     }
     Ok(mirror.collect(&blobs, &kept, COLLECT_AFTER).await?)

@@ -3,20 +3,22 @@
 use iota_protocol::run_state::Checkpoint;
 use iota_protocol::spec::SpecError;
 use iota_protocol::wire::encode;
-use iota_protocol::wire::message::StateOffer;
-use iota_protocol::{Hash, RunId, RunSpec, StageIndex};
+use iota_protocol::wire::message::{SavedMoments, StateOffer};
+use iota_protocol::{Hash, PeerId, RunId, RunSpec, StageIndex};
 use serde::{Deserialize, Serialize};
 
-/// The number of the format.
-const FORMAT: u32 = 1;
-/// Greatest manifest that is read: 64 stages with 4096 parts of 67 bytes each, and a spec.
+/// The number of the format that is written.
+const FORMAT: u32 = 2;
+/// The oldest that is read: it names no moments of inner optimizers.
+const FORMAT_OLDEST: u32 = 1;
+/// Greatest manifest that is read: 64 stages with 4096 parts of 67 bytes each, moments of 2048 miners, and a spec.
 pub const MANIFEST_BYTES_MAX: u64 = 32 << 20;
 
 /// Everything of one checkpoint: all candidates make the same bytes of it.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Manifest {
-    /// Of this document; 1.
+    /// Of this document; 2.
     pub format: u32,
     /// The run.
     pub run: RunId,
@@ -45,6 +47,29 @@ pub struct StageEntry {
     /// The blobs whose concatenation is the state: weights, then the outer optimizer's moments, all little-endian f32, then
     /// its number of steps, a little-endian u64.
     pub parts: Vec<Hash>,
+    /// The inner optimizers' moments that miners of the stage have brought to the mirror.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub moments: Vec<MomentsEntry>,
+}
+
+/// The inner optimizer's [moments](iota_protocol::moments) of one miner. That they are in the mirror is what the miner said; nobody but
+/// the miner goes on from them.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct MomentsEntry {
+    /// The miner.
+    pub peer: PeerId,
+    /// The blob: first moments, second moments, both little-endian f32, and the number of steps, a little-endian u64; of no step the
+    /// number alone.
+    pub hash: Hash,
+}
+
+impl MomentsEntry {
+    /// Its form in a spec.
+    #[must_use]
+    pub const fn saved(self, stage: StageIndex) -> SavedMoments {
+        SavedMoments { stage, peer: self.peer, hash: self.hash }
+    }
 }
 
 /// Why bytes are no manifest.
@@ -54,7 +79,7 @@ pub enum ManifestError {
     #[error("the manifest is malformed: {0}")]
     Malformed(serde_json::Error),
     /// Another program's.
-    #[error("the manifest is of format {got}, expected {FORMAT}")]
+    #[error("the manifest is of format {got}, expected {FORMAT_OLDEST} or {FORMAT}")]
     Format {
         /// What it says.
         got: u32,
@@ -83,6 +108,12 @@ impl Manifest {
             offer: Hash::of(&encode(offer)),
             weights: offer.weights,
             parts: offer.parts.clone(),
+            moments: checkpoint
+                .moments
+                .iter()
+                .filter(|saved| saved.stage == offer.stage)
+                .map(|saved| MomentsEntry { peer: saved.peer, hash: saved.hash })
+                .collect(),
         };
         Self {
             format: FORMAT,
@@ -114,7 +145,7 @@ impl Manifest {
     /// What is wrong with it.
     pub fn from_bytes(bytes: &[u8]) -> Result<Self, ManifestError> {
         let manifest: Self = serde_json::from_slice(bytes).map_err(ManifestError::Malformed)?;
-        if manifest.format != FORMAT {
+        if !(FORMAT_OLDEST..=FORMAT).contains(&manifest.format) {
             return Err(ManifestError::Format { got: manifest.format });
         }
         let spec = manifest.spec()?;
@@ -143,6 +174,14 @@ impl Manifest {
         (0..).zip(&self.stages).map(|(stage, entry)| self.offer(StageIndex(stage), entry))
     }
 
+    /// The moments of miners that are named, and their stages.
+    pub fn moments(&self) -> impl Iterator<Item = (StageIndex, MomentsEntry)> + '_ {
+        let of = |(stage, entry): (u16, &StageEntry)| {
+            entry.moments.iter().map(move |moments| (StageIndex(stage), *moments)).collect::<Vec<_>>()
+        };
+        (0..).zip(&self.stages).flat_map(of)
+    }
+
     fn offer(&self, stage: StageIndex, entry: &StageEntry) -> StateOffer {
         let version = iota_protocol::Epoch(self.epoch);
         StateOffer { stage, version, weights: entry.weights, parts: entry.parts.clone() }
@@ -155,6 +194,9 @@ pub(super) mod tests {
     use iota_protocol::{Epoch, Identity};
 
     use super::*;
+
+    /// The moments of a miner of the second stage.
+    const MOMENTS: &[u8] = b"moments";
 
     /// A manifest of a run of three stages after eight epochs; each state is a blob of these bytes.
     pub(crate) fn manifest(mirror: &str) -> (Manifest, Vec<Vec<u8>>) {
@@ -173,7 +215,9 @@ pub(super) mod tests {
             .collect();
         let stages = offers.iter().map(|offer| Hash::of(&encode(offer))).collect();
         let decided = Some((77, Hash::of(b"chain")));
-        let checkpoint = Checkpoint { epoch: Epoch(8), stages, decided };
+        let saved = |stage| SavedMoments { stage, peer: PeerId([7; 32]), hash: Hash::of(MOMENTS) };
+        let moments = vec![saved(StageIndex(1))];
+        let checkpoint = Checkpoint { epoch: Epoch(8), stages, moments, decided };
         (Manifest::new(&spec, &checkpoint, &offers), blobs)
     }
 
@@ -182,6 +226,12 @@ pub(super) mod tests {
         let (manifest, _) = manifest("file:///mirror");
         assert_eq!(Manifest::from_bytes(&manifest.to_bytes()).expect("a manifest"), manifest);
         assert_eq!(manifest.next_sample, 8 * 64);
+        let moments: Vec<_> = manifest.stages.iter().map(|stage| stage.moments.len()).collect();
+        assert_eq!(moments, [0, 1, 0]);
+        let mut older = manifest.clone();
+        older.format = 1;
+        older.stages.iter_mut().for_each(|stage| stage.moments.clear());
+        assert_eq!(Manifest::from_bytes(&older.to_bytes()).expect("a manifest of format 1"), older);
         let spec = manifest.spec().expect("a spec");
         assert_eq!(spec.run_id(), manifest.run);
     }
@@ -194,7 +244,8 @@ pub(super) mod tests {
             let error = Manifest::from_bytes(&manifest.to_bytes()).expect_err(text).to_string();
             assert!(error.contains(text), "{error}");
         };
-        refused(|m| m.format = 2, "format 2, expected 1");
+        refused(|m| m.format = 3, "format 3, expected 1 or 2");
+        refused(|m| m.format = 0, "format 0, expected 1 or 2");
         refused(|m| m.run = RunId([3; 32]), "the run is 0303");
         refused(|m| drop(m.stages.pop()), "the number of stages is 2, expected 3");
         refused(|m| m.stages[1].weights = Hash::default(), "an offer's hash");

@@ -17,7 +17,7 @@ mod read;
 mod resume;
 
 pub use keep::{KeepError, Kept, keep};
-pub use manifest::{MANIFEST_BYTES_MAX, Manifest, ManifestError, StageEntry};
+pub use manifest::{MANIFEST_BYTES_MAX, Manifest, ManifestError, MomentsEntry, StageEntry};
 pub use open::{OpenError, open};
-pub use read::{Found, ReadError, Verified, Which, all, find, pull, verify};
+pub use read::{Found, ReadError, Verified, Which, all, find, moments_of, pull, verify};
 pub use resume::{ResumeError, resumed};

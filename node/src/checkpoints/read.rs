@@ -2,11 +2,14 @@
 
 use std::path::{Path, PathBuf};
 
+use iota_model::OptimizerState;
 use iota_model::checkpoint::{self, Checkpoint, CheckpointError};
+use iota_model::optimizer::MomentsError;
 use iota_model::outer::OuterState;
 use iota_protocol::limits::PARTITION_BYTES_MAX;
+use iota_protocol::moments::bytes_max;
 use iota_protocol::wire::message::StateOffer;
-use iota_protocol::{Hash, RunSpec};
+use iota_protocol::{Hash, PeerId, RunSpec, StageIndex};
 use iota_worker::bridge;
 use iota_worker::{StateError, read_state};
 
@@ -70,6 +73,14 @@ pub enum ReadError {
         /// What is wrong.
         source: StateError,
     },
+    /// The moments of an inner optimizer do not fit the spec.
+    #[error("moments of stage {stage}: {source}")]
+    Moments {
+        /// Which stage.
+        stage: u16,
+        /// What is wrong.
+        source: MomentsError,
+    },
     /// The files cannot be written.
     #[error(transparent)]
     Files(#[from] CheckpointError),
@@ -82,6 +93,10 @@ pub struct Verified {
     pub blobs: u64,
     /// Their bytes.
     pub bytes: u64,
+    /// Miners whose inner optimizer's moments are among them.
+    pub moments: u64,
+    /// Miners whose moments are named and not there: they said that they had brought them.
+    pub moments_missing: u64,
 }
 
 /// Finds a checkpoint. Of several manifests of an epoch, which runs leave that were resumed from an earlier one, the latest
@@ -140,7 +155,8 @@ pub async fn all(mirror: &Mirror) -> Result<Vec<(u32, Hash, Result<Manifest, Rea
     Ok(listed)
 }
 
-/// Reads every blob of a checkpoint and checks that they make up states of the run's stages, with the weights named.
+/// Reads every blob of a checkpoint and checks that they make up states of the run's stages, with the weights named. Moments that
+/// are not there are counted: a run goes on without them.
 ///
 /// # Errors
 /// The first thing found wrong.
@@ -152,11 +168,23 @@ pub async fn verify(mirror: &Mirror, manifest: &Manifest) -> Result<Verified, Re
         verified.blobs += read.blobs;
         verified.bytes += read.bytes;
     }
+    for (stage, entry) in manifest.moments() {
+        match moments(mirror, &spec, stage, entry.hash).await {
+            Ok(moments) => {
+                verified.blobs += 1;
+                verified.bytes += moments.to_bytes().len() as u64;
+                verified.moments += 1;
+            }
+            Err(ReadError::Mirror(MirrorError::Missing { .. })) => verified.moments_missing += 1,
+            Err(error) => return Err(error),
+        }
+    }
     Ok(verified)
 }
 
 /// Writes a checkpoint into `folder` as safetensors: for each stage its weights and, if it has moments, the outer
-/// optimizer's; and the whole model. Returns the files.
+/// optimizer's; those of inner optimizers in a folder below `inner` for each miner whose are there; and the whole model. Returns the
+/// files.
 ///
 /// # Errors
 /// What is wrong with the checkpoint, or that a file cannot be written. Files are whole or not there.
@@ -173,8 +201,47 @@ pub async fn pull(mirror: &Mirror, manifest: &Manifest, folder: &Path) -> Result
             files.push(checkpoint::save_optimizer(folder, &model, offer.stage.as_usize(), &moments)?);
         }
     }
+    for (stage, entry) in manifest.moments() {
+        match moments(mirror, &spec, stage, entry.hash).await {
+            Ok(moments) => {
+                let folder = folder.join("inner").join(entry.peer.to_string());
+                files.push(checkpoint::save_optimizer(&folder, &model, stage.as_usize(), &moments)?);
+            }
+            Err(ReadError::Mirror(MirrorError::Missing { .. })) => {}
+            Err(error) => return Err(error),
+        }
+    }
     files.push(checkpoint::assemble(folder)?);
     Ok(files)
+}
+
+/// The moments of `peer` that go with the checkpoint which `spec`'s run goes on from, and their stage; nothing if the run starts anew,
+/// or the checkpoint has none of this peer.
+///
+/// # Errors
+/// They are not there, or do not fit.
+pub async fn moments_of(
+    mirror: &Mirror,
+    spec: &RunSpec,
+    peer: PeerId,
+) -> Result<Option<(StageIndex, OptimizerState)>, ReadError> {
+    match spec.start.moments.iter().find(|saved| saved.peer == peer) {
+        Some(saved) => Ok(Some((saved.stage, moments(mirror, spec, saved.stage, saved.hash).await?))),
+        None => Ok(None),
+    }
+}
+
+/// Moments of one stage.
+async fn moments(
+    mirror: &Mirror,
+    spec: &RunSpec,
+    stage: StageIndex,
+    hash: Hash,
+) -> Result<OptimizerState, ReadError> {
+    let parameters = bridge::model_config(spec).parameter_count(stage.as_usize());
+    let bytes = mirror.get(hash.0, bytes_max(parameters) as u64).await?;
+    OptimizerState::from_bytes(&bytes, parameters)
+        .map_err(|source| ReadError::Moments { stage: stage.0, source })
 }
 
 /// The state of one stage.
@@ -187,7 +254,8 @@ async fn state(
     for part in &offer.parts {
         bytes.extend_from_slice(&mirror.get(part.0, PARTITION_BYTES_MAX as u64).await?);
     }
-    let verified = Verified { blobs: offer.parts.len() as u64, bytes: bytes.len() as u64 };
+    let (blobs, length) = (offer.parts.len() as u64, bytes.len() as u64);
+    let verified = Verified { blobs, bytes: length, ..Verified::default() };
     let state = read_state(spec, offer.stage, &bytes, offer.weights);
     Ok((state.map_err(|source| ReadError::State { stage: offer.stage.0, source })?, verified))
 }

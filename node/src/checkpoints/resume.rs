@@ -39,7 +39,9 @@ pub fn resumed(found: &Found, url: &str, epochs: Option<u32>) -> Result<RunSpec,
     }
     url.clone_into(&mut spec.mirror.url);
     let stages: Vec<Hash> = found.manifest.stages.iter().map(|stage| stage.offer).collect();
-    spec.start = StartSpec { epoch, lineage: Some(lineage), checkpoint: Some(found.hash), stages };
+    let saved = found.manifest.moments().map(|(stage, entry)| entry.saved(stage));
+    let moments = saved.collect();
+    spec.start = StartSpec { epoch, lineage: Some(lineage), checkpoint: Some(found.hash), stages, moments };
     Ok(spec)
 }
 
@@ -61,6 +63,7 @@ mod tests {
         assert_eq!(spec.lineage(), found().manifest.spec().expect("a spec").lineage());
         assert_eq!((spec.start.epoch, spec.start.checkpoint), (8, Some(found().hash)));
         assert_eq!(spec.mirror.url, "file:///copy");
+        assert_eq!(spec.start.moments.len(), 1, "of the one miner in the manifest");
     }
 
     #[test]

@@ -65,9 +65,13 @@ pub(super) fn run(options: &CheckpointOptions) -> Result<(), CliError> {
             let (mirror, found) = options.find()?;
             let verified =
                 block_on(verify(&mirror, &found.manifest))?.map_err(|error| failed(&options.from, error))?;
+            let missing = match verified.moments_missing {
+                0 => String::new(),
+                missing => format!(" ({missing} more are named and not there)"),
+            };
             say(&format!(
-                "checkpoint of epoch {} is whole: {} blobs, {} bytes, manifest {}",
-                found.manifest.epoch, verified.blobs, verified.bytes, found.hash
+                "checkpoint of epoch {} is whole: {} blobs, {} bytes, inner optimizers of {} miners{missing}, manifest {}",
+                found.manifest.epoch, verified.blobs, verified.bytes, verified.moments, found.hash
             ));
             Ok(())
         }

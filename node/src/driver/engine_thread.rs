@@ -37,9 +37,8 @@ pub(crate) struct EngineSetup {
     pub(crate) corpus: Option<Arc<Corpus>>,
     pub(crate) vault: Vault,
     pub(crate) runtime: Handle,
-    pub(crate) data_dir: PathBuf,
-    /// Whether what is computed here is a miner's own, so that its next process goes on from it.
-    pub(crate) own: bool,
+    /// Where a miner's own moments are kept, so that its next process goes on from them.
+    pub(crate) moments: Option<MomentsFolder>,
     /// What it spoils of what it computed.
     pub(crate) poison: Vec<Poison>,
 }
@@ -57,9 +56,8 @@ pub(crate) fn start(
     let (outbox, results) = mpsc::unbounded_channel();
     let thread = thread::Builder::new().name("engine".to_owned()).spawn(move || {
         yield_to_network();
-        let EngineSetup { spec, device, corpus, vault, runtime, data_dir, own, poison } = setup;
+        let EngineSetup { spec, device, corpus, vault, runtime, moments, poison } = setup;
         let codec = spec.merge.codec;
-        let moments = own.then(|| MomentsFolder::new(&data_dir, Arc::clone(&spec)));
         let mut worker = Worker::new(spec, device, corpus);
         let mut blobs = VaultBlobs { vault, runtime, moments };
         while let Some(order) = inbox.blocking_recv() {

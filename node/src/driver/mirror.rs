@@ -7,10 +7,11 @@ use bytes::Bytes;
 use iota_protocol::run_state::Checkpoint;
 use iota_protocol::wire::encode;
 use iota_protocol::wire::message::StateOffer;
-use iota_protocol::{Hash, PeerId, RunSpec};
+use iota_protocol::{Epoch, Hash, PeerId, RunSpec, StageIndex};
 use std::sync::Arc;
 use std::time::Duration;
 
+use super::moments::MomentsFolder;
 use super::vault::Vault;
 use crate::checkpoints::{KeepError, Kept, keep};
 use crate::mirror::{Mirror, MirrorError};
@@ -50,6 +51,29 @@ pub(super) async fn bring_blobs(mirror: &Mirror, vault: &Vault, blobs: &[Hash]) 
     for blob in blobs {
         if let Err(error) = bring(mirror, vault, *blob).await {
             tracing::debug!(%blob, %error, "partition not mirrored");
+        }
+    }
+}
+
+/// Brings the moments that were kept at this version to the mirror; returns their hash if they are there.
+pub(super) async fn bring_moments(
+    mirror: &Mirror,
+    folder: MomentsFolder,
+    stage: StageIndex,
+    version: Epoch,
+) -> Option<Hash> {
+    let read =
+        tokio::task::spawn_blocking(move || folder.read(stage, version).map(|moments| moments.to_bytes()));
+    let Some(bytes) = read.await.ok().flatten().map(Bytes::from) else {
+        tracing::warn!(%stage, %version, "moments not mirrored: they are not on disk any more");
+        return None;
+    };
+    let hash = Hash::of(&bytes);
+    match mirror.put(hash.0, bytes).await {
+        Ok(_) => Some(hash),
+        Err(error) => {
+            tracing::warn!(%stage, %version, %error, "moments not mirrored");
+            None
         }
     }
 }
@@ -156,12 +180,10 @@ pub(super) async fn keep_checkpoint(mirror: Mirror, spec: Arc<RunSpec>, checkpoi
 
 #[cfg(test)]
 mod tests {
-    use iota_protocol::Epoch;
-
     use super::*;
 
     fn checkpoint(epoch: u32) -> Checkpoint {
-        Checkpoint { epoch: Epoch(epoch), stages: Vec::new(), decided: None }
+        Checkpoint { epoch: Epoch(epoch), stages: Vec::new(), moments: Vec::new(), decided: None }
     }
 
     #[test]

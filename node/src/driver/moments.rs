@@ -14,15 +14,15 @@ use iota_worker::bridge::model_config;
 const VERSIONS_KEPT: usize = 2;
 
 /// Where a process keeps its moments.
-#[derive(Debug)]
-pub(super) struct MomentsFolder {
+#[derive(Clone, Debug)]
+pub(crate) struct MomentsFolder {
     folder: PathBuf,
     spec: Arc<RunSpec>,
 }
 
 impl MomentsFolder {
     /// Moments below `data_dir`.
-    pub(super) fn new(data_dir: &Path, spec: Arc<RunSpec>) -> Self {
+    pub(crate) fn new(data_dir: &Path, spec: Arc<RunSpec>) -> Self {
         Self { folder: data_dir.join("moments"), spec }
     }
 
@@ -30,7 +30,7 @@ impl MomentsFolder {
     ///
     /// # Errors
     /// Why they could not be written.
-    pub(super) fn keep(
+    pub(crate) fn keep(
         &self,
         stage: StageIndex,
         version: Epoch,
@@ -59,6 +59,11 @@ impl MomentsFolder {
         }
         let read = load_optimizer(&file, &model_config(&self.spec), stage.as_usize());
         read.inspect_err(|error| tracing::warn!(%error, "inner optimizer starts anew")).ok()
+    }
+
+    /// Whether none were ever kept.
+    pub(crate) fn is_empty(&self) -> bool {
+        self.versions().is_empty()
     }
 
     fn of(&self, version: Epoch) -> PathBuf {

@@ -20,7 +20,11 @@ const DEADLINE: Duration = Duration::from_secs(60);
 
 /// Three stages of one miner each, whose arithmetic has one order, and a checkpoint every other epoch in `mirror`.
 fn spec(mirror: &Path) -> RunSpec {
-    let mut spec = tiny(TrainingMode::Synchronous, 3, 1, EPOCHS);
+    spec_in(TrainingMode::Synchronous, mirror)
+}
+
+fn spec_in(mode: TrainingMode, mirror: &Path) -> RunSpec {
+    let mut spec = tiny(mode, 3, 1, EPOCHS);
     spec.pipeline.window = 1;
     spec.mirror.url = url(mirror);
     spec.mirror.checkpoint_epochs = 2;
@@ -109,6 +113,42 @@ fn a_run_of_which_only_the_mirror_is_left_goes_on_with_the_same_bits() {
         listed.lines().last().is_some_and(|line| line.contains("epoch      9") && line.ends_with("latest")),
         "{listed}"
     );
+}
+
+/// Runs a swarm in `local` mode until a checkpoint satisfies `wanted`, which is given what `verify` says of it, kills it, goes on from there
+/// and returns the version gone on from and the rest of the run.
+fn interrupted(mirror: &Path, moments: bool, wanted: &str) -> (u32, Run) {
+    let mut spec = spec_in(TrainingMode::Local, mirror);
+    spec.mirror.moments = moments;
+    let swarm = Swarm::start(&spec, &[]);
+    let epoch = wait_for("a checkpoint gone on from", DEADLINE, || {
+        let epoch = latest(mirror).filter(|epoch| (2..u64::from(EPOCHS)).contains(epoch))?;
+        let verified = checkpoint(&["verify", "--checkpoint", &epoch.to_string()], mirror);
+        text(&verified.stdout).contains(wanted).then_some(epoch)
+    });
+    drop(swarm);
+    let resumed = Swarm::resume(&url(mirror), &["--checkpoint", &epoch.to_string()]).finish();
+    resumed.assert_every_sample_merged();
+    (u32::try_from(epoch).expect("a small number"), resumed)
+}
+
+#[test]
+fn miners_go_on_with_the_moments_that_a_checkpoint_has_of_them() {
+    let scratch = tempfile::tempdir().expect("a scratch folder");
+    let mirror = |name: &str| scratch.path().join(name);
+    let undisturbed = Swarm::start(&spec_in(TrainingMode::Local, &mirror("calm")), &[]).finish();
+    let whole = undisturbed.agreed_weights();
+
+    let (start, resumed) = interrupted(&mirror("with"), true, "inner optimizers of 3 miners,");
+    for (version, hash) in &resumed.agreed_weights() {
+        assert_eq!(whole.get(version), Some(hash), "{version:?} after {start}");
+    }
+
+    let (start, resumed) = interrupted(&mirror("without"), false, "inner optimizers of 0 miners,");
+    let rest = resumed.agreed_weights();
+    let differ = rest.iter().filter(|(version, hash)| whole.get(version) != Some(hash)).count();
+    assert!(differ > 0, "fresh moments train otherwise, after {start}: {rest:?}");
+    assert_eq!(rest.len() - differ, 3, "the weights gone on from are the same in all three stages");
 }
 
 #[test]

@@ -5,6 +5,8 @@
 //! others bring. Who has seen all of it there says so in its record; the leader proposes the checkpoint when every stage
 //! has somebody who says so.
 //!
+//! The moments of its inner optimizer are the miner's own, so it alone can bring them, beside the state and at their own pace.
+//!
 //! A mirror that is slow or down delays checkpoints and nothing else: nobody waits for an upload.
 
 use std::time::Duration;
@@ -15,7 +17,7 @@ use crate::limits::{MIRROR_PAUSE_MAX, MIRROR_PAUSE_MIN};
 use crate::spec::RunSpec;
 use crate::time::Instant;
 use crate::wire::encode;
-use crate::wire::message::{MirrorRecord, StateOffer};
+use crate::wire::message::{MirrorRecord, MomentsRecord, StateOffer};
 
 /// What is to go to the mirror, and what of it has been seen there.
 #[derive(Debug, Default)]
@@ -27,12 +29,51 @@ pub(super) struct Mirroring {
     retry_at: Instant,
     pause: Duration,
     seen: Option<MirrorRecord>,
+    moments: Moments,
+}
+
+/// The version of a stage whose moments are to go to the mirror, and what became of those before.
+#[derive(Debug, Default)]
+struct Moments {
+    due: Option<(StageIndex, Epoch)>,
+    under_way: Option<(StageIndex, Epoch)>,
+    /// The stage, and what its miner's record says.
+    told: Option<(StageIndex, MomentsRecord)>,
+}
+
+impl Moments {
+    /// Takes a version that a checkpoint is made of, instead of one that was not begun.
+    fn take(&mut self, stage: StageIndex, version: Epoch) {
+        let known = self.told.is_some_and(|(of, told)| of == stage && told.version >= version);
+        if !known && self.under_way != Some((stage, version)) {
+            self.due = Some((stage, version));
+        }
+    }
+
+    /// Those to bring now.
+    fn next(&mut self) -> Option<(StageIndex, Epoch)> {
+        if self.under_way.is_some() {
+            return None;
+        }
+        self.under_way = self.due.take();
+        self.under_way
+    }
+
+    /// The driver has brought those under way, which have this hash, or could not. They are not tried again: it tried several times,
+    /// and those of the next checkpoint are worth more. Returns whether the record changed.
+    fn brought(&mut self, hash: Option<Hash>) -> bool {
+        let Some((stage, version)) = self.under_way.take() else { return false };
+        self.told = Some((stage, MomentsRecord { version, hash }));
+        true
+    }
 }
 
 impl Mirroring {
     /// What its miner's record says of it.
-    pub(super) const fn record(&self) -> Option<MirrorRecord> {
-        self.seen
+    pub(super) fn record(&self) -> Option<MirrorRecord> {
+        let seen = self.seen?;
+        let moments = self.moments.told.filter(|(stage, _)| *stage == seen.stage).map(|(_, told)| told);
+        Some(MirrorRecord { moments, ..seen })
     }
 
     /// Takes the state that a checkpoint of its version needs. One that was not begun gives way to it, unless that one is of
@@ -76,10 +117,10 @@ impl Mirroring {
         let before = self.seen;
         if there {
             let (stage, version, state) = (offer.stage, offer.version, Hash::of(&encode(&offer)));
-            self.seen = Some(MirrorRecord { stage, version, state, failing: false });
+            self.seen = Some(MirrorRecord { stage, version, state, failing: false, moments: None });
         } else {
-            let none =
-                MirrorRecord { stage: offer.stage, version: start, state: Hash::default(), failing: true };
+            let (stage, state) = (offer.stage, Hash::default());
+            let none = MirrorRecord { stage, version: start, state, failing: true, moments: None };
             let seen = self.seen.filter(|seen| seen.stage == offer.stage);
             self.seen = Some(seen.map_or(none, |seen| MirrorRecord { failing: true, ..seen }));
             self.pause = doubled(self.pause, MIRROR_PAUSE_MIN, MIRROR_PAUSE_MAX);
@@ -112,6 +153,9 @@ impl Miner {
     pub(super) fn mirror_state(&mut self, offer: &StateOffer) {
         if self.spec.is_checkpoint(offer.version) {
             self.mirroring.take(&self.spec, offer);
+            if self.spec.saves_moments() {
+                self.mirroring.moments.take(offer.stage, offer.version);
+            }
         }
     }
 
@@ -121,6 +165,10 @@ impl Miner {
             && self.spec.is_checkpoint(offer.version)
         {
             self.mirroring.take(&self.spec, offer);
+        }
+        if let Some((stage, version)) = self.mirroring.moments.next() {
+            let id = cx.out.mirror_moments(stage, version);
+            self.transfers.insert(id, Purpose::MirrorMoments);
         }
         let Some(offer) = self.mirroring.next(cx.now) else { return };
         let replicas = cx.state.replicas(offer.stage).count().max(1);
@@ -134,6 +182,14 @@ impl Miner {
     pub fn handle_mirrored(&mut self, cx: &mut Context<'_>, id: u64, there: bool) {
         if let Some(Purpose::Mirror) = self.transfers.remove(&id) {
             self.news |= self.mirroring.brought(cx.now, Epoch(self.spec.start.epoch), there);
+        }
+        self.pump(cx);
+    }
+
+    /// Takes the end of [`Action::MirrorMoments`](super::Action::MirrorMoments): the hash of the moments, if they are in the mirror.
+    pub fn handle_moments_mirrored(&mut self, cx: &mut Context<'_>, id: u64, hash: Option<Hash>) {
+        if let Some(Purpose::MirrorMoments) = self.transfers.remove(&id) {
+            self.news |= self.mirroring.moments.brought(hash);
         }
         self.pump(cx);
     }
@@ -187,7 +243,8 @@ mod tests {
         assert!(mirroring.brought(at(3), START, true));
         assert_eq!(mirroring.next(at(3)), Some(&offer(16)));
         let state = Hash::of(&encode(&offer(4)));
-        let seen = MirrorRecord { stage: StageIndex(1), version: Epoch(4), state, failing: false };
+        let (stage, version) = (StageIndex(1), Epoch(4));
+        let seen = MirrorRecord { stage, version, state, failing: false, moments: None };
         assert_eq!(mirroring.record(), Some(seen));
     }
 
@@ -205,6 +262,42 @@ mod tests {
         assert!(mirroring.brought(again, START, true));
         assert!(mirroring.record().is_some_and(|seen| !seen.failing && seen.version == Epoch(4)));
         assert_eq!(mirroring.deadline(), None);
+    }
+
+    #[test]
+    fn moments_are_brought_once_for_each_version_and_the_newest_waits() {
+        let (stage, mut moments) = (StageIndex(1), Moments::default());
+        moments.take(stage, Epoch(4));
+        assert_eq!(moments.next(), Some((stage, Epoch(4))));
+        for version in [4, 8, 12] {
+            moments.take(stage, Epoch(version));
+        }
+        assert_eq!(moments.next(), None);
+        assert!(moments.brought(None));
+        assert_eq!(moments.told, Some((stage, MomentsRecord { version: Epoch(4), hash: None })));
+        moments.take(stage, Epoch(4));
+        assert_eq!(moments.next(), Some((stage, Epoch(12))));
+        assert!(moments.brought(Some(Hash::default())));
+        moments.take(stage, Epoch(12));
+        assert_eq!(moments.next(), None);
+        moments.take(StageIndex(0), Epoch(8));
+        assert_eq!(moments.next(), Some((StageIndex(0), Epoch(8))), "of another stage");
+    }
+
+    #[test]
+    fn moments_of_a_stage_left_are_not_told() {
+        let mut mirroring = Mirroring::default();
+        mirroring.moments.take(StageIndex(0), Epoch(4));
+        mirroring.moments.next();
+        mirroring.moments.brought(Some(Hash::default()));
+        assert_eq!(mirroring.record(), None, "only beside a state");
+        mirroring.take(&spec(), &offer(4));
+        assert!(mirroring.next(at(1)).is_some() && mirroring.brought(at(1), START, true));
+        assert_eq!(mirroring.record().and_then(|seen| seen.moments), None);
+        mirroring.moments.take(StageIndex(1), Epoch(4));
+        mirroring.moments.next();
+        mirroring.moments.brought(Some(Hash::default()));
+        assert!(mirroring.record().is_some_and(|seen| seen.moments.is_some()));
     }
 
     #[test]

@@ -106,6 +106,16 @@ pub enum Action {
         /// The part to begin with.
         first: usize,
     },
+    /// Bring the inner optimizer's [moments](crate::moments) that were kept on disk at this version to the mirror; answer with
+    /// `handle_moments_mirrored`.
+    MirrorMoments {
+        /// Number of the upload.
+        id: u64,
+        /// The stage.
+        stage: StageIndex,
+        /// The version of its weights.
+        version: Epoch,
+    },
     /// Bring these blobs to the mirror if it has room and time; nobody waits for it.
     MirrorBlobs {
         /// The blobs, which are here.
@@ -383,6 +393,11 @@ impl Outbox {
     /// Brings a state to the mirror; returns the number of the upload.
     pub fn mirror(&mut self, state: StateOffer, first: usize) -> u64 {
         self.numbered(|id| Action::Mirror { id, state, first })
+    }
+
+    /// Brings moments to the mirror; returns the number of the upload.
+    pub fn mirror_moments(&mut self, stage: StageIndex, version: Epoch) -> u64 {
+        self.numbered(|id| Action::MirrorMoments { id, stage, version })
     }
 
     /// Brings blobs to the mirror.

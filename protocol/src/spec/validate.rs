@@ -5,6 +5,7 @@ use std::collections::BTreeSet;
 use super::{Bottleneck, DataSource, JoinPolicy, RunSpec, ScoredBy, SpecError, TrainingMode};
 use crate::limits;
 use crate::time::{ByteCount, Millis};
+use crate::wire::message::SavedMoments;
 
 impl RunSpec {
     /// Checks ranges and relations.
@@ -295,7 +296,16 @@ impl RunSpec {
         )?;
         require(!resumed || m.is_set(), "mirror.url", "the mirror that has the checkpoint", "nothing")?;
         let stages = if resumed { usize::from(self.pipeline.stages) } else { 0 };
-        require(s.stages.len() == stages, "start.stages", format!("{stages} hashes"), s.stages.len())
+        require(s.stages.len() == stages, "start.stages", format!("{stages} hashes"), s.stages.len())?;
+        let most = if resumed { limits::CHECKPOINT_MOMENTS_MAX } else { 0 };
+        require(s.moments.len() <= most, "start.moments", format!("{most} at most"), s.moments.len())?;
+        let order = |one: &SavedMoments, next: &SavedMoments| (one.stage, one.peer) < (next.stage, next.peer);
+        let ordered = s.moments.is_sorted_by(order);
+        require(ordered, "start.moments", "each miner of a stage once, by stage and key", "another order")?;
+        let beyond = s.moments.iter().find(|saved| saved.stage.as_usize() >= stages);
+        beyond.map_or(Ok(()), |saved| {
+            require(false, "start.moments", format!("a stage below {stages}"), saved.stage)
+        })
     }
 
     fn validate_candidates(&self) -> Result<(), SpecError> {

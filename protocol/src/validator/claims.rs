@@ -34,15 +34,18 @@ fn agree(manifest: &Manifest, receipts: &[Receipt]) -> bool {
         && losses == manifest.loss_micro
 }
 
-/// Whether the epoch started from fresh moments, or from those with which the miner's submission to the one before ended. Who submitted
-/// nothing to that, or whose plan is forgotten, is not contradicted by anything.
+/// Whether the epoch started from fresh moments, or from those with which the miner's submission to the one before ended; in the first
+/// of a run that was resumed, from those that the spec names. Who submitted nothing to the one before, or whose plan is forgotten, is
+/// not contradicted by anything.
 pub(super) fn goes_on(state: &RunState, manifest: &Manifest) -> bool {
     let Manifest { peer, stage, epoch, moments, .. } = *manifest;
     if moments.is_none_or(|moments| moments == moments::fresh()) {
         return true;
     }
-    if epoch.0 <= state.spec().start.epoch {
-        return false;
+    let start = &state.spec().start;
+    if epoch.0 <= start.epoch {
+        let own = start.moments.iter().find(|saved| (saved.stage, saved.peer) == (stage, peer));
+        return own.is_some_and(|saved| moments == Some(saved.hash));
     }
     let before = epoch.0.checked_sub(1).and_then(|before| state.stage(stage)?.merge(Epoch(before)));
     let submitted = before.and_then(|(_, plan)| plan.submitters.iter().find(|other| other.peer == peer));
@@ -71,7 +74,7 @@ mod tests {
     use crate::run_state::{Closed, Plan, Training};
     use crate::samples::Deal;
     use crate::spec::RunSpec;
-    use crate::wire::message::Submission;
+    use crate::wire::message::{SavedMoments, Submission};
 
     const STAGE: StageIndex = StageIndex(1);
     const EPOCH: Epoch = Epoch(4);
@@ -137,6 +140,20 @@ mod tests {
         assert!(goes_on(&state, &idle), "it submitted nothing");
         assert!(goes_on(&state, &manifest(Epoch(9), other)), "what was before is forgotten");
         assert!(!goes_on(&state, &manifest(Epoch(0), other)), "nothing was before");
+    }
+
+    #[test]
+    fn a_resumed_run_begins_with_the_moments_that_its_spec_names() {
+        let (own, other) = (Hash::of(b"own"), Hash::of(b"other"));
+        let mut spec = RunSpec::default();
+        spec.start.epoch = EPOCH.0;
+        spec.start.moments = vec![SavedMoments { stage: STAGE, peer: peer(1), hash: own }];
+        let state = RunState::new(Arc::new(spec), &[10; 3]);
+        let first = |moments| manifest(EPOCH, Some(moments));
+        assert!(goes_on(&state, &first(own)) && goes_on(&state, &first(moments::fresh())));
+        assert!(!goes_on(&state, &first(other)));
+        assert!(!goes_on(&state, &Manifest { peer: peer(2), ..first(own) }), "they are another's");
+        assert!(!goes_on(&state, &Manifest { stage: StageIndex(0), ..first(own) }), "of another stage");
     }
 
     #[test]

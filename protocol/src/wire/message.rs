@@ -152,6 +152,31 @@ pub struct MirrorRecord {
     pub state: Hash,
     /// Whether the mirror did not take the newest.
     pub failing: bool,
+    /// What became of its own inner optimizer's moments. Left out if it never tried.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub moments: Option<MomentsRecord>,
+}
+
+/// What became of the [moments](crate::moments) that a miner had at the version of a checkpoint.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct MomentsRecord {
+    /// The newest version whose moments it tried to bring to the mirror.
+    pub version: Epoch,
+    /// Their hash, if they are there.
+    pub hash: Option<Hash>,
+}
+
+/// The [moments](crate::moments) of one miner that go with a checkpoint.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct SavedMoments {
+    /// Its stage.
+    pub stage: StageIndex,
+    /// The miner.
+    pub peer: PeerId,
+    /// Hash of their bytes, by which the mirror has them.
+    pub hash: Hash,
 }
 
 /// A merge that a miner cannot apply, since it gets no copy of what was merged.
@@ -604,6 +629,9 @@ pub enum Decision {
         epoch: Epoch,
         /// For each stage the hash of its [`StateOffer`]'s encoding.
         stages: Vec<Hash>,
+        /// Moments that miners have brought there, by stage and miner. Left out if there are none.
+        #[serde(default, skip_serializing_if = "Vec::is_empty")]
+        moments: Vec<SavedMoments>,
     },
     /// Names the state that all entries before this one lead to, so that whoever fetches it needs none of them. Void unless
     /// it stands where it says.

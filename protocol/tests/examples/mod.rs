@@ -16,7 +16,7 @@ use iota_protocol::wire::frame::{Direction, PushHeader};
 use iota_protocol::wire::message::{
     ConsensusBundle, ContributionFault, ControlUpdate, Decision, DigestReport, Entry, EvaluationAnnounce,
     EvictReason, FaultKind, Manifest, ManifestAnnounce, MergeMessage, PeerRecord, Request, Response,
-    SnapshotOffer, StateOffer, Submission, VerdictAnnounce, WeightsRecord,
+    SavedMoments, SnapshotOffer, StateOffer, Submission, VerdictAnnounce, WeightsRecord,
 };
 use iota_protocol::wire::{encode, seal};
 use iota_protocol::{
@@ -161,6 +161,12 @@ pub(crate) fn merge_evaluation() -> MergeMessage {
     MergeMessage::Evaluation(EvaluationAnnounce { sequence: 10, evaluation: evaluation() })
 }
 
+/// What a checkpoint is made of: states, and moments.
+fn saved() -> (Vec<Hash>, SavedMoments) {
+    let moments = SavedMoments { stage: StageIndex(1), peer: peer(5), hash: hash("moments") };
+    (vec![hash("state 0"), hash("state 1")], moments)
+}
+
 pub(crate) fn decisions() -> Vec<(&'static str, Decision)> {
     let (stage, epoch, attempt) = (StageIndex(1), Epoch(2), 0);
     let submission = |i, samples| Submission {
@@ -170,6 +176,7 @@ pub(crate) fn decisions() -> Vec<(&'static str, Decision)> {
         loss_micro: Some(7_037_034),
         moments_after: Some(hash("moments")),
     };
+    let (states, saved) = saved();
     vec![
         ("admit", Decision::Admit { peer: peer(5), stage }),
         ("move", Decision::Move { peer: peer(5), stage: StageIndex(1) }),
@@ -226,7 +233,8 @@ pub(crate) fn decisions() -> Vec<(&'static str, Decision)> {
         ),
         ("judge", Decision::Judge(verdict())),
         ("evaluate", Decision::Evaluate(evaluation())),
-        ("checkpoint", Decision::Checkpoint { epoch, stages: vec![hash("state 0"), hash("state 1")] }),
+        ("checkpoint", Decision::Checkpoint { epoch, stages: states.clone(), moments: Vec::new() }),
+        ("checkpoint-moments", Decision::Checkpoint { epoch, stages: states, moments: vec![saved] }),
         ("upgrade", Decision::Upgrade { version: 2 }),
         ("finish", Decision::Finish),
     ]

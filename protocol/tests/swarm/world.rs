@@ -650,16 +650,10 @@ impl World {
             Action::KeepSnapshot(snapshot) => {
                 self.nodes[i].peer.handle_snapshot_kept(self.now, snapshot.entries);
             }
-            Action::Mirror { id, state, first } => {
-                let mut parts = state.parts.clone();
-                parts.rotate_left(first);
-                let there = self.mirror(i, &parts);
-                if there {
-                    let offer = encode(&state);
-                    self.mirror.insert(Hash::of(&offer), offer);
-                }
-                let delay = self.latency() * 4;
-                self.push(delay, Event::Mirrored(i, id, there));
+            Action::Mirror { id, state, first } => self.mirror_state(i, id, &state, first),
+            // Its engines have no inner optimizer.
+            Action::MirrorMoments { id, .. } => {
+                self.nodes[i].peer.handle_moments_mirrored(self.now, id, None)
             }
             Action::MirrorBlobs { blobs } => drop(self.mirror(i, &blobs)),
             Action::Checkpoint(checkpoint) => drop(self.checkpoints.insert(checkpoint.epoch)),
@@ -682,6 +676,19 @@ impl World {
             self.present += usize::from(self.mirror.insert(*hash, blob).is_some());
         }
         !self.mirror_down
+    }
+
+    /// Copies a state and its offer into the mirror, beginning with part `first`; the node hears of it later.
+    fn mirror_state(&mut self, i: usize, id: u64, state: &StateOffer, first: usize) {
+        let mut parts = state.parts.clone();
+        parts.rotate_left(first);
+        let there = self.mirror(i, &parts);
+        if there {
+            let offer = encode(state);
+            self.mirror.insert(Hash::of(&offer), offer);
+        }
+        let delay = self.latency() * 4;
+        self.push(delay, Event::Mirrored(i, id, there));
     }
 
     fn note(&mut self, i: usize, notice: Notice) {

@@ -159,6 +159,7 @@ impl World {
                 }
             }
             Action::Mirror { id, state, .. } => self.mirror_state(host, id, &state),
+            Action::MirrorMoments { id, .. } => self.mirror_moments(host, id),
             Action::MirrorBlobs { blobs } => drop(self.mirror(host, &blobs)),
             // The manifest is for people and for other runs.
             Action::Checkpoint(_) => {}

@@ -40,6 +40,7 @@ impl World {
             | Event::FetchEnds { host, .. }
             | Event::Stored { host, .. }
             | Event::Mirrored { host, .. }
+            | Event::MomentsMirrored { host, .. }
             | Event::JobEnds { host, .. }
             | Event::Connected { host, .. } => self.for_host(host, event),
         }
@@ -94,6 +95,10 @@ impl World {
             }
             Event::Mirrored { incarnation, id, there, .. } if incarnation == current => {
                 peer.handle_mirrored(now, id, there);
+                None
+            }
+            Event::MomentsMirrored { incarnation, id, hash, .. } if incarnation == current => {
+                peer.handle_moments_mirrored(now, id, Some(hash));
                 None
             }
             Event::JobEnds { incarnation, job, .. } if incarnation == current => {

@@ -4,9 +4,9 @@
 
 use std::time::Duration;
 
-use iota_protocol::Hash;
 use iota_protocol::wire::encode;
 use iota_protocol::wire::message::StateOffer;
+use iota_protocol::{Hash, moments};
 
 use super::{Event, Fetch, World};
 use crate::blobs::Blob;
@@ -39,6 +39,14 @@ impl World {
         let duration = RESPONSE + wire_time(bytes.unwrap_or(0), self.hosts[host].setup.link.up);
         let (incarnation, there) = (self.hosts[host].incarnation, bytes.is_some());
         self.queue.push(duration, Event::Mirrored { host, incarnation, id, there });
+    }
+
+    /// Tells the host that its moments are there, when its link has carried as many bytes. Nobody reads them: no run is resumed here.
+    pub(super) fn mirror_moments(&mut self, host: HostIndex, id: u64) {
+        let bytes = moments::bytes_max(self.costs.parameters) as u64;
+        let duration = RESPONSE + wire_time(bytes, self.hosts[host].setup.link.up);
+        let (incarnation, hash) = (self.hosts[host].incarnation, Hash::of(&id.to_le_bytes()));
+        self.queue.push(duration, Event::MomentsMirrored { host, incarnation, id, hash });
     }
 
     /// Ends a fetch that no peer could serve: with what the mirror has, or nothing.
