@@ -30,6 +30,8 @@ const WARM_SECONDS: f64 = 600.0;
 const PROCESSES: u64 = 6;
 /// Parts of the time that means are taken over.
 const PARTS: usize = 10;
+/// Most that each of the two logs of a process takes: what ten minutes fill.
+const LOG_MAX: &str = "512KiB";
 /// The small model, and a log that is cut every minute or so.
 const SETTINGS: [&str; 12] = [
     "model.width=32",
@@ -135,11 +137,11 @@ fn start(folder: &Path, seconds: u64) -> Child {
         ])
         .arg("--runs-dir")
         .arg(folder)
-        .args(["--epochs", "1000000"])
+        .args(["--epochs", "1000000", "--log-max", LOG_MAX])
         .args(settings)
         .args(kills)
         .env("IOTA_SNAPSHOT_EVERY", "512")
-        .env("IOTA_EVENT_LOG_MAX", "1MiB")
+        .env("IOTA_EVENT_LOG_MAX", LOG_MAX)
         .stdin(Stdio::null())
         .stdout(Stdio::null())
         .stderr(Stdio::null())
@@ -168,8 +170,10 @@ fn measure(folder: &Path) -> Option<[f64; QUANTITIES.len()]> {
     };
     let (resident, anonymous) = (memory("VmRSS:")?, memory("RssAnon:")?);
     let descriptors = fs::read_dir(process.join("fd")).ok()?.count() as f64;
-    let texts: f64 =
-        ["events.jsonl", "events.1.jsonl", "log.txt"].iter().map(|name| bytes(&folder.join(name))).sum();
+    let texts: f64 = ["events.jsonl", "events.1.jsonl", "log.txt", "log.1.txt"]
+        .iter()
+        .map(|name| bytes(&folder.join(name)))
+        .sum();
     let raw = [
         resident,
         anonymous,

@@ -145,7 +145,12 @@ impl<'a> Swarm<'a> {
     fn spawn(&mut self) -> Result<(), CliError> {
         let index = self.processes.len();
         let arguments = self.plan.arguments(index, &self.bootstrap());
-        self.processes.push(Process::start(self.plan.peer_dir(index), &arguments, self.plan.threads())?);
+        self.processes.push(Process::start(
+            self.plan.peer_dir(index),
+            &arguments,
+            self.plan.threads(),
+            self.plan.log_max,
+        )?);
         self.addresses.push(Vec::new());
         Ok(())
     }

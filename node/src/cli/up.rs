@@ -15,6 +15,7 @@ use crate::corpus::hash_file;
 use crate::error::CliError;
 use crate::report;
 use crate::signals::StopSignals;
+use crate::up::children::LOG_BYTES_MAX;
 use crate::up::fault::{Faults, Freeze, Kill, Poisoned, When};
 use crate::up::plan::{Control, UpPlan, new_run_dir};
 use crate::up::screen::Screen;
@@ -48,6 +49,9 @@ pub(super) struct UpOptions {
     /// Bytes per second that each process may serve blobs at, such as `2MiB` [default: as fast as they go]
     #[arg(long, value_name = "BYTES")]
     upload_rate: Option<ByteCount>,
+    /// Most that `log.txt` of each process and the older part of it take, such as `32MiB`
+    #[arg(long, default_value_t = ByteCount(LOG_BYTES_MAX), value_name = "BYTES")]
+    log_max: ByteCount,
     /// Kill a process, such as `2@30s` or `2@e5`, or all, and start it again later, such as `all@e5+3s`; times count from
     /// the first epoch's opening; repeatable
     #[arg(long, value_name = "PEER@WHEN")]
@@ -128,6 +132,7 @@ impl UpOptions {
             device: self.device,
             data: self.data.clone(),
             upload_rate: self.upload_rate,
+            log_max: self.log_max,
             faults,
             control: if self.no_control || self.from.is_some() { Control::Skip } else { Control::Run },
             stall_timeout: self.stall_timeout.duration(),

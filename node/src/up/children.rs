@@ -9,6 +9,7 @@ use std::path::{Path, PathBuf};
 use std::process::{ExitStatus, Stdio};
 use std::time::{Duration, Instant};
 
+use iota_protocol::time::ByteCount;
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use tokio::process::{Child, Command};
@@ -29,8 +30,8 @@ const STOP_POLL: Duration = Duration::from_millis(50);
 pub const LOG_FILE: &str = "log.txt";
 /// Name of what the log was before it was begun anew.
 const OLDER_LOG_FILE: &str = "log.1.txt";
-/// Bytes of a log above which it is begun anew.
-const LOG_BYTES_MAX: u64 = 16 << 20;
+/// Bytes of a log and what it was before it was begun anew, unless `up` is told otherwise.
+pub const LOG_BYTES_MAX: u64 = 32 << 20;
 
 /// Whether a process still runs, and if not, why.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -54,18 +55,25 @@ pub struct Process {
     pub life: Life,
     child: Child,
     tail: EventTail,
+    /// Bytes of its log above which it is begun anew.
+    log_bytes: u64,
 }
 
 impl Process {
-    /// Starts this program with `arguments`, logging to `dir`, with `threads` compute threads.
+    /// Starts this program with `arguments`, logging at most `log_max` bytes to `dir`, with `threads` compute threads.
     ///
     /// # Errors
     /// The folder or the process could not be made.
-    pub fn start(dir: PathBuf, arguments: &[String], threads: usize) -> Result<Self, CliError> {
+    pub fn start(
+        dir: PathBuf,
+        arguments: &[String],
+        threads: usize,
+        log_max: ByteCount,
+    ) -> Result<Self, CliError> {
         fs::create_dir_all(&dir).map_err(|error| CliError::file("create", &dir, error))?;
         let child = spawn(&dir, arguments, threads)?;
         let tail = EventTail::new(&dir);
-        Ok(Self { dir, life: Life::Running, child, tail })
+        Ok(Self { dir, life: Life::Running, child, tail, log_bytes: log_max.0 / 2 })
     }
 
     /// Starts it again in the same folder after a kill; its log goes on.
@@ -93,7 +101,7 @@ impl Process {
     /// same one; what it writes between the copy and the cut is lost.
     fn bound_log(&self) -> io::Result<()> {
         let path = self.dir.join(LOG_FILE);
-        if fs::metadata(&path)?.len() > LOG_BYTES_MAX {
+        if fs::metadata(&path)?.len() > self.log_bytes {
             fs::copy(&path, self.dir.join(OLDER_LOG_FILE))?;
             File::options().write(true).open(&path)?.set_len(0)?;
         }

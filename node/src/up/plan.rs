@@ -41,6 +41,8 @@ pub struct UpPlan {
     pub data: Option<PathBuf>,
     /// Bytes per second that each process may serve blobs at, if there is a limit.
     pub upload_rate: Option<ByteCount>,
+    /// Most that the text log of each process and the older part of it take.
+    pub log_max: ByteCount,
     /// Faults to try.
     pub faults: Faults,
     /// Whether to train in one process afterwards and compare.
@@ -285,6 +287,7 @@ mod tests {
 
     use super::*;
     use crate::cli::read_key;
+    use crate::up::children::LOG_BYTES_MAX;
 
     fn plan(dir: &Path) -> UpPlan {
         UpPlan {
@@ -294,6 +297,7 @@ mod tests {
             device: Device::Cpu,
             data: None,
             upload_rate: None,
+            log_max: ByteCount(LOG_BYTES_MAX),
             faults: Faults::default(),
             control: Control::Skip,
             stall_timeout: Duration::from_secs(60),
