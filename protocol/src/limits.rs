@@ -138,8 +138,6 @@ pub const GOSSIP_GRAYLIST: f64 = -80.0;
 pub const MESSAGE_NUMBERS_AHEAD: u64 = 1 << 18;
 /// Peers that wait for a place whom a candidate's record names, the first first: 2 KiB each heartbeat of a full run.
 pub const QUEUE_TOLD_MAX: usize = 64;
-/// Evictions for which a silent peer keeps its place among those who wait: time to start again.
-pub const QUEUE_EVICTIONS: u32 = 10;
 /// Forwarded activations held for an epoch that has not opened here yet.
 pub const HELD_ACTIVATIONS_MAX: usize = 256;
 /// Closed epochs of a stage whose plan and outcome stay in [`RunState`](crate::run_state::RunState),
@@ -188,19 +186,36 @@ pub const SCORE_RECORD_BYTES: usize = 80;
 /// Bytes that a miner's weight takes in an export of scores, at most.
 pub const SCORE_WEIGHT_BYTES: usize = 38;
 
-/// Ticks between two election rounds of the candidates; a leader is missed after one silent round.
+/// Ticks between two election rounds of the candidates; a leader is missed after one silent round, and votes that have not led to
+/// a certificate by then are sent again.
 pub const ELECTION_TICKS: u32 = 10;
+/// Election rounds that a proposed decision may take before the leader proposes it again: a candidate that is heard at all
+/// has answered within one, and two more messages follow until the decision is applied here.
+pub const PROPOSAL_ROUNDS: u32 = 2;
 /// How many times [`CONSENSUS_TICK`] a tick may be, where candidates are far from each other.
 pub const TICK_STRETCH_MAX: u32 = 8;
 /// Silence that costs a place is so many times an ordinary interval between two records of the peer.
 pub const SILENCE_SLACK: u32 = 2;
 /// How many times what the spec gives that silence may be.
 pub const SILENCE_STRETCH_MAX: u32 = 4;
+/// Ordinary silences after which an overtaken stage that gets no further is cut off. One passes until a member that died is out
+/// and its samples are dealt to others; in the second they can be handled.
+pub const STALLED_SILENCES: u32 = 2;
+/// Ordinary silences for which a stage without miners waits for one that asks for a place, before another stage gives one.
+pub const RESCUE_SILENCES: u32 = 1;
+/// Ordinary silences for which a stage waits for somebody who has what all its miners lack.
+pub const LOST_SILENCES: u32 = 2;
+/// The same while all who merged the parts of it are heard: they may serve it, however slowly, or have lost it.
+pub const SLOW_SILENCES: u32 = 20;
+/// Ordinary silences for which a silent peer keeps its place among those who wait: time to start again.
+pub const QUEUE_SILENCES: u32 = 10;
+/// Ordinary silences after which the record of a peer that is no member is forgotten: with its place in the queue.
+pub const FORGET_SILENCES: u32 = 10;
 /// Least time of one consensus tick. Ten of them bound detection of a dead leader to about a second.
 pub const CONSENSUS_TICK: Duration = Duration::from_millis(100);
-/// Pause before votes that have not led to a certificate are sent again, and between two requests for
-/// missing entries of the log. What gossip lost is found missing by the log length in peers' records.
-pub const HEAD_REPEAT: Duration = Duration::from_secs(1);
+/// Pause between two requests for missing entries of the log, if the first brought none: whoever was asked does not have them,
+/// however near it is. What gossip lost is found missing by the log length in peers' records.
+pub const LOG_REQUEST_PAUSE: Duration = Duration::from_secs(1);
 /// Pause before a refused or failed push is tried again, doubled up to [`RETRY_PAUSE_MAX`].
 pub const RETRY_PAUSE_MIN: Duration = Duration::from_millis(50);
 /// Longest pause between two tries of the same push or fetch.
@@ -219,13 +234,13 @@ pub const TRANSFER_DEADLINE_MAX: Duration = Duration::from_secs(120);
 /// Deadlines are so many times what is expected: several transfers share a link, a pipeline fills and drains, and machines
 /// have other work.
 pub const DEADLINE_SLACK: u32 = 4;
-/// How many times what the spec gives the deadline of an epoch or a merge may be.
+/// How many times what the spec gives the deadline of an epoch or a merge may be, and the wait for replicas that are not ready.
 pub const DEADLINE_STRETCH_MAX: u32 = 16;
+/// Merges of a stage by whose times the next ones are judged: enough for a median, few enough to follow a swarm that changes.
+pub const MERGES_REMEMBERED: usize = 8;
 /// Pause of a leader between two looks at what should be decided. A look costs in proportion to the swarm, and so many
 /// records and manifests arrive; it is far less than the round trip that a decision takes.
 pub const PROPOSAL_GATHER: Duration = Duration::from_millis(5);
-/// Time a proposed decision may take before the leader proposes it again.
-pub const PROPOSAL_REPEAT: Duration = Duration::from_secs(2);
 /// Heartbeats between two announcements of the same thing, at most. Gossip that was lost is rare; a candidate that starts
 /// anew in the middle of an epoch waits so long for what it missed.
 pub const ANNOUNCE_HEARTBEATS_MAX: u32 = 4;
@@ -290,3 +305,6 @@ const _: () = assert!(
     DISK_NEAR_SHARE * 2 <= DISK_FULL_SHARE,
     "room that has come back is not full before it is near its end"
 );
+const _: () = assert!(FORGET_SILENCES >= QUEUE_SILENCES, "who is in the queue is known");
+const _: () =
+    assert!(FORGET_SILENCES > SILENCE_STRETCH_MAX, "nobody is forgotten who may be silent for so long");

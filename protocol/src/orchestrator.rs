@@ -11,6 +11,7 @@ mod departures;
 mod lapses;
 mod losses;
 mod queue;
+mod readiness;
 mod upgrade;
 pub(crate) mod verdicts;
 mod waits;
@@ -26,6 +27,7 @@ use departures::Departures;
 use lapses::Lapses;
 use losses::Losses;
 use queue::Queue;
+use readiness::Readiness;
 use upgrade::Upgrade;
 use verdicts::Verdicts;
 use waits::Waits;
@@ -35,10 +37,12 @@ use crate::equivocation::Watch;
 use crate::gauntlet::evaluation::Evaluation;
 use crate::id::{Epoch, Hash, PartitionIndex, PeerId, StageIndex};
 use crate::limits::{
-    ANNOUNCE_HEARTBEATS_MAX, PANEL, PROPOSAL_REPEAT, PROPOSALS_PENDING_BYTES_MAX, PROPOSALS_PENDING_MAX,
+    ANNOUNCE_HEARTBEATS_MAX, PANEL, PROPOSALS_PENDING_BYTES_MAX, PROPOSALS_PENDING_MAX, RESCUE_SILENCES,
+    STALLED_SILENCES,
 };
 use crate::merge::agreement::{AgreementMatrix, Tally, Verdict as OwnersVerdict};
 use crate::merge::evidence::{Evidence, SignedReport, witnesses};
+use crate::pace::{Smoothed, proposal_repeat};
 use crate::peer::admission::Occupancy;
 use crate::peer::book::Book;
 use crate::peer::speed::Speed;
@@ -58,15 +62,10 @@ const WEIGHT_MAX: f64 = 8.0;
 /// whatever there is. If there is nothing, another deadline later the epoch is opened again, or passed over.
 ///
 /// A stage beside which the epoch has been settled is cut off one deadline from then on, or as soon as for
-/// [`STALLED_EVICTIONS`] nothing more got done; and as much later it merges what there is or passes the epoch over.
+/// [`STALLED_SILENCES`] nothing more got done; and as much later it merges what there is or passes the epoch over.
 /// What it lacks then will not come, and a stage that waited as long as the others wait for it would never be in step
 /// with them again: where a tail has settled alone, each stage above waits for the one below.
 const CUTOFF_DEADLINES: u32 = 2;
-/// Evictions after which an overtaken stage that gets no further is cut off. One passes until a member that died is out and
-/// its samples are dealt to others; in the second they can be handled.
-const STALLED_EVICTIONS: u32 = 2;
-/// Evictions for which a stage without miners waits for one that asks for a place, before another stage gives one.
-const RESCUE_EVICTIONS: u32 = 1;
 
 /// What may be proposed before what was proposed earlier is decided.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -102,6 +101,7 @@ impl Room {
 pub struct Orchestrator {
     proposed: BTreeMap<Hash, Instant>,
     waits: Waits,
+    readiness: Readiness,
     manifests: BTreeMap<(StageIndex, PeerId), Arc<HashedManifest>>,
     tallies: BTreeMap<(StageIndex, Epoch, u16), Tally>,
     agreement: BTreeMap<StageIndex, AgreementMatrix>,
@@ -121,6 +121,8 @@ pub struct Orchestrator {
     listening_since: Option<Instant>,
     /// When it came to lead.
     leads_since: Instant,
+    /// The round trip to the nearest majority of candidates; nothing before it was measured.
+    round_trip: Option<Smoothed>,
 }
 
 impl Orchestrator {
@@ -181,6 +183,7 @@ impl Orchestrator {
         self.listening_since = Some(now);
         self.upgrade.handle_pause();
         self.waits.restart(now);
+        self.readiness.handle_pause();
         self.losses.restart(now);
     }
 
@@ -194,10 +197,15 @@ impl Orchestrator {
         self.proposed.clear();
     }
 
+    /// How long messages to the nearest majority of candidates take, and their answers.
+    pub(crate) const fn handle_round_trip(&mut self, round_trip: Option<Smoothed>) {
+        self.round_trip = round_trip;
+    }
+
     /// Looks on while another candidate leads.
     pub fn follow(&mut self, now: Instant, state: &RunState, book: &Book) {
         self.observe(now, state, book);
-        if !self.hears_majority(now, state, book) {
+        if !self.is_connected(now, state, book) {
             self.handle_pause(now);
         }
     }
@@ -210,11 +218,12 @@ impl Orchestrator {
 
     /// Whether this candidate hears a majority of the candidates. One that does not has lost its own connection, as far as
     /// it can know, and nobody else is at fault for being silent.
-    fn hears_majority(&self, now: Instant, state: &RunState, book: &Book) -> bool {
-        let candidates = &state.spec().orchestrator.candidates;
-        let patience = state.spec().timing.eviction.duration() / 2;
-        let heard = candidates.iter().filter(|candidate| book.hears(now, candidate.peer, patience));
-        heard.count() > candidates.len() / 2
+    ///
+    /// Each is waited for half as long as it may be silent: if its records come at long intervals that is one of them, and a candidate
+    /// that waited less would start its waits anew for ever.
+    fn is_connected(&self, now: Instant, state: &RunState, book: &Book) -> bool {
+        let eviction = state.spec().timing.eviction.duration();
+        hears_majority(now, state, book, |peer| book.patience(peer, eviction) / 2)
     }
 
     /// What should be decided now, most urgent first, as far as there is room.
@@ -224,19 +233,54 @@ impl Orchestrator {
         if state.finished() {
             return Vec::new();
         }
-        if !self.hears_majority(now, state, book) {
+        if !self.is_connected(now, state, book) {
             self.handle_pause(now);
             return Vec::new();
         }
-        let mut wanted = self.departures.decisions(now, listening_since, state, book);
+        let eviction = state.spec().timing.eviction.duration();
+        // Members may be less patiently waited for than the candidates. If it has not heard a majority of these for half of the least
+        // that anybody is waited for, the connection may be lost: until it hears one again it takes nobody for silent.
+        let hears = hears_majority(now, state, book, |_| eviction / 2);
+        let listening_since = if hears { listening_since } else { now };
+        let repeat = proposal_repeat(self.round_trip);
+        let mut wanted = self.departures.decisions(now, listening_since, state, book, repeat);
         wanted.extend(self.watch.decisions(state));
-        let mut occupancy = Occupancy::of(state, book, self.verdicts.enlisting(now, state));
+        let mut occupancy = Occupancy::of(state, book, self.verdicts.enlisting(now, state, repeat));
+        self.balance.forget(now, state, repeat);
         wanted.extend(self.balance.admissions(now, state, book, &self.queue.in_order(), &mut occupancy));
         wanted.extend(self.upgrade.decision(now, listening_since, state, book));
         wanted.extend(self.checkpoints.decision(now, state, book));
-        wanted.extend(self.losses.decisions(now, state));
+        wanted.extend(self.losses.decisions(now, state, book));
         wanted.extend(self.verdicts.decisions(now, listening_since, state, book, &mut occupancy));
         let begun = balance::begun(state);
+        wanted.extend(self.stages(now, state, book, begun));
+        if begun {
+            let patience = book.ordinary_silence(eviction) * RESCUE_SILENCES;
+            let waits = &self.waits;
+            let waited = |stage| waits.waited(now, stage) >= patience;
+            wanted.extend(self.balance.rescue(now, state, book, waited));
+        }
+        if self.is_over(now, state, book) {
+            wanted.push(Decision::Finish);
+        }
+        let mut room = room;
+        wanted.retain(|decision| {
+            let bytes = encode(decision);
+            let key = Hash::of(&bytes);
+            let due = self.proposed.get(&key).is_none_or(|at| now.since(*at) >= repeat);
+            let proposes = due && room.take(bytes.len());
+            if proposes {
+                self.proposed.insert(key, now);
+            }
+            proposes
+        });
+        self.proposed.retain(|_, at| now.since(*at) < repeat * 4);
+        wanted
+    }
+
+    /// What takes each stage further.
+    fn stages(&mut self, now: Instant, state: &RunState, book: &Book, begun: bool) -> Vec<Decision> {
+        let mut wanted = Vec::new();
         for (index, stage) in state.spec().stages().zip(state.stages()) {
             match &stage.phase {
                 Phase::Waiting if stage.version.0 >= state.spec().training.epochs => {}
@@ -254,27 +298,6 @@ impl Orchestrator {
                 }
             }
         }
-        if begun {
-            let patience = state.spec().timing.eviction.duration() * RESCUE_EVICTIONS;
-            let waits = &self.waits;
-            let waited = |stage| waits.waited(now, stage) >= patience;
-            wanted.extend(self.balance.rescue(now, state, book, waited));
-        }
-        if self.is_over(now, state, book) {
-            wanted.push(Decision::Finish);
-        }
-        let mut room = room;
-        wanted.retain(|decision| {
-            let bytes = encode(decision);
-            let key = Hash::of(&bytes);
-            let due = self.proposed.get(&key).is_none_or(|at| now.since(*at) >= PROPOSAL_REPEAT);
-            let proposes = due && room.take(bytes.len());
-            if proposes {
-                self.proposed.insert(key, now);
-            }
-            proposes
-        });
-        self.proposed.retain(|_, at| now.since(*at) < PROPOSAL_REPEAT * 4);
         wanted
     }
 
@@ -289,6 +312,7 @@ impl Orchestrator {
     fn observe(&mut self, now: Instant, state: &RunState, book: &Book) {
         let manifests = &self.manifests;
         self.waits.observe(now, state, |stage, training| done(manifests, book, stage, training));
+        self.readiness.observe(now, state, book);
         self.checkpoints.observe(now, state, book);
         self.losses.observe(now, state, book);
         self.lapses.observe(state);
@@ -329,7 +353,6 @@ impl Orchestrator {
         index: StageIndex,
         stage: &Stage,
     ) -> Option<Decision> {
-        let spec = state.spec();
         if !started(state, book) {
             return None;
         }
@@ -345,8 +368,9 @@ impl Orchestrator {
                 expected += 1;
             }
         }
-        let waited_enough = self.waits.waited(now, index) >= spec.timing.ready_grace.duration();
-        if expected > 0 && !waited_enough {
+        let waited_enough =
+            || self.waits.waited(now, index) >= deadlines::ready(state, self.readiness.usual(index));
+        if expected > 0 && !waited_enough() {
             return None;
         }
         let (base, peers) =
@@ -370,8 +394,9 @@ impl Orchestrator {
         let live = training.deal.handling();
         let (waited, overtaken) = (self.waits.waited(now, index), self.waits.overtaken(now, index));
         let deadline = deadlines::epoch(state, book, training, waited.max(overtaken));
+        let silence = book.ordinary_silence(spec.timing.eviction.duration());
         let missing = live.iter().any(|peer| !self.manifests.contains_key(&(index, *peer)));
-        let stalled = self.waits.is_stalled(now, index, spec.timing.eviction.duration() * STALLED_EVICTIONS);
+        let stalled = self.waits.is_stalled(now, index, silence * STALLED_SILENCES);
         let early = waited < deadline && !training.cut_off && !stalled;
         if missing && (early || !self.is_informed(now, state)) {
             // Somebody is still at work, as is most often so: what the others submitted is looked at when it matters.
@@ -552,6 +577,18 @@ fn done(
     let samples = live().filter_map(|peer| book.record(peer)).map(|record| u64::from(record.done));
     let submitted = live().filter(|peer| manifests.contains_key(&(stage, *peer))).count() as u64;
     samples.sum::<u64>() + submitted + u64::from(training.cut_off) + (members << 32)
+}
+
+/// Whether a majority of the candidates was heard, each within `patience` of it.
+fn hears_majority(
+    now: Instant,
+    state: &RunState,
+    book: &Book,
+    patience: impl Fn(PeerId) -> Duration,
+) -> bool {
+    let candidates = &state.spec().orchestrator.candidates;
+    let heard = candidates.iter().filter(|of| book.hears(now, of.peer, patience(of.peer)));
+    heard.count() > candidates.len() / 2
 }
 
 /// How many of `members` make a quorum of share `share`: at least one.

@@ -18,8 +18,9 @@ use std::time::Duration;
 
 use crate::id::PeerId;
 use crate::limits::{
-    BOOK_PEERS_MAX, CONSENSUS_TICK, DEADLINE_SLACK, DEADLINE_STRETCH_MAX, ELECTION_TICKS, SILENCE_SLACK,
-    SILENCE_STRETCH_MAX, TICK_STRETCH_MAX, TRANSFER_DEADLINE, TRANSFER_DEADLINE_MAX, TRANSFER_DEADLINE_MIN,
+    BOOK_PEERS_MAX, CONSENSUS_TICK, DEADLINE_SLACK, DEADLINE_STRETCH_MAX, ELECTION_TICKS, PROPOSAL_ROUNDS,
+    SILENCE_SLACK, SILENCE_STRETCH_MAX, TICK_STRETCH_MAX, TRANSFER_DEADLINE, TRANSFER_DEADLINE_MAX,
+    TRANSFER_DEADLINE_MIN,
 };
 use crate::spec::RunSpec;
 
@@ -72,6 +73,16 @@ pub(crate) fn patience(least: Duration, gaps: Option<Smoothed>) -> Duration {
 pub(crate) fn consensus_tick(round_trip: Option<Smoothed>) -> Duration {
     let round = round_trip.map_or(Duration::ZERO, Smoothed::ordinary) * DEADLINE_SLACK;
     (round / ELECTION_TICKS).clamp(CONSENSUS_TICK, CONSENSUS_TICK * TICK_STRETCH_MAX)
+}
+
+/// Time of its election round, after which it sends votes again that have not led to a certificate.
+pub(crate) fn election_round(round_trip: Option<Smoothed>) -> Duration {
+    consensus_tick(round_trip) * ELECTION_TICKS
+}
+
+/// Time after which it proposes again what it proposed as leader and is not decided.
+pub(crate) fn proposal_repeat(round_trip: Option<Smoothed>) -> Duration {
+    election_round(round_trip) * PROPOSAL_ROUNDS
 }
 
 /// What is known of the transfers of one kind.
@@ -318,6 +329,10 @@ mod tests {
         assert_eq!([consensus_tick(None), tick(10), tick(200)], [CONSENSUS_TICK; 3]);
         assert!(tick(500) >= CONSENSUS_TICK * 2 && tick(500) < CONSENSUS_TICK * 3, "{:?}", tick(500));
         assert_eq!(tick(60_000), CONSENSUS_TICK * TICK_STRETCH_MAX);
+        let far = Some(Smoothed::first(500_000));
+        assert_eq!([election_round(None), proposal_repeat(None)], [seconds(1), seconds(2)]);
+        assert_eq!(election_round(far), seconds(6), "4 times the round trip and 4 times its variation");
+        assert_eq!(proposal_repeat(far), seconds(12));
     }
 
     #[test]

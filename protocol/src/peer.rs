@@ -25,7 +25,7 @@ use omnipaxos::storage::Storage;
 use crate::gauntlet::evaluation::Evaluation;
 use crate::id::{Epoch, Hash, Identity, PeerId, StageIndex};
 use crate::join::{Credential, Refusal, Role};
-use crate::limits::{RPC_BYTES_MAX, TRANSFER_DEADLINE};
+use crate::limits::{FORGET_SILENCES, RPC_BYTES_MAX, TRANSFER_DEADLINE};
 use crate::log::snapshot::Snapshots;
 use crate::log::{DecidedLog, LogBytes, Snapshot};
 use crate::merge::evidence::SignedReport;
@@ -50,8 +50,6 @@ use history::Anchor;
 use room::{DiskUse, Room};
 use scope::Scope;
 
-/// Silence of a peer that is no member, in evictions, after which its record is forgotten.
-const FORGET_EVICTIONS: u32 = 10;
 /// Parts of a heartbeat after which a newcomer hears of those it works with: many who come at once are answered at once.
 const SOON_PARTS: u32 = 4;
 /// Time without any input or timeout after which this process must have been stopped: a laptop lid, a
@@ -979,7 +977,7 @@ impl<S: Storage<LogBytes> + Clone> Peer<S> {
             candidate.handle_news();
         }
         self.follow_admission();
-        let forget = self.spec.timing.eviction.duration() * FORGET_EVICTIONS;
+        let forget = self.book.ordinary_silence(self.spec.timing.eviction.duration()) * FORGET_SILENCES;
         let state = &self.state;
         let forgotten =
             self.book.forget(now, forget.max(TRANSFER_DEADLINE), |peer| state.stage_of(peer).is_some());

@@ -17,10 +17,11 @@
 //! Who leaves counts for nothing in all this: a stage that only such miners are left of is one that has lost all.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::time::Duration;
 
 use super::holders;
 use crate::id::{Epoch, PeerId, StageIndex};
-use crate::limits::{PROPOSAL_REPEAT, REPLICAS_MAX};
+use crate::limits::REPLICAS_MAX;
 use crate::peer::admission::Occupancy;
 use crate::peer::book::Book;
 use crate::peer::speed::Speed;
@@ -69,6 +70,13 @@ impl Crew {
 }
 
 impl Balance {
+    /// Forgets what is decided, or was proposed `repeat` ago or earlier.
+    pub(super) fn forget(&mut self, now: Instant, state: &RunState, repeat: Duration) {
+        let recent = |at: Instant| now.since(at) < repeat;
+        self.admitting.retain(|peer, (_, at)| state.stage_of(*peer).is_none() && recent(*at));
+        self.moving.retain(|peer, (to, at)| state.stage_of(*peer) != Some(*to) && recent(*at));
+    }
+
     /// Admits the asking, in the order of the `queue`: to a stage whose newest weights it alone has, else to the stage with
     /// the fewest miners, to its former stage among equals. Who is one too many at its address waits on.
     pub(super) fn admissions(
@@ -79,8 +87,6 @@ impl Balance {
         queue: &[PeerId],
         occupancy: &mut Occupancy,
     ) -> Vec<Decision> {
-        self.admitting
-            .retain(|peer, (_, at)| state.stage_of(*peer).is_none() && now.since(*at) < PROPOSAL_REPEAT);
         self.admitting.keys().for_each(|peer| occupancy.take(*peer, book));
         let mut sizes: BTreeMap<StageIndex, usize> = state.spec().stages().map(|stage| (stage, 0)).collect();
         let pending = || self.admitting.values().map(|(stage, _)| stage);
@@ -98,7 +104,7 @@ impl Balance {
             state.spec().stages().filter(|s| is_bereft(state, book, *s)).collect();
         let mut decisions = Vec::new();
         for &peer in queue {
-            let heard = book.record(peer).filter(|_| book.hears(now, peer, eviction));
+            let heard = book.record(peer).filter(|_| book.is_there(now, peer, eviction));
             let Some(record) = heard.filter(|_| !self.admitting.contains_key(&peer)) else { continue };
             let former = record.weights.map(|weights| weights.stage);
             let saves =
@@ -130,8 +136,6 @@ impl Balance {
         donor: StageIndex,
         begun: bool,
     ) -> Option<Parting> {
-        self.moving
-            .retain(|peer, (to, at)| state.stage_of(*peer) != Some(*to) && now.since(*at) < PROPOSAL_REPEAT);
         let (peer, stage) =
             if begun { self.fastest_together(state, book, donor) } else { surplus(state, donor) }?;
         let version = |stage| state.stage(stage).map_or(Epoch(0), |stage| stage.version);
@@ -443,7 +447,11 @@ mod tests {
         let mut balance = Balance::default();
         assert_eq!(moved_to(balance.relief(now, &state, &book, StageIndex(0), true)), Some(StageIndex(1)));
         assert_eq!(moved_to(balance.relief(now, &state, &book, StageIndex(0), true)), None);
-        let later = now + PROPOSAL_REPEAT;
+        let repeat = Duration::from_secs(2);
+        let later = now + repeat;
+        balance.forget(now + repeat / 2, &state, repeat);
+        assert_eq!(moved_to(balance.relief(later, &state, &book, StageIndex(0), true)), None);
+        balance.forget(later, &state, repeat);
         assert_eq!(moved_to(balance.relief(later, &state, &book, StageIndex(0), true)), Some(StageIndex(1)));
     }
 

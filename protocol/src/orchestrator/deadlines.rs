@@ -1,11 +1,12 @@
-//! How long an epoch and a merge may take before somebody is taken for late.
+//! How long an epoch, a merge and the way to the next epoch may take before somebody is taken for late.
 //!
 //! | deadline | follows from | at least | at most |
 //! |---|---|---|---|
 //! | epoch | its samples, over what the miners of its slowest stage say they do in a second | `timing.epoch_deadline` | [`DEADLINE_STRETCH_MAX`] times that |
 //! | merge | the median of its stage's last merges, as this candidate saw them | `timing.merge_deadline` | the same |
+//! | ready | the median of the times after which replicas had the weights of those merges | `timing.ready_grace` | the same |
 //!
-//! both times [`DEADLINE_SLACK`]. A run's owner need not know how long an epoch of its model takes on machines that it has not seen:
+//! all times [`DEADLINE_SLACK`]. A run's owner need not know how long an epoch of its model takes on machines that it has not seen:
 //! with a deadline below that nobody would ever be in time. What is measured only ever adds to what the spec gives, so
 //! that the start of a run, when nothing is, has no other rules. Miners that understate their speed delay by [`DEADLINE_STRETCH_MAX`]
 //! at most; who overstates it brings it down to what the spec gives, and no lower.
@@ -33,6 +34,11 @@ pub(super) fn epoch(state: &RunState, book: &Book, training: &Training, taken: D
 /// How long a merge may take in a stage where one usually takes `usual`.
 pub(super) fn merge(state: &RunState, usual: Option<Duration>) -> Duration {
     within(state.spec().timing.merge_deadline.duration(), usual)
+}
+
+/// How long replicas are waited for in a stage where one [usually](super::readiness) takes so long.
+pub(super) fn ready(state: &RunState, usual: Option<Duration>) -> Duration {
+    within(state.spec().timing.ready_grace.duration(), usual)
 }
 
 /// Samples per second of a stage's miners that work on `epoch`, or of all if it is not in that; nothing if none of them has

@@ -2,11 +2,11 @@
 //! whose score is too low.
 
 use std::collections::BTreeMap;
+use std::time::Duration;
 
 use super::balance::Parting;
 use super::holders;
 use crate::id::{PeerId, StageIndex};
-use crate::limits::PROPOSAL_REPEAT;
 use crate::peer::book::Book;
 use crate::peer::departure::{Awaits, awaits};
 use crate::run_state::RunState;
@@ -22,13 +22,14 @@ pub(super) struct Departures {
 impl Departures {
     /// Evicts who has to go. A member is silent only since this candidate listens: one that has just started, or was cut
     /// off, has heard nobody. One that leaves may be named by an epoch that was proposed before that was known and is not
-    /// decided, so it keeps its place for as long as a proposal may take.
+    /// decided, so it keeps its place for as long as a proposal may take before it is `repeat`ed.
     pub(super) fn decisions(
         &mut self,
         now: Instant,
         listening_since: Instant,
         state: &RunState,
         book: &Book,
+        repeat: Duration,
     ) -> Vec<Decision> {
         let eviction = state.spec().timing.eviction.duration();
         let listened = now.since(listening_since);
@@ -40,7 +41,7 @@ impl Departures {
             let record = book.record(peer)?;
             let mut free = || {
                 let since = *self.leaving.entry(peer).or_insert(now);
-                now.since(since) >= PROPOSAL_REPEAT && awaits(state, book, peer) == Awaits::Decision
+                now.since(since) >= repeat && awaits(state, book, peer) == Awaits::Decision
             };
             (!record.miner || record.leaving && free()).then_some(EvictReason::Left)
         };
@@ -78,6 +79,7 @@ mod tests {
     use crate::wire::message::{PeerRecord, Submission, WeightsRecord};
 
     const START: Instant = Instant::from_nanos(1);
+    const REPEAT: Duration = Duration::from_secs(2);
     const LEAVER: PeerId = PeerId([1; 32]);
     const OTHER: PeerId = PeerId([2; 32]);
     const BELOW: PeerId = PeerId([3; 32]);
@@ -107,8 +109,8 @@ mod tests {
     /// What is decided of the leaver when this candidate has known of it for a while, and at once.
     fn decided(state: &RunState, book: &Book) -> [Vec<Decision>; 2] {
         let mut departures = Departures::default();
-        let early = departures.decisions(START, START, state, book);
-        [departures.decisions(START + PROPOSAL_REPEAT, START, state, book), early]
+        let early = departures.decisions(START, START, state, book, REPEAT);
+        [departures.decisions(START + REPEAT, START, state, book, REPEAT), early]
     }
 
     #[test]
@@ -146,7 +148,7 @@ mod tests {
         say(&mut book, START, LEAVER, 3, true);
         say(&mut book, START, OTHER, 2, false);
         assert_eq!(awaits(&state, &book, LEAVER), Awaits::Successors(TOP), "the other has older ones");
-        say(&mut book, START + PROPOSAL_REPEAT, OTHER, 3, true);
+        say(&mut book, START + REPEAT, OTHER, 3, true);
         assert_eq!(awaits(&state, &book, LEAVER), Awaits::Successors(TOP), "the other leaves too");
         state.stages_mut().iter_mut().for_each(|stage| stage.version = Epoch(0));
         assert_eq!(awaits(&state, &book, LEAVER), Awaits::Decision, "anybody can build the first weights");

@@ -7,15 +7,11 @@
 use std::collections::BTreeMap;
 
 use crate::id::{Epoch, PeerId, StageIndex};
+use crate::limits::{LOST_SILENCES, SLOW_SILENCES};
 use crate::peer::book::Book;
 use crate::run_state::{Phase, RunState, Stage};
 use crate::time::Instant;
 use crate::wire::message::{Decision, WeightsRecord};
-
-/// Evictions for which a stage waits for somebody who has what it lacks.
-const LOST_EVICTIONS: u32 = 2;
-/// The same while all who merged the parts of it are heard: they may serve it, however slowly, or have lost it.
-const SLOW_EVICTIONS: u32 = 20;
 
 /// Stages none of whose miners can get the weights they need, with the merge that they lack, and since when.
 #[derive(Debug, Default)]
@@ -53,10 +49,10 @@ impl Losses {
     }
 
     /// What is to be passed over.
-    pub(super) fn decisions(&self, now: Instant, state: &RunState) -> Vec<Decision> {
+    pub(super) fn decisions(&self, now: Instant, state: &RunState, book: &Book) -> Vec<Decision> {
+        let silence = book.ordinary_silence(state.spec().timing.eviction.duration());
         let lost = self.lacking.iter().filter(|(_, (loss, since))| {
-            let evictions = if loss.served { SLOW_EVICTIONS } else { LOST_EVICTIONS };
-            now.since(*since) >= state.spec().timing.eviction.duration() * evictions
+            now.since(*since) >= silence * if loss.served { SLOW_SILENCES } else { LOST_SILENCES }
         });
         lost.map(|(stage, (loss, _))| Decision::Undo { stage: *stage, epoch: loss.epoch }).collect()
     }
@@ -68,7 +64,7 @@ impl Losses {
 fn lost(now: Instant, state: &RunState, book: &Book, index: StageIndex, stage: &Stage) -> Option<Loss> {
     let newest = |held: WeightsRecord| held.stage == index && held.version == stage.version;
     let eviction = state.spec().timing.eviction.duration();
-    let is_gone = |peer: &PeerId| !book.hears(now, *peer, eviction);
+    let is_gone = |peer: &PeerId| !book.is_there(now, *peer, eviction);
     let held = book.records().any(|(peer, record)| record.weights.is_some_and(newest) && !is_gone(&peer));
     if held || !matches!(stage.phase, Phase::Waiting) {
         return None;
@@ -157,17 +153,17 @@ mod tests {
 
     #[test]
     fn a_merge_that_everybody_lacks_is_passed_over_after_a_while() {
-        for (is_heard, evictions) in [(false, LOST_EVICTIONS), (true, SLOW_EVICTIONS)] {
+        for (is_heard, silences) in [(false, LOST_SILENCES), (true, SLOW_SILENCES)] {
             let mut state = merged();
             let book = with_owner(heard([3, 3], [Some(3), Some(3)]), is_heard);
             let mut losses = Losses::default();
             let eviction = state.spec().timing.eviction.duration();
             let start = Instant::from_nanos(1) + eviction * if is_heard { 0 } else { 2 };
             losses.observe(start, &state, &book);
-            let later = start + eviction * evictions;
-            assert_eq!(losses.decisions(start + eviction * (evictions - 1), &state), []);
+            let later = start + eviction * silences;
+            assert_eq!(losses.decisions(start + eviction * (silences - 1), &state, &book), []);
             let undo = Decision::Undo { stage: STAGE, epoch: Epoch(3) };
-            assert_eq!(losses.decisions(later, &state), std::slice::from_ref(&undo));
+            assert_eq!(losses.decisions(later, &state, &book), std::slice::from_ref(&undo));
             assert_eq!(apply(&mut state, undo.clone()).len(), 1);
             let stage = &state.stages()[0];
             assert_eq!((stage.version, stage.merge_of(Epoch(3))), (Epoch(4), Some((BASE, [].as_slice()))));

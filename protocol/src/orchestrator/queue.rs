@@ -8,7 +8,7 @@ use std::collections::BTreeMap;
 
 use crate::id::PeerId;
 use crate::join::Role;
-use crate::limits::{QUEUE_EVICTIONS, QUEUE_TOLD_MAX, REPLICAS_MAX};
+use crate::limits::{QUEUE_SILENCES, QUEUE_TOLD_MAX, REPLICAS_MAX};
 use crate::peer::admission::suits;
 use crate::peer::book::Book;
 use crate::run_state::RunState;
@@ -30,11 +30,13 @@ impl Queue {
     /// Notes who asks.
     pub(super) fn observe(&mut self, now: Instant, state: &RunState, book: &Book) {
         let eviction = state.spec().timing.eviction.duration();
-        let heard = |peer: PeerId| book.hears(now, peer, eviction);
+        let heard = |peer: PeerId| book.is_there(now, peer, eviction);
         for (peer, _) in book.records().filter(|(peer, _)| asks(state, book, *peer) && heard(*peer)) {
             self.waiting.entry(peer).or_insert(Waiting { since: now, heard: now }).heard = now;
         }
-        let kept = |waiting: &Waiting| now.since(waiting.heard) < eviction * QUEUE_EVICTIONS;
+        // By what is ordinary and not by its own records: one that sends them late keeps its place no longer for it.
+        let keeps = book.ordinary_silence(eviction) * QUEUE_SILENCES;
+        let kept = |waiting: &Waiting| now.since(waiting.heard) < keeps;
         self.waiting.retain(|peer, waiting| {
             let gone = book.record(*peer).is_some() && !asks(state, book, *peer);
             !gone && state.stage_of(*peer).is_none() && kept(waiting)

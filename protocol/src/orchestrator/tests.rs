@@ -2,10 +2,10 @@ use std::time::Duration;
 
 use super::*;
 use crate::id::LogIndex;
-use crate::limits::{QUEUE_EVICTIONS, REPLICAS_MAX, WIRE_VERSION};
+use crate::limits::{QUEUE_SILENCES, REPLICAS_MAX, WIRE_VERSION};
 use crate::run_state::StateEvent;
 use crate::spec::{Candidate, OrchestratorSpec, RunSpec};
-use crate::wire::message::{Entry, PeerRecord, WeightsRecord};
+use crate::wire::message::{Entry, PeerRecord, Submission, WeightsRecord};
 
 const MEMBER: PeerId = PeerId([2; 32]);
 const ROOM: Room = Room { decisions: 8, bytes: PROPOSALS_PENDING_BYTES_MAX };
@@ -264,7 +264,7 @@ fn a_waiter_that_stays_silent_or_asks_no_more_holds_nobody_up() {
     let mut room = full(1);
     assert_eq!(waiting.later(&room, &[third]), [Decision::Admit { peer: third, stage: StageIndex(0) }]);
     apply(&mut room, Decision::Admit { peer: third, stage: StageIndex(0) });
-    while waiting.now.since(gone_at) <= eviction * (QUEUE_EVICTIONS + 3) {
+    while waiting.now.since(gone_at) <= eviction * (QUEUE_SILENCES + 3) {
         waiting.later(&room, &[]);
     }
     assert_eq!(waiting.leader.queue(&room), []);
@@ -307,4 +307,138 @@ fn no_more_get_a_place_at_one_address_than_the_spec_says_whatever_they_ask_for()
     assert_eq!(given(1, &asking, 3), [admit(a)], "what is proposed and not decided counts");
     let validators = [(a, false), (b, false), (c, false)];
     assert_eq!(given(2, &validators, 3), [enlist(a), enlist(b)]);
+}
+
+/// A stage whose replicas each say so many seconds after a merge that they have its weights: after how many seconds each epoch
+/// but the first is opened, and with how many of them.
+fn opened(delays: &[u64], epochs: u32) -> Vec<(u64, usize)> {
+    let stage = StageIndex(0);
+    let candidates = vec![Candidate { peer: MEMBER, priority: 0 }];
+    let mut spec = RunSpec { orchestrator: OrchestratorSpec { candidates }, ..RunSpec::default() };
+    spec.pipeline.stages = 1;
+    let mut state = RunState::new(Arc::new(spec), &[10]);
+    let replicas: Vec<PeerId> = (11..).zip(delays).map(|(i, _)| PeerId([i; 32])).collect();
+    for peer in &replicas {
+        apply(&mut state, Decision::Admit { peer: *peer, stage });
+    }
+    let (mut leader, mut book) = (Orchestrator::default(), Book::default());
+    let (mut now, mut sequence, mut opened) = (Instant::from_nanos(1), 0, Vec::new());
+    for epoch in (0..epochs).map(Epoch) {
+        let mut open = None;
+        // Everybody has come by the end of the epoch.
+        for second in 0..=250 {
+            now = now + Duration::from_secs(1);
+            for (peer, delay) in replicas.iter().zip(delays) {
+                let version = if epoch.0 == 0 || second >= *delay { epoch } else { Epoch(epoch.0 - 1) };
+                let weights = Some(WeightsRecord { stage, version, hash: Hash::default() });
+                sequence += 1;
+                let record = PeerRecord { miner: true, sequence, weights, ..record() };
+                book.insert(now, *peer, Arc::new(record)).expect("a valid record");
+            }
+            book.insert(now, MEMBER, Arc::new(record())).expect("a valid record");
+            for decision in leader.propose(now, &state, &book, ROOM) {
+                if let (None, Decision::OpenEpoch { members, .. }) = (&open, &decision) {
+                    open = Some((second, members.clone()));
+                    apply(&mut state, decision);
+                }
+            }
+        }
+        let (second, members) = open.expect("it is opened");
+        opened.push((second, members.len()));
+        merge(&mut state, epoch, &members);
+    }
+    opened.split_off(1)
+}
+
+/// The only stage's members have merged what they trained in this epoch.
+fn merge(state: &mut RunState, epoch: Epoch, members: &[(PeerId, u32)]) {
+    let (stage, attempt, manifest) = (StageIndex(0), 0, Hash::default());
+    let submitted = |(peer, _): &(PeerId, u32)| Submission {
+        peer: *peer,
+        manifest,
+        samples: 1,
+        loss_micro: None,
+        moments_after: None,
+    };
+    let submitters = members.iter().map(submitted).collect();
+    apply(state, Decision::MergePlan { stage, epoch, attempt, submitters });
+    let partitions = vec![Hash::default(); state.stages()[0].partitions];
+    apply(state, Decision::MergeOutcome { stage, epoch, attempt, partitions });
+    assert_eq!(state.stages()[0].version, epoch.next());
+}
+
+#[test]
+fn replicas_that_are_slow_to_be_ready_are_waited_for_once_that_was_seen() {
+    assert_eq!(RunSpec::default().timing.ready_grace.duration(), Duration::from_secs(5));
+    assert_eq!(opened(&[1, 2, 4], 3), [(4, 3); 2], "within what the spec gives");
+    assert_eq!(opened(&[1, 8, 8], 3), [(5, 1), (8, 3)]);
+    assert_eq!(opened(&[1, 200, 200], 3), [(5, 1), (80, 1)], "16 times that, and no more");
+}
+
+#[test]
+fn a_minority_that_is_late_to_say_that_it_is_ready_holds_nobody_up() {
+    assert_eq!(opened(&[1, 1, 60], 4), [(5, 2); 3]);
+    assert_eq!(opened(&[1, 60], 4), [(5, 1); 3], "so does half of a stage");
+    assert_eq!(opened(&[2, 2, 60], 4), [(5, 2), (8, 2), (8, 2)], "4 times what the others take");
+}
+
+#[test]
+fn a_merge_during_which_a_candidate_was_away_says_nothing_of_the_next() {
+    let stage = StageIndex(0);
+    let candidates = vec![Candidate { peer: MEMBER, priority: 0 }];
+    let mut spec = RunSpec { orchestrator: OrchestratorSpec { candidates }, ..RunSpec::default() };
+    spec.pipeline.stages = 1;
+    let mut state = RunState::new(Arc::new(spec), &[10]);
+    apply(&mut state, Decision::Admit { peer: MEMBER, stage });
+    let (mut readiness, mut book, start) = (Readiness::default(), Book::default(), Instant::from_nanos(1));
+    let says = |book: &mut Book, at, version| {
+        let record =
+            PeerRecord { weights: Some(WeightsRecord { stage, version, hash: Hash::default() }), ..record() };
+        book.insert(at, MEMBER, Arc::new(record)).expect("a valid record");
+    };
+    let later = start + Duration::from_secs(3);
+    for epoch in (0..2).map(Epoch) {
+        says(&mut book, start, epoch);
+        let members = vec![(MEMBER, 1)];
+        let open = Decision::OpenEpoch { stage, epoch, base: Hash::default(), members: members.clone() };
+        apply(&mut state, open);
+        readiness.observe(start, &state, &book);
+        merge(&mut state, epoch, &members);
+        readiness.observe(start, &state, &book);
+        if epoch == Epoch(0) {
+            readiness.handle_pause();
+        }
+        says(&mut book, later, epoch.next());
+        readiness.observe(later, &state, &book);
+        let expected = (epoch == Epoch(1)).then(|| Duration::from_secs(3));
+        assert_eq!(readiness.usual(stage), expected, "{epoch:?}");
+    }
+}
+
+#[test]
+fn a_leader_whose_fellow_candidates_are_heard_seldom_goes_on_but_blames_nobody_meanwhile() {
+    let second = Duration::from_secs(1);
+    let peers: Vec<PeerId> = (1..=3).map(|i| PeerId([i; 32])).collect();
+    let candidates = peers.iter().map(|peer| Candidate { peer: *peer, priority: 0 }).collect();
+    let spec = RunSpec { orchestrator: OrchestratorSpec { candidates }, ..RunSpec::default() };
+    assert_eq!(spec.timing.eviction.duration(), second * 6);
+    let mut state = RunState::new(Arc::new(spec), &[10; 3]);
+    let member = PeerId([9; 32]);
+    apply(&mut state, Decision::Admit { peer: member, stage: StageIndex(0) });
+    let (mut leader, mut book, start) = (Orchestrator::default(), Book::default(), Instant::from_nanos(1));
+    let mut proposed = BTreeMap::new();
+    for passed in 0..=44 {
+        let now = start + second * passed;
+        // It hears itself and the member each second, and the other candidates every fourth.
+        let late = passed.is_multiple_of(4);
+        let heard = [(peers[0], true), (peers[1], late), (peers[2], late), (member, passed <= 37)];
+        for (peer, _) in heard.into_iter().filter(|(_, heard)| *heard) {
+            let record = PeerRecord { miner: peer == member, sequence: u64::from(passed) + 1, ..record() };
+            book.insert(now, peer, Arc::new(record)).expect("a valid record");
+        }
+        proposed.insert(passed, leader.propose(now, &state, &book, ROOM));
+    }
+    assert_eq!(proposed[&43], [], "the member is silent for too long, but its own connection may be lost");
+    let evicted = Decision::Evict { peer: member, reason: EvictReason::Silent, evidence: None };
+    assert_eq!(proposed[&44], [evicted], "it was not, and what it has waited for counts");
 }

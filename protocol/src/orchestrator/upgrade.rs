@@ -8,7 +8,7 @@
 //!    stage have spoken it and one of them holds its weights: nobody who is being upgraded is left behind, nobody who
 //!    never will be holds all up, and no weights stop with those who are left behind.
 //!
-//! "Heard" is within `timing.eviction`, as for a miner's place. Whoever speaks less is outvoted: its peer stops at the
+//! "Heard" is within [what costs a miner its place](Book::patience). Whoever speaks less is outvoted: its peer stops at the
 //! upgrade, and joins again when its program has been replaced. A peer that claims more than the next version counts
 //! for the next one only, so no claim takes the run further than all agree to.
 
@@ -83,7 +83,7 @@ impl View<'_> {
         let eviction = self.state.spec().timing.eviction.duration();
         let silence = self.book.silence(self.now, peer).unwrap_or(self.now.since(self.listening_since));
         match self.book.record(peer) {
-            _ if silence >= eviction => Stance::Silent,
+            _ if silence >= self.book.patience(peer, eviction) => Stance::Silent,
             Some(record) if record.wire_version_max >= self.version => Stance::Speaks,
             // Not heard yet by a leader that has just started: nobody is passed over for that.
             Some(_) | None => Stance::Lacks,

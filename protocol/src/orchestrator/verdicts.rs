@@ -1,12 +1,13 @@
 //! Who validates, and what validators found, on its way into the log.
 
 use std::collections::BTreeMap;
+use std::time::Duration;
 
 use super::checkpoints::is_trained;
 use crate::gauntlet::evaluation::Evaluation;
 use crate::id::{Epoch, PeerId};
 use crate::join::Role;
-use crate::limits::{PROPOSAL_REPEAT, VALIDATORS_MAX};
+use crate::limits::VALIDATORS_MAX;
 use crate::peer::admission::{Occupancy, suits};
 use crate::peer::book::Book;
 use crate::run_state::RunState;
@@ -61,10 +62,10 @@ impl Verdicts {
         asked && self.trained_since.is_some_and(|since| now.since(since) < patience)
     }
 
-    /// Validators that were proposed, which the state does not show yet.
-    pub(super) fn enlisting(&mut self, now: Instant, state: &RunState) -> Vec<PeerId> {
+    /// Validators that were proposed less than `repeat` ago, which the state does not show yet.
+    pub(super) fn enlisting(&mut self, now: Instant, state: &RunState, repeat: Duration) -> Vec<PeerId> {
         let undecided = |peer: &PeerId| !state.validators().contains(peer);
-        self.enlisting.retain(|peer, at| undecided(peer) && now.since(*at) < PROPOSAL_REPEAT);
+        self.enlisting.retain(|peer, at| undecided(peer) && now.since(*at) < repeat);
         self.enlisting.keys().copied().collect()
     }
 
@@ -95,7 +96,7 @@ impl Verdicts {
             offers(record)
                 && trusted
                 && suits(state, *peer, record.credential.as_ref(), Role::Validator).is_ok()
-                && book.hears(now, *peer, eviction)
+                && book.is_there(now, *peer, eviction)
                 && !state.validators().contains(peer)
         });
         for (peer, _) in new.take(room) {

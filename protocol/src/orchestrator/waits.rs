@@ -4,11 +4,9 @@ use std::collections::{BTreeMap, VecDeque};
 use std::time::Duration;
 
 use crate::id::{Epoch, LogIndex, StageIndex};
+use crate::limits::MERGES_REMEMBERED;
 use crate::run_state::{Phase, RunState, Stage, Training};
 use crate::time::Instant;
-
-/// Merges of a stage whose length is remembered.
-const MERGES_REMEMBERED: usize = 8;
 
 /// What a stage has been doing.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

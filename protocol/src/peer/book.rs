@@ -44,6 +44,10 @@ struct Heard {
 pub struct Book {
     records: BTreeMap<PeerId, Heard>,
     speeds: BTreeMap<PeerId, Speed>,
+    /// The median of the ordinary intervals between the records of each peer, when it was last looked for.
+    usual_gap: Option<Smoothed>,
+    /// Records since then.
+    since_usual: usize,
 }
 
 impl Book {
@@ -86,6 +90,7 @@ impl Book {
             Entry::Occupied(occupied) => {
                 let heard = occupied.into_mut();
                 heard.gaps = Some(Smoothed::with(heard.gaps, now.since(heard.at)));
+                self.since_usual += 1;
                 let old = &heard.record;
                 let news = News {
                     addresses: old.multiaddrs != record.multiaddrs
@@ -96,9 +101,22 @@ impl Book {
                     forgot: old.incarnation < record.incarnation,
                 };
                 (heard.record, heard.at) = (record, now);
+                if self.since_usual >= self.records.len() {
+                    self.measure_usual();
+                }
                 Ok(news)
             }
         }
+    }
+
+    /// Looks for the median of all peers' intervals. Each peer sends a record in a heartbeat, so after as many as there are peers
+    /// that is once in a heartbeat. Of two in the middle it is the shorter, so that half of the peers cannot raise it.
+    fn measure_usual(&mut self) {
+        self.since_usual = 0;
+        let mut gaps: Vec<Smoothed> = self.records.values().filter_map(|heard| heard.gaps).collect();
+        let middle = gaps.len().saturating_sub(1) / 2;
+        self.usual_gap =
+            (!gaps.is_empty()).then(|| *gaps.select_nth_unstable_by_key(middle, |gap| gap.ordinary()).1);
     }
 
     /// Counts a record of a peer that is in the book. Whether it has sent more than [`RECORDS_PER_HEARTBEAT_MAX`] for so long
@@ -155,6 +173,13 @@ impl Book {
         patience(eviction, self.records.get(&peer).and_then(|heard| heard.gaps))
     }
 
+    /// The unit of the waits that are about nobody in particular: for how long a peer of this swarm may be silent, by the median of
+    /// all peers. A minority that sends its records late on purpose does not stretch it. At least the `eviction` of the spec.
+    #[must_use]
+    pub fn ordinary_silence(&self, eviction: Duration) -> Duration {
+        patience(eviction, self.usual_gap)
+    }
+
     /// After this process was not running for a while, nobody was heard. Starts all silences anew, and
     /// gives members never heard of the benefit of the doubt by leaving them out.
     pub fn handle_pause(&mut self, now: Instant) {
@@ -167,6 +192,12 @@ impl Book {
     #[must_use]
     pub fn hears(&self, now: Instant, peer: PeerId, patience: Duration) -> bool {
         self.silence(now, peer).is_some_and(|silence| silence < patience)
+    }
+
+    /// Whether `peer` was heard, and has not been silent since for so long that it would lose a place.
+    #[must_use]
+    pub fn is_there(&self, now: Instant, peer: PeerId, eviction: Duration) -> bool {
+        self.hears(now, peer, self.patience(peer, eviction))
     }
 
     /// Forgets peers silent for longer than `silence`, except those for whom `keep` holds; returns them with the numbers
@@ -207,6 +238,29 @@ mod tests {
         let flood = taken(10_000, Duration::from_millis(5));
         let most = 50 * RECORDS_PER_HEARTBEAT_MAX + RECORDS_AT_ONCE_MAX + 1;
         assert!((most - 1..=most).contains(&flood), "{flood} of {most}");
+    }
+
+    /// The ordinary silence of a swarm whose peers send their records at these intervals, in seconds.
+    fn silence_of(gaps: &[u32]) -> Duration {
+        let (mut book, start) = (Book::default(), Instant::from_nanos(1));
+        let last = 12 * gaps.iter().max().copied().unwrap_or_default();
+        for second in 0..=last {
+            for (peer, _) in (1..).zip(gaps).filter(|(_, gap)| second % **gap == 0) {
+                let record = Arc::new(PeerRecord::new(u64::from(second) + 1));
+                book.insert(start + HEARTBEAT * second, PeerId([peer; 32]), record).expect("a valid record");
+            }
+        }
+        book.ordinary_silence(HEARTBEAT * 6)
+    }
+
+    #[test]
+    fn a_majority_of_peers_stretches_the_ordinary_silence_and_a_minority_does_not() {
+        assert_eq!(Book::default().ordinary_silence(HEARTBEAT * 6), HEARTBEAT * 6, "nothing is measured");
+        assert_eq!(silence_of(&[1, 1, 1]), HEARTBEAT * 6, "twice an interval is less");
+        assert_eq!(silence_of(&[1, 1, 1, 60, 60]), HEARTBEAT * 6, "two of five are late");
+        assert_eq!(silence_of(&[1, 1, 60, 60]), HEARTBEAT * 6, "so is half of them");
+        assert_eq!(silence_of(&[1, 1, 5, 5, 60]), HEARTBEAT * 10, "three of five are");
+        assert_eq!(silence_of(&[1, 60, 60]), HEARTBEAT * 24, "four times the least, and no more");
     }
 
     #[test]

@@ -1,7 +1,6 @@
 //! A candidate's part: consensus, certificates, and, while it leads, proposals.
 
 use std::collections::{BTreeMap, VecDeque};
-use std::time::Duration;
 
 use omnipaxos::storage::Storage;
 use serde_bytes::ByteBuf;
@@ -9,15 +8,14 @@ use serde_bytes::ByteBuf;
 use super::book::Book;
 use crate::id::{Hash, Identity, LogIndex, PeerId};
 use crate::limits::{
-    CONSENSUS_BUNDLE_MAX, CONSENSUS_TICK, HEAD_REPEAT, LOG_GOSSIP_BYTES_MAX, PROPOSAL_GATHER,
-    WIRE_VERSION_FIRST,
+    CONSENSUS_BUNDLE_MAX, CONSENSUS_TICK, LOG_GOSSIP_BYTES_MAX, PROPOSAL_GATHER, WIRE_VERSION_FIRST,
 };
 use crate::log::certificate::Electorate;
 use crate::log::snapshot::Snapshots;
 use crate::log::{Certifier, Consensus, DecidedLog, LogBytes, Vote};
 use crate::miner::Outbox;
 use crate::orchestrator::{Orchestrator, Room};
-use crate::pace::{Smoothed, consensus_tick};
+use crate::pace::{Smoothed, consensus_tick, election_round};
 use crate::run_state::RunState;
 use crate::spec::RunSpec;
 use crate::time::Instant;
@@ -205,12 +203,12 @@ impl<S: Storage<LogBytes> + Clone> Candidate<S> {
         self.orchestrator_mut().handle_pause(now);
     }
 
-    /// Time of a tick: follows from the round trip to the last of the others that, nearest first, make up a majority.
-    fn tick(&self) -> Duration {
+    /// The round trip to the last of the others that, nearest first, make up a majority.
+    fn round_trip(&self) -> Option<Smoothed> {
         let mut known: Vec<Smoothed> = self.lanes.values().filter_map(|lane| lane.round_trip).collect();
         known.sort_unstable_by_key(|round_trip| round_trip.ordinary());
         let others = self.lanes.len().div_ceil(2);
-        consensus_tick(others.checked_sub(1).and_then(|last| known.get(last).copied()))
+        others.checked_sub(1).and_then(|last| known.get(last).copied())
     }
 
     pub(super) fn handle_connected(&mut self, peer: PeerId) {
@@ -222,7 +220,9 @@ impl<S: Storage<LogBytes> + Clone> Candidate<S> {
     /// Moves newly decided entries into the log. Returns whether there were any.
     pub(super) fn poll_decided(&mut self, now: Instant, log: &mut DecidedLog) -> bool {
         if now >= self.consensus.deadline() {
-            self.consensus.handle_timeout(now, self.tick());
+            let round_trip = self.round_trip();
+            self.consensus.handle_timeout(now, consensus_tick(round_trip));
+            self.orchestrator.handle_round_trip(round_trip);
         }
         let decided = self.consensus.poll_decided();
         let any = !decided.is_empty();
@@ -337,6 +337,7 @@ impl<S: Storage<LogBytes> + Clone> Candidate<S> {
             }
         }
         let mut sent = Vec::new();
+        let again_due = now + election_round(self.round_trip());
         for (peer, lane) in &mut self.lanes {
             if now >= lane.again_due {
                 lane.votes.append(&mut lane.sent);
@@ -354,7 +355,7 @@ impl<S: Storage<LogBytes> + Clone> Candidate<S> {
                     lane.sent.insert(index, vote.clone());
                     bundle.votes.push(vote);
                 }
-                lane.again_due = now + HEAD_REPEAT;
+                lane.again_due = again_due;
             }
             lane.in_flight = true;
             lane.sent_at = Some(now);

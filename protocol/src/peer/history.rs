@@ -7,7 +7,7 @@ use serde_bytes::ByteBuf;
 
 use super::{Asked, Peer, SOON_PARTS};
 use crate::id::{Hash, LogIndex, PeerId};
-use crate::limits::{HEAD_REPEAT, LOG_RANGE_BYTES_MAX, SNAPSHOT_BYTES_MAX};
+use crate::limits::{LOG_RANGE_BYTES_MAX, LOG_REQUEST_PAUSE, SNAPSHOT_BYTES_MAX};
 use crate::log::certificate::Certified;
 use crate::log::decided::Extended;
 use crate::log::snapshot::named;
@@ -283,7 +283,7 @@ impl<S: Storage<LogBytes> + Clone> Peer<S> {
         // In turn, so that one that only says so holds nothing up.
         self.log_fetch_turn = self.log_fetch_turn.wrapping_add(1);
         let Some(&peer) = ahead.get(self.log_fetch_turn % ahead.len().max(1)) else { return };
-        self.log_fetch_due = self.log_fetch_due.max(now + HEAD_REPEAT);
+        self.log_fetch_due = self.log_fetch_due.max(now + LOG_REQUEST_PAUSE);
         let id = self.out.request(peer, &Request::Log { from: LogIndex(have) });
         self.asked.insert(id, Asked::Log(peer));
     }
