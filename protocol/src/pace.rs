@@ -18,9 +18,12 @@ use std::time::Duration;
 
 use crate::id::PeerId;
 use crate::limits::{
-    BOOK_PEERS_MAX, CONSENSUS_TICK, DEADLINE_SLACK, DEADLINE_STRETCH_MAX, ELECTION_TICKS, PROPOSAL_ROUNDS,
-    SILENCE_SLACK, SILENCE_STRETCH_MAX, TICK_STRETCH_MAX, TRANSFER_DEADLINE, TRANSFER_DEADLINE_MAX,
-    TRANSFER_DEADLINE_MIN,
+    ANNOUNCE_HEARTBEATS_MAX, BOOK_PEERS_MAX, CONSENSUS_TICK, DEADLINE_SLACK, DEADLINE_STRETCH_MAX,
+    ELECTION_TICKS, FORGET_SILENCES, LAST_CHECKPOINT_WAIT, LOG_REQUEST_PAUSE, LOST_SILENCES,
+    MIRROR_PAUSE_MAX, MIRROR_PAUSE_MIN, PROPOSAL_GATHER, PROPOSAL_ROUNDS, QUEUE_SILENCES, RESCUE_SILENCES,
+    RETRY_PAUSE_MAX, RETRY_PAUSE_MIN, SILENCE_SLACK, SILENCE_STRETCH_MAX, SLOW_SILENCES, STALLED_SILENCES,
+    TICK_STRETCH_MAX, TRANSFER_DEADLINE, TRANSFER_DEADLINE_MAX, TRANSFER_DEADLINE_MIN,
+    UPGRADE_GRACE_DEADLINES,
 };
 use crate::spec::RunSpec;
 
@@ -190,9 +193,9 @@ pub struct Deadline {
     pub most: Duration,
 }
 
-/// All deadlines that follow from what is measured. Those of epochs, merges and silence are what the spec gives, or longer.
+/// All deadlines that follow from what is measured. Those of the spec's section `timing` are what it gives, or longer.
 #[must_use]
-pub fn deadlines(spec: &RunSpec) -> [Deadline; 6] {
+pub fn deadlines(spec: &RunSpec) -> Vec<Deadline> {
     let transfer = |name, doc| Deadline {
         name,
         doc,
@@ -200,11 +203,7 @@ pub fn deadlines(spec: &RunSpec) -> [Deadline; 6] {
         first: TRANSFER_DEADLINE,
         most: TRANSFER_DEADLINE_MAX,
     };
-    let stretched = |name, doc, least: Duration, times: u32| {
-        let most = least.saturating_mul(times);
-        Deadline { name, doc, least, first: least, most }
-    };
-    [
+    let mut all = vec![
         transfer(
             "push",
             "4 times the round trip to the peer and what the bytes need at the rate of earlier pushes to it",
@@ -223,16 +222,170 @@ pub fn deadlines(spec: &RunSpec) -> [Deadline; 6] {
             DEADLINE_STRETCH_MAX,
         ),
         stretched(
+            "ready",
+            "4 times the median of what the stage's replicas took to have the weights of its last 8 merges; after that an epoch \
+             opens without the others",
+            spec.timing.ready_grace.duration(),
+            DEADLINE_STRETCH_MAX,
+        ),
+    ];
+    all.extend(silences(spec));
+    all.extend(rounds());
+    all
+}
+
+/// A deadline that is `least` before anything is measured, and at most so many times that.
+fn stretched(name: &'static str, doc: &'static str, least: Duration, times: u32) -> Deadline {
+    Deadline { name, doc, least, first: least, most: least.saturating_mul(times) }
+}
+
+/// Those that follow from how long a peer is silent between its records.
+fn silences(spec: &RunSpec) -> Vec<Deadline> {
+    let eviction = spec.timing.eviction.duration();
+    let silences =
+        |name, doc, count: u32| stretched(name, doc, eviction.saturating_mul(count), SILENCE_STRETCH_MAX);
+    vec![
+        silences(
             "silence",
             "twice the interval and its variation at which the peer's records come; after that it loses its place",
-            spec.timing.eviction.duration(),
-            SILENCE_STRETCH_MAX,
+            1,
         ),
         stretched(
+            "connection",
+            "half the silence of a majority of candidates; after that a candidate blames itself and starts its waits anew",
+            eviction / 2,
+            SILENCE_STRETCH_MAX,
+        ),
+        silences(
+            "rescue",
+            "the median silence of all peers; after that a stage without miners gets one of another stage",
+            RESCUE_SILENCES,
+        ),
+        silences(
+            "stalled",
+            "twice the median silence; after that a stage is cut off that gets no further while one beside has settled the epoch",
+            STALLED_SILENCES,
+        ),
+        silences(
+            "lost",
+            "twice the median silence; after that a merge is passed over that nobody has who is heard",
+            LOST_SILENCES,
+        ),
+        silences(
+            "lost-served",
+            "20 times the median silence; the same while all who merged it are heard",
+            SLOW_SILENCES,
+        ),
+        silences(
+            "queue",
+            "10 times the median silence; after that a peer that waits and is silent loses its place in the queue",
+            QUEUE_SILENCES,
+        ),
+        // However short silences are, answers may be on their way.
+        Deadline {
+            least: TRANSFER_DEADLINE.max(eviction.saturating_mul(FORGET_SILENCES)),
+            first: TRANSFER_DEADLINE.max(eviction.saturating_mul(FORGET_SILENCES)),
+            ..silences(
+                "forgotten",
+                "10 times the median silence; after that the record of a silent peer without a place is dropped",
+                FORGET_SILENCES,
+            )
+        },
+    ]
+}
+
+/// Those that follow from the round trip between candidates.
+fn rounds() -> [Deadline; 3] {
+    let rounds =
+        |name, doc, count| stretched(name, doc, CONSENSUS_TICK * ELECTION_TICKS * count, TICK_STRETCH_MAX);
+    [
+        rounds(
             "election",
             "4 times the round trip to the nearest majority of candidates; after that a leader is missed",
-            CONSENSUS_TICK * ELECTION_TICKS,
-            TICK_STRETCH_MAX,
+            1,
+        ),
+        rounds("vote", "an election round; after that votes are sent again that led to no certificate", 1),
+        rounds(
+            "proposal",
+            "two election rounds; after that a leader proposes again what is not decided",
+            PROPOSAL_ROUNDS,
+        ),
+    ]
+}
+
+/// A wait that does not follow from anything measured, for people.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Fixed {
+    /// What is waited for, or paused.
+    pub name: &'static str,
+    /// Why it is no measured one.
+    pub doc: &'static str,
+    /// How long it is, at first if it grows.
+    pub least: Duration,
+    /// The most it grows to.
+    pub most: Duration,
+}
+
+/// The waits of the protocol that are given.
+#[must_use]
+pub fn fixed(spec: &RunSpec) -> Vec<Fixed> {
+    let given = |name, doc, time| Fixed { name, doc, least: time, most: time };
+    let timing = &spec.timing;
+    let epoch = timing.epoch_deadline.duration();
+    vec![
+        given(
+            "heartbeat",
+            "between two records of a peer; the interval by which silence is measured",
+            timing.heartbeat.duration(),
+        ),
+        given(
+            "announcement",
+            "what was said is repeated after some heartbeats; no deadline, and gossip is seldom lost",
+            timing.heartbeat.duration() * ANNOUNCE_HEARTBEATS_MAX,
+        ),
+        given(
+            "request",
+            "for the answer to a request; it is small, and somebody else is asked next",
+            TRANSFER_DEADLINE,
+        ),
+        given(
+            "log-request",
+            "before the next peer is asked for the log; whoever was asked did not have it, however near it is",
+            LOG_REQUEST_PAUSE,
+        ),
+        Fixed {
+            name: "retry",
+            doc: "before a push or fetch that failed is tried again; a back-off, doubled each time",
+            least: RETRY_PAUSE_MIN,
+            most: RETRY_PAUSE_MAX,
+        },
+        Fixed {
+            name: "mirror-retry",
+            doc: "before a state that the mirror did not take is tried again; a back-off, doubled each time",
+            least: MIRROR_PAUSE_MIN,
+            most: MIRROR_PAUSE_MAX,
+        },
+        given(
+            "gathering",
+            "a leader gathers news for so long before it decides; far less than a decision takes",
+            PROPOSAL_GATHER,
+        ),
+        given(
+            "last-checkpoint",
+            "the end of a run waits so long for its last checkpoint while the mirror takes it; nothing like it was measured before",
+            LAST_CHECKPOINT_WAIT,
+        ),
+        given("last-checks", "the end of a run waits so long for verdicts that harm nobody any more", epoch),
+        given(
+            "upgrade",
+            "two thirds of each stage speak the next wire version for so long before the others are left behind; people restart \
+             their miners meanwhile",
+            epoch.saturating_mul(UPGRADE_GRACE_DEADLINES),
+        ),
+        given(
+            "linger",
+            "a peer stays so long after the end to serve others; it cannot know who will come",
+            timing.linger.duration(),
         ),
     ]
 }
@@ -333,6 +486,23 @@ mod tests {
         assert_eq!([election_round(None), proposal_repeat(None)], [seconds(1), seconds(2)]);
         assert_eq!(election_round(far), seconds(6), "4 times the round trip and 4 times its variation");
         assert_eq!(proposal_repeat(far), seconds(12));
+    }
+
+    #[test]
+    fn every_deadline_and_wait_has_a_name_of_its_own_and_bounds_in_order() {
+        let spec = RunSpec::default();
+        let measured = deadlines(&spec);
+        let given = fixed(&spec);
+        let names = measured.iter().map(|deadline| deadline.name).chain(given.iter().map(|wait| wait.name));
+        let names: Vec<&str> = names.collect();
+        let different: std::collections::BTreeSet<&str> = names.iter().copied().collect();
+        assert_eq!(different.len(), names.len(), "{names:?}");
+        for Deadline { name, least, first, most, .. } in measured {
+            assert!(least <= first && first < most, "{name}: {least:?}, {first:?}, {most:?}");
+        }
+        for Fixed { name, least, most, .. } in given {
+            assert!(!least.is_zero() && least <= most, "{name}: {least:?}, {most:?}");
+        }
     }
 
     #[test]
