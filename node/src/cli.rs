@@ -20,6 +20,7 @@ mod resume;
 mod scores;
 mod spec;
 mod up;
+mod waits;
 
 use std::ffi::OsString;
 use std::io::Write;

@@ -38,7 +38,7 @@ pub const ALPN: &[u8] = b"iota/push/1";
 /// Largest acknowledgement. It says yes or no and why; it is not a second payload.
 pub const ACK_BYTES_MAX: usize = 16 * 1024;
 /// Longest silence in the middle of a frame. A live peer sends or retransmits many times in it.
-const STALL: Duration = Duration::from_secs(10);
+pub(crate) const STALL: Duration = Duration::from_secs(10);
 /// Bytes hashed at once: large enough for the hash's parallel lanes, small enough that hashing keeps up
 /// with the network instead of starting when the payload is complete.
 const HASH_STEP_BYTES: usize = 64 * 1024;

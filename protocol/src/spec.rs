@@ -416,14 +416,15 @@ section! {
     TimingSpec {
         /// Between two records of a peer. Default 1s.
         heartbeat: Millis = Millis::from_secs(1),
-        /// Silence after which a member is evicted. Default 6s.
+        /// Silence after which a member is evicted; later if its records come at long intervals. Default 6s.
         eviction: Millis = Millis::from_secs(6),
         /// After an epoch opens, members that have not submitted are released and their samples move; later if they are
         /// slow. Default 2m.
         epoch_deadline: Millis = Millis::from_secs(120),
         /// After a merge plan, owners that have not reported are replaced; later if merges take long. Default 20s.
         merge_deadline: Millis = Millis::from_secs(20),
-        /// Once one replica is ready for the next epoch, how long it waits for the others. Default 5s.
+        /// Once one replica is ready for the next epoch, how long it waits for the others; longer if they usually take long.
+        /// Default 5s.
         ready_grace: Millis = Millis::from_secs(5),
         /// After the last epoch, how long a peer stays to serve others. Default 10s.
         linger: Millis = Millis::from_secs(10),

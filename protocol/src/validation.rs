@@ -155,7 +155,7 @@ impl Verdict {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum DismissReason {
-    /// No record for `timing.eviction`.
+    /// No record for `timing.eviction`, or longer.
     Silent,
     /// Its record no longer offers to validate.
     Left,

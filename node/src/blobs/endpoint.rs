@@ -20,13 +20,13 @@ const SEND_WINDOW_BYTES: u64 = 32 * 1024 * 1024;
 /// Streams a peer may have open on one connection; each serves one blob or one push.
 const STREAMS_MAX: u32 = 128;
 /// Silence after which a connection is dead, and the interval of probes that prevent it.
-const IDLE: Duration = Duration::from_secs(30);
+pub(crate) const IDLE: Duration = Duration::from_secs(30);
 const KEEP_ALIVE: Duration = Duration::from_secs(5);
 /// How long a pooled connection without users is kept; shorter than an epoch would mean a handshake
 /// per epoch.
 const POOL_IDLE: Duration = Duration::from_secs(10 * 60);
 /// How long a connection may take: a few round trips across the world, with losses.
-const CONNECT: Duration = Duration::from_secs(5);
+pub(crate) const CONNECT: Duration = Duration::from_secs(5);
 /// Pooled connections per protocol, and handshakes at once.
 const POOL_CONNECTIONS_MAX: usize = 1024;
 const POOL_PENDING_MAX: usize = 128;

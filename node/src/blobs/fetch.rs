@@ -24,9 +24,9 @@ use crate::net::PeerKey;
 
 /// Silence after which a provider counts as stalled. A transfer that lives delivers or retransmits
 /// several times in it.
-const STALL: Duration = Duration::from_secs(5);
+pub(crate) const STALL: Duration = Duration::from_secs(5);
 /// Time after which a slow provider gets competition from the next one. Most parts take less.
-const HEDGE_AFTER: Duration = Duration::from_secs(1);
+pub(crate) const HEDGE_AFTER: Duration = Duration::from_secs(1);
 /// Providers asked at once. A state has many parts, each of which begins with another provider.
 const PARALLEL_MAX: usize = 2;
 /// Between two looks whether two providers together have sent all.

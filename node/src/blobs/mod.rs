@@ -16,6 +16,8 @@ mod served;
 mod stored;
 
 pub use endpoint::transport;
+pub(crate) use endpoint::{CONNECT, IDLE};
 pub use fetch::{FetchError, ProviderFailure};
+pub(crate) use fetch::{HEDGE_AFTER, STALL};
 pub use plane::{DataConfig, DataError, DataPlane, Hash32, Storage};
 pub use stored::DiskBlobs;

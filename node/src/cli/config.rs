@@ -15,6 +15,7 @@ use serde::Serialize;
 
 use super::Cli;
 use super::spec::SpecOptions;
+use super::waits::given;
 use crate::config::{
     OptionValue, Origin, ResolvedSpec, annotated, effective_options, fields, with_environment, with_file,
 };
@@ -52,6 +53,7 @@ const SHOWN: [&str; 2] = ["join", "up"];
 struct Shown<'a> {
     spec: BTreeMap<String, SpecValue>,
     deadlines: BTreeMap<&'a str, ShownDeadline>,
+    waits: BTreeMap<&'a str, ShownWait>,
     options: BTreeMap<&'a str, Vec<OptionValue>>,
 }
 
@@ -66,6 +68,13 @@ struct SpecValue {
 struct ShownDeadline {
     least: Millis,
     first: Millis,
+    most: Millis,
+    doc: &'static str,
+}
+
+#[derive(Debug, Serialize)]
+struct ShownWait {
+    least: Millis,
     most: Millis,
     doc: &'static str,
 }
@@ -123,6 +132,11 @@ fn as_text(resolved: &ResolvedSpec, options: &[(String, Vec<OptionValue>)]) -> S
         let ShownDeadline { least, first, most, doc } = shown;
         let _ = writeln!(out, "# {name}: {least} to {most}, {first} before anything is measured; {doc}.");
     }
+    out.push_str("\n# Waits that are given.\n");
+    for (name, ShownWait { least, most, doc }) in shown_waits(&resolved.spec) {
+        let time = if least == most { least.to_string() } else { format!("{least} to {most}") };
+        let _ = writeln!(out, "# {name}: {time}; {doc}.");
+    }
     for (verb, options) in options {
         let _ = write!(
             out,
@@ -137,12 +151,22 @@ fn as_text(resolved: &ResolvedSpec, options: &[(String, Vec<OptionValue>)]) -> S
 }
 
 fn shown_deadlines(spec: &RunSpec) -> BTreeMap<&'static str, ShownDeadline> {
-    let millis = |time: Duration| Millis(u64::try_from(time.as_millis()).unwrap_or(u64::MAX));
-    let shown = deadlines(spec).map(|deadline| {
+    let shown = deadlines(spec).into_iter().map(|deadline| {
         let [least, first, most] = [deadline.least, deadline.first, deadline.most].map(millis);
         (deadline.name, ShownDeadline { least, first, most, doc: deadline.doc })
     });
-    shown.into()
+    shown.collect()
+}
+
+fn shown_waits(spec: &RunSpec) -> BTreeMap<&'static str, ShownWait> {
+    let shown = given(spec).into_iter().map(|wait| {
+        (wait.name, ShownWait { least: millis(wait.least), most: millis(wait.most), doc: wait.doc })
+    });
+    shown.collect()
+}
+
+fn millis(time: Duration) -> Millis {
+    Millis(u64::try_from(time.as_millis()).unwrap_or(u64::MAX))
 }
 
 fn as_json(resolved: &ResolvedSpec, options: &[(String, Vec<OptionValue>)]) -> Result<String, CliError> {
@@ -155,7 +179,8 @@ fn as_json(resolved: &ResolvedSpec, options: &[(String, Vec<OptionValue>)]) -> R
     });
     let options = options.iter().map(|(verb, options)| (verb.as_str(), options.clone())).collect();
     let deadlines = shown_deadlines(&resolved.spec);
-    let shown = Shown { spec: spec.collect(), deadlines, options };
+    let waits = shown_waits(&resolved.spec);
+    let shown = Shown { spec: spec.collect(), deadlines, waits, options };
     let text = serde_json::to_string_pretty(&shown).map_err(failed)?;
     Ok(text + "\n")
 }

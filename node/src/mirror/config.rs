@@ -17,7 +17,7 @@ use super::url::MirrorUrl;
 
 /// How long an outage is waited out. Restarts of a store and failovers between its machines take seconds; what takes
 /// longer is better told to the operator, and tried again with the next checkpoint.
-const PATIENCE: Duration = Duration::from_secs(30);
+pub(crate) const PATIENCE: Duration = Duration::from_secs(30);
 /// For how long a blob in the store spares its upload. Far longer than the peers of a stage are apart when they write
 /// the same checkpoint, and short beside the age at which blobs are collected.
 const REUSE_FOR: Duration = Duration::from_secs(24 * 3600);
@@ -26,10 +26,10 @@ const REUSE_FOR: Duration = Duration::from_secs(24 * 3600);
 const CONCURRENCY: NonZeroU16 = NonZeroU16::MIN.saturating_add(3);
 
 /// How long a connection may take to come about. Three lost packets fit in.
-const CONNECT: Duration = Duration::from_secs(5);
+pub(crate) const CONNECT: Duration = Duration::from_secs(5);
 /// Pause before a request is sent again, at first and at most; each is at most twice the one before. A store that is
 /// overloaded asks for seconds.
-const BACKOFF: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(5));
+pub(crate) const BACKOFF: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(5));
 /// The pauses are at most these shares of the patience, lest the first one uses it up.
 const BACKOFF_SHARES: (u32, u32) = (32, 8);
 /// How often one request is sent again at most. Time ends the attempts before, unless answers come at once.

@@ -55,6 +55,7 @@ mod latest;
 mod collect;
 
 pub use collect::Collected;
+pub(crate) use config::{BACKOFF, CONNECT, PATIENCE};
 pub use config::{MirrorConfig, MirrorOpenError};
 pub use environment::{Addressing, Credentials, S3Options, S3OptionsError};
 pub use error::{FailureKind, MirrorError, Operation};

@@ -10,9 +10,9 @@ use libp2p::swarm::ConnectionId;
 use libp2p::{Multiaddr, PeerId};
 
 /// Pause after the first failure. Short: peers of a run are often started at the same moment.
-const BACKOFF_MIN: Duration = Duration::from_millis(250);
+pub(crate) const BACKOFF_MIN: Duration = Duration::from_millis(250);
 /// Longest pause between two dials of one address.
-const BACKOFF_MAX: Duration = Duration::from_secs(30);
+pub(crate) const BACKOFF_MAX: Duration = Duration::from_secs(30);
 
 /// The bootstrap addresses and what is known of each.
 #[derive(Debug)]

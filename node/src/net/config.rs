@@ -47,7 +47,7 @@ pub(super) const CONNECTIONS_PER_PEER_MAX: u32 = 4;
 /// How long a connection nobody uses is kept. Long: a dial over the internet costs more than keeping one.
 pub(super) const CONNECTION_IDLE: Duration = Duration::from_secs(60 * 60);
 /// How long a peer may be silent at the QUIC level before it counts as gone.
-pub(super) const QUIC_IDLE: Duration = Duration::from_secs(15);
+pub(crate) const QUIC_IDLE: Duration = Duration::from_secs(15);
 
 /// Commands waiting for the swarm task. It drains them in microseconds; more means a flood.
 pub(super) const COMMANDS_MAX: usize = 4096;
@@ -60,11 +60,11 @@ pub(super) const REQUESTS_MAX: usize = 1024;
 /// Requests of one connection being served at once.
 pub(super) const REQUESTS_PER_CONNECTION_MAX: usize = 64;
 /// Added to a request's deadline for the dial that may precede it.
-pub(super) const DIAL_ALLOWANCE: Duration = Duration::from_secs(5);
+pub(crate) const DIAL_ALLOWANCE: Duration = Duration::from_secs(5);
 /// Listen addresses accepted from one peer; honest peers have a handful.
 pub(super) const ADDRESSES_PER_PEER_MAX: usize = 16;
 /// How long `start` waits for every listener to be up.
-pub(super) const LISTEN_DEADLINE: Duration = Duration::from_secs(10);
+pub(crate) const LISTEN_DEADLINE: Duration = Duration::from_secs(10);
 /// How long shutdown waits for the sockets to close: three probe timeouts of a slow QUIC connection.
 pub(super) const RELEASE_DEADLINE: Duration = Duration::from_secs(5);
 /// Pause between two looks at whether they did.

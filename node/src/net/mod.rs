@@ -27,7 +27,10 @@ mod outbox;
 mod peer;
 mod swarm;
 
+pub(crate) use bootstrap::{BACKOFF_MAX, BACKOFF_MIN};
+pub(crate) use config::{DIAL_ALLOWANCE, LISTEN_DEADLINE, QUIC_IDLE};
 pub use config::{GOSSIP_ENVELOPE_BYTES_MAX, NetConfig, NetError};
 pub use handle::{GossipToken, NetEvent, NetHandle, Reply, RequestError, Snapshot, Verdict};
+pub(crate) use outbox::WAIT_MAX;
 pub use peer::{PeerKey, peer_id, peer_key, public_key};
 pub use swarm::start;

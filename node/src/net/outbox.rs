@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 /// Messages that may wait. At one announcement a second per topic this outlasts their time limit.
 const WAITING_MAX: usize = 256;
 /// How long a message may wait. An announcement older than this has been overtaken by the next one.
-const WAIT_MAX: Duration = Duration::from_secs(10);
+pub(crate) const WAIT_MAX: Duration = Duration::from_secs(10);
 /// Pause between attempts; a new connection takes about this long to say what it subscribes to.
 const RETRY_EVERY: Duration = Duration::from_millis(100);
 

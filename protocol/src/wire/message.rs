@@ -718,7 +718,7 @@ impl Submission {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum EvictReason {
-    /// No record for `timing.eviction`.
+    /// No record for `timing.eviction`, or longer.
     Silent,
     /// It left: its record no longer asks for a miner's place.
     Left,

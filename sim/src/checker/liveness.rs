@@ -11,6 +11,7 @@ use std::collections::BTreeMap;
 use std::fmt::Write as _;
 use std::time::Duration;
 
+use iota_protocol::limits::{DEADLINE_STRETCH_MAX, SILENCE_STRETCH_MAX};
 use iota_protocol::run_state::{Phase, RunState, StateEvent};
 use iota_protocol::{Epoch, Instant, RunSpec, StageIndex};
 
@@ -70,13 +71,17 @@ impl Liveness {
 /// A bound that a healed swarm keeps: an epoch is cut off after twice its deadline, starts over after five if there is
 /// nothing to merge, and is merged after three or four more; a merge passes through three owners and a second plan;
 /// before, places are given out and weights fetched.
+///
+/// What was measured while things went wrong counts for a while longer. A peer that was heard seldom may be silent for as long as that
+/// allows, and a stage whose replicas had their weights late waits once for one that never gets them. Epochs and merges need
+/// nothing more: the times by which their deadlines grow are far below the least that is drawn for them.
 #[must_use]
 pub fn bound(spec: &RunSpec) -> Duration {
     let timing = &spec.timing;
     timing.epoch_deadline.duration() * 9
         + timing.merge_deadline.duration() * 8
-        + timing.eviction.duration() * 4
-        + timing.ready_grace.duration() * 2
+        + timing.eviction.duration() * 4 * SILENCE_STRETCH_MAX
+        + timing.ready_grace.duration() * DEADLINE_STRETCH_MAX
         + Duration::from_secs(60)
 }
 
