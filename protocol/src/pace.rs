@@ -375,7 +375,11 @@ pub fn fixed(spec: &RunSpec) -> Vec<Fixed> {
             "the end of a run waits so long for its last checkpoint while the mirror takes it; nothing like it was measured before",
             LAST_CHECKPOINT_WAIT,
         ),
-        given("last-checks", "the end of a run waits so long for verdicts that harm nobody any more", epoch),
+        given(
+            "last-checks",
+            "the end of a run waits so long for checks of its last epochs; what they find harms nobody any more",
+            epoch,
+        ),
         given(
             "upgrade",
             "two thirds of each stage speak the next wire version for so long before the others are left behind; people restart \

@@ -27,7 +27,7 @@ fn connections() -> [Fixed; 7] {
         ),
         one(
             "dial",
-            "added to a request's for the connection that it may need first; nothing of the peer is known yet",
+            "beside a request's own time, for the connection that it may need first; nothing of the peer is known yet",
             net::DIAL_ALLOWANCE,
         ),
         Fixed {
