@@ -216,6 +216,11 @@ impl Waiting {
             self.says(peer, true);
         }
         self.says(MEMBER, false);
+        self.leader_admits(state)
+    }
+
+    /// Whom the leader admits now.
+    fn leader_admits(&mut self, state: &RunState) -> Vec<Decision> {
         let decisions = self.leader.propose(self.now, state, &self.book, ROOM);
         decisions.into_iter().filter(|decision| matches!(decision, Decision::Admit { .. })).collect()
     }
@@ -441,4 +446,46 @@ fn a_leader_whose_fellow_candidates_are_heard_seldom_goes_on_but_blames_nobody_m
     assert_eq!(proposed[&43], [], "the member is silent for too long, but its own connection may be lost");
     let evicted = Decision::Evict { peer: member, reason: EvictReason::Silent, evidence: None };
     assert_eq!(proposed[&44], [evicted], "it was not, and what it has waited for counts");
+}
+
+#[test]
+fn a_decision_is_proposed_again_after_two_rounds_of_those_who_decide() {
+    let candidates = vec![Candidate { peer: PeerId([1; 32]), priority: 0 }];
+    let spec = RunSpec { orchestrator: OrchestratorSpec { candidates }, ..RunSpec::default() };
+    let mut state = RunState::new(Arc::new(spec), &[10; 3]);
+    apply(&mut state, Decision::Admit { peer: MEMBER, stage: StageIndex(0) });
+    let far = Some(Smoothed::with(None, Duration::from_millis(500)));
+    for (round_trip, seconds) in [(None, 2), (far, 12)] {
+        let (mut leader, mut book) = (Orchestrator::default(), Book::default());
+        leader.handle_round_trip(round_trip);
+        let mut proposes = |second: u64| {
+            let now = Instant::from_nanos(1) + Duration::from_secs(second);
+            book.insert(now, PeerId([1; 32]), Arc::new(record())).expect("a valid record");
+            !leader.propose(now, &state, &book, ROOM).is_empty()
+        };
+        // From the sixth second on it is decided that the member is silent.
+        let proposed: Vec<u64> = (0..=18).filter(|second| proposes(*second)).collect();
+        let expected: Vec<u64> = (6..=18).step_by(seconds).collect();
+        assert_eq!(proposed, expected, "{round_trip:?}");
+    }
+}
+
+#[test]
+fn who_is_heard_at_long_intervals_gets_a_place_between_two_of_them() {
+    let slow = PeerId([9; 32]);
+    let mut waiting = Waiting::new();
+    let mut room = full(0);
+    let eviction = room.spec().timing.eviction.duration();
+    // Its records come every eighth second, which is more than the least that costs a place.
+    for second in 0..=40 {
+        let asking: &[PeerId] = if second % 8 == 0 { &[slow] } else { &[] };
+        assert_eq!(waiting.later(&room, asking), [], "no stage has room");
+    }
+    (0..7).for_each(|_| drop(waiting.later(&room, &[])));
+    let silence = waiting.book.silence(waiting.now, slow).expect("it was heard");
+    assert!(silence > eviction, "{silence:?}");
+    let evicted = *room.members().keys().next().expect("a member");
+    apply(&mut room, Decision::Evict { peer: evicted, reason: EvictReason::Left, evidence: None });
+    waiting.says(evicted, false);
+    assert_eq!(waiting.leader_admits(&room), [Decision::Admit { peer: slow, stage: StageIndex(0) }]);
 }
