@@ -73,8 +73,8 @@ impl Liveness {
 /// before, places are given out and weights fetched.
 ///
 /// What was measured while things went wrong counts for a while longer. A peer that was heard seldom may be silent for as long as that
-/// allows, and a stage whose replicas had their weights late waits once for one that never gets them. Epochs and merges need
-/// nothing more: the times by which their deadlines grow are far below the least that is drawn for them.
+/// allows, and a stage whose replicas had their weights late waits once for one that never gets them. That the
+/// deadlines of epochs and merges grow, too, is not in it: no drawn run has needed that.
 #[must_use]
 pub fn bound(spec: &RunSpec) -> Duration {
     let timing = &spec.timing;
