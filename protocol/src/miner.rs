@@ -75,6 +75,8 @@ pub struct Context<'a> {
 enum Purpose {
     Push(Direction, Epoch, SampleId),
     Merge(StageIndex, merging::Want),
+    /// A merge's that is over or planned anew.
+    Unwanted(Kept),
     CatchUp(catch_up::Want),
     Restore(restore::Want),
     /// Of the state that a checkpoint needs.
@@ -405,6 +407,8 @@ impl Miner {
                 self.kept.insert(want.kept);
                 self.catch_up.fetched(cx.now, want, bytes);
             }
+            // It may have arrived after everything of its kind was let go of, as above.
+            Some(Purpose::Unwanted(kept)) => drop(self.kept.insert(kept)),
             Some(Purpose::Restore(want)) => self.restored(cx, want, bytes),
             Some(Purpose::Push(..) | Purpose::Commit(..) | Purpose::Mirror | Purpose::MirrorMoments)
             | None => {}

@@ -77,7 +77,7 @@ impl Miner {
                 self.commit(cx, epoch, Contribution { partitions, moments, moments_after });
             }
             JobDone::Reduced { stage, partition, merged } => {
-                if let Some(merge) = self.merges.get_mut(&stage) {
+                if let Some(merge) = self.merges.get_mut(&stage).filter(|merge| merge.asks_for(&job)) {
                     merge.reduced(partition, merged);
                 }
             }
@@ -116,7 +116,7 @@ impl Miner {
             Job::Load { .. } | Job::Apply { .. } => self.catch_up.failed(now),
             Job::Contribute { epoch, .. } => self.with_work(*epoch, EpochWork::contribution_failed),
             Job::Reduce { stage, partition, .. } => {
-                if let Some(merge) = self.merges.get_mut(stage) {
+                if let Some(merge) = self.merges.get_mut(stage).filter(|merge| merge.asks_for(job)) {
                     merge.reduction_failed(*partition);
                 }
             }

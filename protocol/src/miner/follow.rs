@@ -1,6 +1,8 @@
 //! How a miner follows the log: which epochs and merges are under way here, and what may be forgotten.
 
-use super::{Context, EpochWork, Kept, MergeWork, Miner, restore};
+use std::collections::BTreeMap;
+
+use super::{Context, EpochWork, Kept, MergeWork, Miner, Purpose, restore};
 use crate::id::{Epoch, SampleId, StageIndex};
 use crate::limits::BLOB_EPOCHS_KEPT;
 use crate::run_state::{RunState, Training};
@@ -139,7 +141,9 @@ impl Miner {
                 Some((training, plan)) => {
                     let same = self.merges.get(&index).is_some_and(|merge| merge.is_for(training, plan));
                     if !same {
-                        self.merges.insert(index, MergeWork::new(self.me, index, training, plan));
+                        let before =
+                            self.merges.insert(index, MergeWork::new(self.me, index, training, plan));
+                        before.iter().for_each(|merge| forget_fetches(&mut self.transfers, merge));
                         self.kept.insert(Kept::Epoch(index, training.epoch));
                     }
                     if let Some(merge) = self.merges.get_mut(&index) {
@@ -148,10 +152,20 @@ impl Miner {
                 }
                 None => {
                     if let Some(merge) = self.merges.remove(&index) {
+                        forget_fetches(&mut self.transfers, &merge);
                         self.mirror_partitions(cx, index, merge.epoch);
                     }
                 }
             }
+        }
+    }
+}
+
+/// What is still under way for a merge is nothing to the next one of its stage: that may name other manifests of the same submitters.
+fn forget_fetches(transfers: &mut BTreeMap<u64, Purpose>, merge: &MergeWork) {
+    for purpose in transfers.values_mut() {
+        if matches!(purpose, Purpose::Merge(stage, _) if *stage == merge.stage) {
+            *purpose = Purpose::Unwanted(Kept::Epoch(merge.stage, merge.epoch));
         }
     }
 }

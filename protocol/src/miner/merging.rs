@@ -255,13 +255,24 @@ impl MergeWork {
             .iter_mut()
             .find(|(_, owned)| !owned.reducing && owned.merged.is_none() && owned.have.len() == count);
         let (&partition, owned) = ready?;
-        let inputs = self.submitters.iter().filter_map(|submission| {
+        owned.reducing = true;
+        let inputs = self.inputs(partition)?;
+        Some(Job::Reduce { stage, epoch, partition, inputs })
+    }
+
+    /// What is reduced to a partition: submitter, samples and blob of each, if all their manifests are here.
+    fn inputs(&self, partition: PartitionIndex) -> Option<Vec<(PeerId, u32, Hash)>> {
+        let input = |submission: &Submission| {
             let hash = self.manifests.get(&submission.peer)?.partitions.get(partition.0 as usize)?;
             Some((submission.peer, submission.samples, *hash))
-        });
-        let inputs: Vec<_> = inputs.collect();
-        owned.reducing = true;
-        (inputs.len() == count).then_some(Job::Reduce { stage, epoch, partition, inputs })
+        };
+        self.submitters.iter().map(input).collect()
+    }
+
+    /// Whether this is a job of this merge, and not of an earlier plan for the stage, which had other submitters or manifests.
+    pub(super) fn asks_for(&self, job: &Job) -> bool {
+        let Job::Reduce { stage, epoch, partition, inputs } = job else { return false };
+        (self.stage, self.epoch) == (*stage, *epoch) && self.inputs(*partition).as_ref() == Some(inputs)
     }
 
     /// The engine has reduced a partition, or found a contribution that is none.
@@ -324,5 +335,141 @@ impl MergeWork {
     /// When the next try of a failed fetch is due.
     pub(super) fn deadline(&self) -> Option<Instant> {
         self.wants.resting.values().copied().min()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use super::*;
+    use crate::id::{Identity, RunId};
+    use crate::miner::{Action, JobDone, Miner, Outbox};
+    use crate::peer::book::Book;
+    use crate::run_state::{Phase, RunState};
+    use crate::samples::Deal;
+    use crate::spec::RunSpec;
+    use crate::wire::encode;
+    use crate::wire::message::{Decision, Entry};
+
+    const STAGE: StageIndex = StageIndex(0);
+    const EPOCH: Epoch = Epoch(0);
+    const SUBMITTER: PeerId = PeerId([9; 32]);
+    const NOW: Instant = Instant::from_nanos(1_000_000_000);
+
+    /// What `SUBMITTER` commits to after so many samples.
+    fn manifest(samples: u32) -> Manifest {
+        let hash = |what: &str| Hash::of(format!("{what} of {samples}").as_bytes());
+        Manifest {
+            stage: STAGE,
+            epoch: EPOCH,
+            peer: SUBMITTER,
+            base: Hash::default(),
+            dealt: hash("samples"),
+            samples,
+            loss_micro: None,
+            sample_set: hash("samples"),
+            receipt_root: hash("receipts"),
+            receipts: hash("receipts"),
+            moments: None,
+            moments_after: None,
+            partitions: vec![hash("partition")],
+            nonce: 0,
+        }
+    }
+
+    /// An owner, and the state in which it is to merge what `SUBMITTER` made of so many samples.
+    struct Merging {
+        miner: Miner,
+        state: RunState,
+        out: Outbox,
+        book: Book,
+    }
+
+    impl Merging {
+        fn new() -> Self {
+            let identity = Identity::from_secret([1; 32]);
+            let spec = Arc::new(RunSpec {
+                pipeline: crate::spec::PipelineSpec { stages: 1, ..Default::default() },
+                ..RunSpec::default()
+            });
+            let miner = Miner::new(identity.peer(), Arc::clone(&spec), 0);
+            let out = Outbox::new(identity, RunId([0; 32]));
+            Self { miner, state: RunState::new(spec, &[10]), out, book: Book::default() }
+        }
+
+        /// The plan of this attempt is decided. Returns the numbers of the fetches that it starts, and what they are of.
+        fn plan(&mut self, attempt: u16, samples: u32) -> Vec<(u64, Hash)> {
+            let (opened, base) = (LogIndex(0), Hash::default());
+            let deal = Deal::new(base, STAGE, EPOCH, 0..4, &[(SUBMITTER, 1)]);
+            let training = Training { epoch: EPOCH, base, opened, deal, attempt, cut_off: false };
+            let submission = Submission::of(&manifest(samples), Hash::of(&encode(&manifest(samples))));
+            let (submitters, owners) = (vec![submission], vec![vec![self.miner.me]]);
+            let plan = Plan { attempt, seed: base, submitters, owners };
+            // Any entry makes the miner look at what the state is.
+            let entry = Entry { proposer: self.miner.me, decision: Decision::Upgrade { version: 9 } };
+            self.state.apply(LogIndex(self.state.applied()), Hash::default(), Some(&entry));
+            self.state.stages_mut()[0].phase = Phase::Merging(training, plan);
+            self.with(Miner::pump)
+        }
+
+        /// Does something, and returns the fetches started by it.
+        fn with(&mut self, act: impl FnOnce(&mut Miner, &mut Context<'_>)) -> Vec<(u64, Hash)> {
+            let mut cx = Context { now: NOW, state: &self.state, book: &self.book, out: &mut self.out };
+            act(&mut self.miner, &mut cx);
+            let mut fetches = Vec::new();
+            while let Some(action) = self.out.pop() {
+                if let Action::Fetch { id, hash, .. } = action {
+                    fetches.push((id, hash));
+                }
+            }
+            fetches
+        }
+
+        fn arrives(&mut self, id: u64, samples: u32) -> Vec<(u64, Hash)> {
+            let bytes = encode(&manifest(samples));
+            self.with(|miner, cx| miner.handle_fetched(cx, id, Some(&bytes)))
+        }
+
+        fn merge(&mut self) -> &mut MergeWork {
+            self.miner.merges.get_mut(&STAGE).expect("it owns a partition")
+        }
+    }
+
+    #[test]
+    fn what_an_earlier_plan_asked_for_is_not_taken_for_what_this_one_does() {
+        let mut merging = Merging::new();
+        let of = |samples| Hash::of(&encode(&manifest(samples)));
+        let [(before, hash)] = *merging.plan(0, 1) else { panic!("the manifest of one submitter") };
+        assert_eq!(hash, of(1));
+        let [(now, hash)] = *merging.plan(1, 2) else { panic!("the manifest that it made anew") };
+        assert_eq!(hash, of(2));
+        assert_eq!(merging.arrives(before, 1), [], "no partition of that is wanted");
+        assert_eq!(merging.merge().manifest(SUBMITTER), None);
+        let [(_, input)] = *merging.arrives(now, 2) else { panic!("its partition") };
+        assert_eq!(input, manifest(2).partitions[0]);
+    }
+
+    #[test]
+    fn what_was_reduced_by_an_earlier_plan_is_not_reported_by_this_one() {
+        let mut merging = Merging::new();
+        let job = |samples| Job::Reduce {
+            stage: STAGE,
+            epoch: EPOCH,
+            partition: PartitionIndex(0),
+            inputs: vec![(SUBMITTER, samples, manifest(samples).partitions[0])],
+        };
+        merging.plan(0, 1);
+        let [(manifest_of_two, _)] = *merging.plan(1, 2) else { panic!("a manifest") };
+        merging.arrives(manifest_of_two, 2);
+        let mut done = |samples| {
+            merging.miner.busy = Some((job(samples), NOW));
+            let (stage, partition, merged) = (STAGE, PartitionIndex(0), Ok(Hash::of(b"merged")));
+            merging
+                .with(|miner, cx| miner.handle_job_done(cx, JobDone::Reduced { stage, partition, merged }));
+            merging.merge().report(true, &mut 0).len()
+        };
+        assert_eq!(done(1), 0);
+        assert_eq!(done(2), 1);
     }
 }
