@@ -153,6 +153,8 @@ pub const CHECKPOINT_MOMENTS_MAX: usize = 2048;
 /// Longest wait of a finished run for its last checkpoint, as long as somebody says that its mirror takes it: an upload of
 /// 100 GiB at 2.5 Gbit/s takes 6 minutes.
 pub const LAST_CHECKPOINT_WAIT: Duration = Duration::from_secs(600);
+/// Longest wait of a complete checkpoint for moments that go with it: the last one is decided before its run ends without it.
+pub const MOMENTS_WAIT_MAX: Duration = Duration::from_secs(300);
 /// Validators of a run at a time. A few find what there is to find; many share the same work.
 pub const VALIDATORS_MAX: usize = 64;
 /// Validators that evaluate one merge, at most. Three outvote a liar, seven outvote three.
@@ -304,6 +306,10 @@ const _: () = assert!(PARTITION_BYTES_MAX as u64 <= DISK_FULL_BYTES, "a blob fit
 const _: () = assert!(
     DISK_NEAR_SHARE * 2 <= DISK_FULL_SHARE,
     "room that has come back is not full before it is near its end"
+);
+const _: () = assert!(
+    MOMENTS_WAIT_MAX.as_secs() < LAST_CHECKPOINT_WAIT.as_secs(),
+    "the end of a run still waits when the last checkpoint waits for nobody any more"
 );
 const _: () = assert!(FORGET_SILENCES >= QUEUE_SILENCES, "who is in the queue is known");
 const _: () =

@@ -20,9 +20,9 @@ use crate::id::PeerId;
 use crate::limits::{
     ANNOUNCE_HEARTBEATS_MAX, BOOK_PEERS_MAX, CONSENSUS_TICK, DEADLINE_SLACK, DEADLINE_STRETCH_MAX,
     ELECTION_TICKS, FORGET_SILENCES, LAST_CHECKPOINT_WAIT, LOG_REQUEST_PAUSE, LOST_SILENCES,
-    MIRROR_PAUSE_MAX, MIRROR_PAUSE_MIN, PROPOSAL_GATHER, PROPOSAL_ROUNDS, QUEUE_SILENCES, RESCUE_SILENCES,
-    RETRY_PAUSE_MAX, RETRY_PAUSE_MIN, SILENCE_SLACK, SILENCE_STRETCH_MAX, SLOW_SILENCES, STALLED_SILENCES,
-    TICK_STRETCH_MAX, TRANSFER_DEADLINE, TRANSFER_DEADLINE_MAX, TRANSFER_DEADLINE_MIN,
+    MIRROR_PAUSE_MAX, MIRROR_PAUSE_MIN, MOMENTS_WAIT_MAX, PROPOSAL_GATHER, PROPOSAL_ROUNDS, QUEUE_SILENCES,
+    RESCUE_SILENCES, RETRY_PAUSE_MAX, RETRY_PAUSE_MIN, SILENCE_SLACK, SILENCE_STRETCH_MAX, SLOW_SILENCES,
+    STALLED_SILENCES, TICK_STRETCH_MAX, TRANSFER_DEADLINE, TRANSFER_DEADLINE_MAX, TRANSFER_DEADLINE_MIN,
     UPGRADE_GRACE_DEADLINES,
 };
 use crate::spec::RunSpec;
@@ -374,6 +374,11 @@ pub fn fixed(spec: &RunSpec) -> Vec<Fixed> {
             "last-checkpoint",
             "the end of a run waits so long for its last checkpoint while the mirror takes it; nothing like it was measured before",
             LAST_CHECKPOINT_WAIT,
+        ),
+        given(
+            "moments",
+            "a complete checkpoint waits so long for inner optimizers that go with it; it does without them, and so can a run",
+            epoch.min(MOMENTS_WAIT_MAX),
         ),
         given(
             "last-checks",

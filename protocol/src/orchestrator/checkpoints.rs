@@ -12,7 +12,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use crate::id::{Epoch, Hash, PeerId, StageIndex};
-use crate::limits::{CHECKPOINT_MOMENTS_MAX, LAST_CHECKPOINT_WAIT, OUTCOMES_KEPT_MAX};
+use crate::limits::{CHECKPOINT_MOMENTS_MAX, LAST_CHECKPOINT_WAIT, MOMENTS_WAIT_MAX, OUTCOMES_KEPT_MAX};
 use crate::peer::book::Book;
 use crate::run_state::RunState;
 use crate::time::Instant;
@@ -111,7 +111,7 @@ impl Checkpoints {
     /// Whether a complete checkpoint waits for the moments of somebody who brings them.
     fn waits(&self, now: Instant, state: &RunState, book: &Book, epoch: Epoch) -> bool {
         let spec = state.spec();
-        let most = spec.timing.epoch_deadline.duration().min(LAST_CHECKPOINT_WAIT / 2);
+        let most = spec.timing.epoch_deadline.duration().min(MOMENTS_WAIT_MAX);
         let is_late = self.complete.get(&epoch).is_none_or(|since| now.since(*since) >= most);
         if !spec.saves_moments() || is_late || state.stages().iter().any(|stage| stage.version > epoch) {
             return false;
