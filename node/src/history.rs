@@ -67,7 +67,7 @@ pub struct Diverged {
 }
 
 /// The state of a run, from entry to entry, compared with each state that the log names.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub struct Fold {
     state: RunState,
     checked: usize,

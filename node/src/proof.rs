@@ -1,4 +1,4 @@
-//! Why a miner lost its place for good, in one file that anybody can check on any machine, without the swarm.
+//! Why a miner or validator lost its place for good, in one file that anybody can check on any machine, without the swarm.
 //!
 //! ```text
 //! file  = "iota/proof/1\n" ‖ canonical CBOR of Proof
@@ -17,7 +17,7 @@ use iota_protocol::log::{DecidedLog, Snapshot};
 use iota_protocol::run_state::{RunState, StateEvent};
 use iota_protocol::spec::SpecError;
 use iota_protocol::validation::{Finding, Subject};
-use iota_protocol::wire::message::{ControlUpdate, Decision, EvictReason};
+use iota_protocol::wire::message::{ControlUpdate, Decision};
 use iota_protocol::wire::{DecodeError, RejectReason, decode, encode};
 use iota_protocol::{Hash, PeerId, RunSpec};
 use serde::{Deserialize, Serialize};
@@ -92,7 +92,7 @@ struct Conviction {
     /// The decision.
     decision: Decision,
     /// Why.
-    reason: EvictReason,
+    reason: String,
     /// What validators found of the work that was last judged.
     findings: Vec<(Subject, PeerId, Finding)>,
 }
@@ -139,36 +139,38 @@ fn open_log(
     if whole { Ok((log, fold)) } else { Err(RejectReason::Inconsistent("snapshot").into()) }
 }
 
-/// Folds a log, and finds where `peer` last lost its place for good.
-fn convicted(log: &DecidedLog, mut fold: Fold, peer: PeerId) -> Result<Conviction, ProofError> {
-    let (mut found, mut findings) = (None, Vec::new());
+/// Folds a log, and finds where `peer` last lost its place for good, as a miner or as a validator.
+fn convicted(log: &DecidedLog, fold: Fold, peer: PeerId) -> Result<Conviction, ProofError> {
+    let (mut last, mut findings) = (None, Vec::new());
+    let mut seen = fold.clone();
     for index in log.first()..log.len() {
         let Some((entry, chain)) = log.entry(index) else { break };
-        let decision = entry.as_ref().map(|entry| &entry.decision);
-        let concerning = decision.filter(|decision| match decision {
-            Decision::Evict { peer: evicted, .. } => *evicted == peer,
-            Decision::Judge(verdict) => verdict.subject.peer == peer,
-            _ => false,
-        });
-        let before = concerning.map(|_| fold.state().clone());
-        let mut convicted = None;
-        for event in fold.apply(chain, entry.as_ref())? {
+        for event in seen.apply(chain, entry.as_ref())? {
             match event {
                 StateEvent::Judged(subject, validator, finding) => {
-                    findings.push((subject, validator, finding))
+                    findings.push((subject, validator, finding));
                 }
-                StateEvent::Evicted(evicted, reason) if evicted == peer && reason.is_proven() => {
-                    convicted = Some(reason);
+                StateEvent::Evicted(of, reason) if of == peer && reason.is_proven() => {
+                    last = Some((index, reason.to_string(), findings.len()));
+                }
+                StateEvent::Dismissed(of, reason) if of == peer && reason.is_proven() => {
+                    last = Some((index, reason.to_string(), findings.len()));
                 }
                 _ => {}
             }
         }
-        if let (Some(decision), Some(before), Some(reason)) = (concerning, before, convicted) {
-            let (decision, findings) = (decision.clone(), findings.clone());
-            found = Some(Conviction { entries: index + 1, before, decision, reason, findings });
-        }
     }
-    found.ok_or(ProofError::Innocent(peer))
+    let (convicting, reason, known) = last.ok_or(ProofError::Innocent(peer))?;
+    findings.truncate(known);
+    let mut before = fold;
+    for index in log.first()..convicting {
+        let Some((entry, chain)) = log.entry(index) else { break };
+        before.apply(chain, entry.as_ref())?;
+    }
+    let decision = log.entry(convicting).and_then(|(entry, _)| Some(entry?.decision));
+    let decision = decision.ok_or(ProofError::Innocent(peer))?;
+    let before = before.state().clone();
+    Ok(Conviction { entries: convicting + 1, before, decision, reason, findings })
 }
 
 #[cfg(test)]

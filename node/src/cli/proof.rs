@@ -1,4 +1,4 @@
-//! `iota-node proof` and `iota-node verify-proof`: why a miner lost its place for good, for anybody to check.
+//! `iota-node proof` and `iota-node verify-proof`: why a miner or validator lost its place for good, for anybody to check.
 
 use std::path::PathBuf;
 

@@ -48,7 +48,8 @@ pub fn check(proof: &Proof) -> Result<Outcome, ProofError> {
     }
     let run = proof.spec.run_id();
     let shown = match &conviction.decision {
-        Decision::Evict { evidence: Some(Evidence::Equivocation(equivocation)), .. } => {
+        Decision::Evict { evidence: Some(Evidence::Equivocation(equivocation)), .. }
+        | Decision::Dismiss { evidence: Some(equivocation), .. } => {
             let number = conviction.before.check_equivocation(proof.peer, equivocation);
             let number = number.map_err(|_| ProofError::Innocent(proof.peer))?;
             let (peer, kind) = (proof.peer, equivocation.kind.name());
@@ -63,7 +64,7 @@ pub fn check(proof: &Proof) -> Result<Outcome, ProofError> {
             let worker = Worker::new(Arc::new(proof.spec.clone()), Device::Cpu, None);
             Case { peer: proof.peer, plan, reports, blobs, worker }.weigh(evidence)
         }
-        _ => Err(verdicts(&conviction)),
+        _ => Err(signed(&conviction, proof.peer)),
     };
     Ok(match shown {
         Ok(what) => Outcome::Proved(run, what),
@@ -72,9 +73,16 @@ pub fn check(proof: &Proof) -> Result<Outcome, ProofError> {
 }
 
 /// What validators have signed. To replay an epoch takes its tensors, and a device like the miner's.
-fn verdicts(conviction: &Conviction) -> String {
-    let Decision::Judge(last) = &conviction.decision else {
-        return format!("the place was lost for a {}", conviction.reason);
+fn signed(conviction: &Conviction, peer: PeerId) -> String {
+    let last = match &conviction.decision {
+        Decision::Judge(last) => last,
+        Decision::Evaluate(last) => {
+            return format!(
+                "signatures alone show that most validators who evaluated the merge of epoch {} contradict {peer}",
+                last.epoch
+            );
+        }
+        _ => return format!("the place was lost for a {}", conviction.reason),
     };
     let of_it = conviction.findings.iter().filter(|(subject, ..)| *subject == last.subject);
     let findings: Vec<String> =

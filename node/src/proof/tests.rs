@@ -6,9 +6,10 @@ use iota_protocol::log::certificate::Electorate;
 use iota_protocol::merge::evidence::Evidence;
 use iota_protocol::miner::{Job, JobDone};
 use iota_protocol::spec::{Bottleneck, Candidate};
-use iota_protocol::validation::{Fault, Verdict};
+use iota_protocol::validation::{DismissReason, Fault, Verdict};
 use iota_protocol::wire::message::{
-    ContributionFault, DigestReport, Entry, FaultKind, Manifest, MergeMessage, Submission,
+    ContributionFault, DigestReport, Entry, EvictReason, FaultKind, Manifest, MergeMessage, PeerRecord,
+    Submission,
 };
 use iota_protocol::wire::seal;
 use iota_protocol::{Epoch, Identity, LogIndex, PartitionIndex, StageIndex};
@@ -160,6 +161,10 @@ impl Swarm {
 
     /// A proof against the accused, under a certificate of the candidate.
     fn proof(&self) -> Proof {
+        self.proof_against(peer(ACCUSED))
+    }
+
+    fn proof_against(&self, peer: PeerId) -> Proof {
         let mut certifier = Certifier::new(Electorate::new(&self.spec), 0);
         let (index, chain) = (LogIndex(self.log.len() as u64 - 1), self.log.chain(self.log.len()));
         certifier.vote(&identity(1), index, chain.expect("the log is here"));
@@ -170,7 +175,7 @@ impl Swarm {
             beyond: Vec::new(),
             certificate: certifier.latest().expect("one of one").clone(),
         };
-        Proof { spec: self.spec.clone(), peer: peer(ACCUSED), snapshot: None, log, blobs: self.blobs.clone() }
+        Proof { spec: self.spec.clone(), peer, snapshot: None, log, blobs: self.blobs.clone() }
     }
 }
 
@@ -237,8 +242,25 @@ fn an_equivocation_is_proved_by_what_the_accused_signed() {
 }
 
 #[test]
-fn of_a_failed_replay_signatures_are_shown() {
+fn a_validators_equivocation_is_proved_as_a_miners_is() {
     let mut swarm = Swarm::planned(|_| ());
+    let record = |multiaddr: &str| {
+        let record = PeerRecord { multiaddrs: vec![multiaddr.to_owned()], ..PeerRecord::new(4) };
+        ByteBuf::from(seal(&identity(8), swarm.spec.run_id(), &record))
+    };
+    let messages = ["/ip4/127.0.0.1/tcp/1", "/ip4/127.0.0.1/tcp/2"].map(record);
+    let evidence = Some(Equivocation { kind: MessageKind::Record, messages });
+    let (peer, reason) = (peer(8), DismissReason::Equivocation);
+    let events = swarm.decide(Decision::Dismiss { peer, reason, evidence });
+    assert_eq!(events, [StateEvent::Dismissed(peer, reason)]);
+    let expected = format!("peer {peer} signed two different messages of kind record under the number 4");
+    assert_eq!(shown(&swarm.proof_against(peer)), Ok(expected));
+    assert!(matches!(check(&swarm.proof()), Err(ProofError::Innocent(_))), "it is the only one");
+}
+
+/// The merge is over, and validators say what they find of the accused's work, where `finding` is given who was asked before whom: the
+/// events of so many verdicts.
+fn judged(swarm: &mut Swarm, verdicts: usize, finding: impl Fn(usize) -> Finding) -> Vec<StateEvent> {
     swarm.decide(Decision::MergeOutcome {
         stage: S,
         epoch: E,
@@ -246,16 +268,38 @@ fn of_a_failed_replay_signatures_are_shown() {
         partitions: vec![Hash::default(); 3],
     });
     let mut events = Vec::new();
-    for _ in 0..2 {
+    for number in 0..verdicts {
         let challenges = swarm.fold.state().challenges().to_vec();
         let challenge = challenges.iter().find(|challenge| challenge.subject.peer == peer(ACCUSED));
         let challenge = challenge.expect("all are checked");
         let asked = challenge.awaited().next().expect("somebody is asked");
-        let validator = [8, 9].map(identity).into_iter().find(|identity| identity.peer() == asked);
-        let (validator, finding) = (validator.expect("one of two"), Finding::Differs(Fault::Contribution));
-        let verdict = Verdict::sign(&validator, swarm.spec.run_id(), challenge.subject, finding);
+        let validator = [8, 9, 10].map(identity).into_iter().find(|identity| identity.peer() == asked);
+        let validator = validator.expect("one of those enlisted");
+        let verdict = Verdict::sign(&validator, swarm.spec.run_id(), challenge.subject, finding(number));
         events.extend(swarm.decide(Decision::Judge(verdict)));
     }
+    events
+}
+
+#[test]
+fn of_a_wrong_verdict_the_signatures_of_those_who_contradict_it_are_shown() {
+    let mut swarm = Swarm::planned(|_| ());
+    swarm.decide(Decision::Enlist { peer: peer(10) });
+    // The first accuses, and the two others find nothing.
+    let found = [Finding::Differs(Fault::Contribution), Finding::Matches, Finding::Matches];
+    let events = judged(&mut swarm, 3, |number| found[number]);
+    let Some(&StateEvent::Dismissed(liar, DismissReason::WrongVerdict)) = events.last() else {
+        panic!("{events:?}")
+    };
+    let text = shown(&swarm.proof_against(liar)).expect_err("there is nothing to compute with");
+    assert!(text.contains(&format!("{liar}: differs in contribution")), "{text}");
+    assert_eq!(text.matches(": matches").count(), 2, "{text}");
+}
+
+#[test]
+fn of_a_failed_replay_signatures_are_shown() {
+    let mut swarm = Swarm::planned(|_| ());
+    let events = judged(&mut swarm, 2, |_| Finding::Differs(Fault::Contribution));
     assert!(events.contains(&StateEvent::Evicted(peer(ACCUSED), EvictReason::FailedReplay)), "{events:?}");
     let text = shown(&swarm.proof()).expect_err("there is nothing to compute with");
     assert!(text.starts_with("signatures alone show that validators replayed epoch 0 of stage 0"), "{text}");
