@@ -8,8 +8,11 @@ use crate::run_state::RunState;
 use crate::time::Instant;
 use crate::wire::message::StateOffer;
 
-/// How often each replica is asked for the weights.
-const STATE_TRIES: usize = 2;
+/// How often each replica is asked for the weights, at least, and for how many deadlines of a request. One that serves as many as it can
+/// refuses, and has room again after one of them.
+const STATE_TRIES: u32 = 2;
+/// The first pause, after each has refused once, is this part of a request's deadline; each is twice the one before, up to a deadline.
+const PAUSE_PARTS: u32 = 8;
 
 /// The weights with which an epoch of a stage began.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -32,25 +35,37 @@ impl Base {
     }
 }
 
-/// One replica after another is asked for the weights.
+/// One replica after another is asked for the weights, and after a pause all of them again.
 #[derive(Clone, Copy, Debug, Default)]
 pub(super) struct Search {
     asked: usize,
-    /// Until when the last one is waited for.
+    /// Since when.
+    begun: Option<Instant>,
+    /// How many were asked when it last paused, and how often it did.
+    paused: (usize, u32),
+    /// Until when the last one is waited for, or the pause lasts.
     until: Option<Instant>,
 }
 
 impl Search {
-    /// Asks the next one if none is waited for, of `holders` who are not `me`; false if all were asked.
+    /// Asks the next one if none is waited for, of `holders` who are not `me`; false if all were asked often enough.
     pub(super) fn pump(&mut self, cx: &mut Context<'_>, me: PeerId, base: &Base, holders: &[PeerId]) -> bool {
         if self.until.is_some_and(|until| cx.now < until) {
             return true;
         }
         let others: Vec<PeerId> = holders.iter().copied().filter(|holder| *holder != me).collect();
-        if self.asked >= STATE_TRIES * others.len() {
-            return false;
+        let place = self.asked.checked_rem(others.len()).unwrap_or_default();
+        let Some(holder) = others.get(place) else { return false };
+        let begun = *self.begun.get_or_insert(cx.now);
+        let (asked, pauses) = self.paused;
+        if place == 0 && self.asked > asked {
+            if pauses + 1 >= STATE_TRIES && cx.now.since(begun) >= TRANSFER_DEADLINE * STATE_TRIES {
+                return false;
+            }
+            self.paused = (self.asked, pauses + 1);
+            self.until = Some(cx.now + TRANSFER_DEADLINE / (PAUSE_PARTS >> pauses.min(PAUSE_PARTS.ilog2())));
+            return true;
         }
-        let Some(holder) = others.get(self.asked % others.len().max(1)) else { return false };
         cx.out.request_state(*holder, base.stage, base.epoch);
         (self.asked, self.until) = (self.asked + 1, Some(cx.now + TRANSFER_DEADLINE));
         true
@@ -90,4 +105,69 @@ pub(super) fn holders(state: &RunState, stage: StageIndex, miner: Option<PeerId>
     let mut holders: Vec<PeerId> = state.replicas(stage).collect();
     holders.sort_by_key(|peer| Some(*peer) == miner);
     holders
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+    use std::time::Duration;
+
+    use super::*;
+    use crate::id::{Identity, LogIndex, RunId};
+    use crate::miner::Outbox;
+    use crate::peer::book::Book;
+    use crate::spec::RunSpec;
+    use crate::wire::message::{Decision, Entry};
+
+    const STAGE: StageIndex = StageIndex(0);
+    const START: Instant = Instant::from_nanos(1_000_000_000);
+
+    /// After how many seconds of a search each of two replicas is asked that refuse at once, and when it is given up.
+    fn asked() -> (Vec<u64>, u64) {
+        let me = Identity::from_secret([1; 32]);
+        let mut state = RunState::new(Arc::new(RunSpec::default()), &[10; 3]);
+        let replicas = [PeerId([2; 32]), PeerId([3; 32])];
+        for peer in replicas {
+            let entry = Entry { proposer: me.peer(), decision: Decision::Admit { peer, stage: STAGE } };
+            state.apply(LogIndex(state.applied()), Hash::default(), Some(&entry));
+        }
+        let (book, validator) = (Book::default(), me.peer());
+        let mut out = Outbox::new(me, RunId([0; 32]));
+        let base = Base { stage: STAGE, epoch: Epoch(3), hash: Hash::default() };
+        let (mut search, mut asked) = (Search::default(), Vec::new());
+        for second in 0.. {
+            let now = START + Duration::from_secs(second);
+            let mut cx = Context { now, state: &state, book: &book, out: &mut out };
+            loop {
+                let goes_on = search.pump(&mut cx, validator, &base, &replicas);
+                if !goes_on {
+                    return (asked, second);
+                }
+                if cx.out.pop().is_none() {
+                    break;
+                }
+                asked.push(second);
+                search.refused();
+            }
+        }
+        unreachable!("it is given up")
+    }
+
+    #[test]
+    fn replicas_that_have_no_room_are_asked_again_until_they_have() {
+        let (asked, given_up) = asked();
+        assert_eq!(asked, [0, 0, 2, 2, 5, 5, 10, 10, 20, 20]);
+        assert_eq!(given_up, 20);
+    }
+
+    #[test]
+    fn where_nobody_is_there_to_ask_nothing_is_waited_for() {
+        let me = Identity::from_secret([1; 32]);
+        let (state, book) = (RunState::new(Arc::new(RunSpec::default()), &[10; 3]), Book::default());
+        let validator = me.peer();
+        let mut out = Outbox::new(me, RunId([0; 32]));
+        let mut cx = Context { now: START, state: &state, book: &book, out: &mut out };
+        let base = Base { stage: STAGE, epoch: Epoch(3), hash: Hash::default() };
+        assert!(!Search::default().pump(&mut cx, validator, &base, &[validator]));
+    }
 }
