@@ -46,7 +46,7 @@ use crate::pace::{Smoothed, proposal_repeat};
 use crate::peer::admission::Occupancy;
 use crate::peer::book::Book;
 use crate::peer::speed::Speed;
-use crate::run_state::{Phase, Plan, RunState, Stage, Training};
+use crate::run_state::{Closed, Phase, Plan, RunState, Stage, Training};
 use crate::samples::sample_set_hash;
 use crate::spec::RunSpec;
 use crate::time::Instant;
@@ -364,7 +364,7 @@ impl Orchestrator {
             };
             if weights.version == stage.version {
                 ready.entry(weights.hash).or_default().push(peer);
-            } else if weights.version.next() == stage.version {
+            } else if is_coming(stage, peer, weights.version) {
                 expected += 1;
             }
         }
@@ -577,6 +577,16 @@ fn done(
     let samples = live().filter_map(|peer| book.record(peer)).map(|record| u64::from(record.done));
     let submitted = live().filter(|peer| manifests.contains_key(&(stage, *peer))).count() as u64;
     samples.sum::<u64>() + submitted + u64::from(training.cut_off) + (members << 32)
+}
+
+/// Whether a replica that says it has this version of its stage's weights may have the newest in a moment: that is the version before, or
+/// it contributed to the newest, whatever its last record says.
+fn is_coming(stage: &Stage, peer: PeerId, says: Epoch) -> bool {
+    let merged = stage.closed.back().filter(|closed| closed.training.epoch.next() == stage.version);
+    let contributed = |closed: &Closed| {
+        closed.plan.submitters.binary_search_by_key(&peer, |submission| submission.peer).is_ok()
+    };
+    says < stage.version && (says.next() == stage.version || merged.is_some_and(contributed))
 }
 
 /// Whether a majority of the candidates was heard, each within `patience` of it.

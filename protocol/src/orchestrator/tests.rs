@@ -489,3 +489,43 @@ fn who_is_heard_at_long_intervals_gets_a_place_between_two_of_them() {
     waiting.says(evicted, false);
     assert_eq!(waiting.leader_admits(&room), [Decision::Admit { peer: slow, stage: StageIndex(0) }]);
 }
+
+#[test]
+fn who_contributed_to_the_newest_weights_is_waited_for_though_its_record_is_older() {
+    let stage = StageIndex(0);
+    let candidates = vec![Candidate { peer: MEMBER, priority: 0 }];
+    let mut spec = RunSpec { orchestrator: OrchestratorSpec { candidates }, ..RunSpec::default() };
+    spec.pipeline.stages = 1;
+    let mut state = RunState::new(Arc::new(spec), &[10]);
+    let [quick, unheard, idle] = [11, 12, 13].map(|i| PeerId([i; 32]));
+    for peer in [quick, unheard, idle] {
+        apply(&mut state, Decision::Admit { peer, stage });
+    }
+    for epoch in [Epoch(0), Epoch(1)] {
+        let members = vec![(quick, 1), (unheard, 1)];
+        let base = Hash::default();
+        apply(&mut state, Decision::OpenEpoch { stage, epoch, base, members: members.clone() });
+        merge(&mut state, epoch, &members);
+    }
+    let (mut leader, mut book, start) = (Orchestrator::default(), Book::default(), Instant::from_nanos(1));
+    let grace = state.spec().timing.ready_grace.duration();
+    let mut opens = |after: Duration, heard: &[(PeerId, u32)]| {
+        let now = start + after;
+        let nanos = u64::try_from(after.as_nanos()).expect("seconds");
+        for (peer, version) in heard {
+            let weights = Some(WeightsRecord { stage, version: Epoch(*version), hash: Hash::default() });
+            let record = PeerRecord { miner: true, sequence: nanos + 1, weights, ..record() };
+            book.insert(now, *peer, Arc::new(record)).expect("a valid record");
+        }
+        book.insert(now, MEMBER, Arc::new(record())).expect("a valid record");
+        let wanted = leader.propose(now, &state, &book, ROOM);
+        wanted.into_iter().find_map(|decision| match decision {
+            Decision::OpenEpoch { members, .. } => Some(members.len()),
+            _ => None,
+        })
+    };
+    let heard = [(quick, 2), (unheard, 0), (idle, 0)];
+    assert_eq!(opens(Duration::ZERO, &heard), None);
+    assert_eq!(opens(grace / 2, &heard), None, "it was told of an epoch ago");
+    assert_eq!(opens(grace / 2 + Duration::from_millis(1), &[(unheard, 2)]), Some(2), "the idle one is not");
+}
