@@ -109,8 +109,9 @@ impl Balance {
             let former = record.weights.map(|weights| weights.stage);
             let saves =
                 |stage| bereft.contains(&stage) && record.weights.is_some_and(|w| is_near(state, stage, w));
+            let moments = home(state, peer);
             let key = |(stage, size): &(&StageIndex, &usize)| {
-                (!saves(**stage), **size, former != Some(**stage), **stage)
+                (!saves(**stage), moments != Some(**stage), **size, former != Some(**stage), **stage)
             };
             let has_room = |stage: &StageIndex| taken.get(stage).is_some_and(|taken| *taken < REPLICAS_MAX);
             let fewest = sizes.iter().filter(|(stage, _)| has_room(stage)).min_by_key(key);
@@ -312,6 +313,13 @@ fn crews(
 /// What `doubt` leaves of a difference.
 fn beyond(doubt: f64, difference: f64) -> f64 {
     difference - difference.clamp(-doubt, doubt)
+}
+
+/// The stage whose moments the checkpoint has of this miner, where a resumed run has not begun: elsewhere, and later, they are nothing to it.
+/// As many come from each stage as were there, and where some stay away the others are moved before the beginning.
+fn home(state: &RunState, peer: PeerId) -> Option<StageIndex> {
+    let saved = state.spec().start.moments.iter().find(|saved| saved.peer == peer);
+    saved.filter(|_| !begun(state)).map(|saved| saved.stage)
 }
 
 /// Whether the run has begun: some stage trains, or has.

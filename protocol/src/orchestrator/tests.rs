@@ -5,7 +5,7 @@ use crate::id::LogIndex;
 use crate::limits::{QUEUE_SILENCES, REPLICAS_MAX, WIRE_VERSION};
 use crate::run_state::StateEvent;
 use crate::spec::{Candidate, OrchestratorSpec, RunSpec};
-use crate::wire::message::{Entry, PeerRecord, Submission, WeightsRecord};
+use crate::wire::message::{Entry, PeerRecord, SavedMoments, Submission, WeightsRecord};
 
 const MEMBER: PeerId = PeerId([2; 32]);
 const ROOM: Room = Room { decisions: 8, bytes: PROPOSALS_PENDING_BYTES_MAX };
@@ -528,4 +528,39 @@ fn who_contributed_to_the_newest_weights_is_waited_for_though_its_record_is_olde
     assert_eq!(opens(Duration::ZERO, &heard), None);
     assert_eq!(opens(grace / 2, &heard), None, "it was told of an epoch ago");
     assert_eq!(opens(grace / 2 + Duration::from_millis(1), &[(unheard, 2)]), Some(2), "the idle one is not");
+}
+
+#[test]
+fn miners_of_a_resumed_run_come_to_the_stage_whose_moments_they_have() {
+    let candidates = vec![Candidate { peer: MEMBER, priority: 0 }];
+    let mut spec = RunSpec { orchestrator: OrchestratorSpec { candidates }, ..RunSpec::default() };
+    let homes = [(11, 1), (12, 1), (13, 0), (14, 2), (15, 0), (16, 2)];
+    spec.start.epoch = 8;
+    spec.start.moments = homes
+        .iter()
+        .map(|&(i, stage)| SavedMoments {
+            stage: StageIndex(stage),
+            peer: PeerId([i; 32]),
+            hash: Hash::default(),
+        })
+        .collect();
+    let mut state = RunState::new(Arc::new(spec), &[10; 3]);
+    let (mut leader, mut book, now) = (Orchestrator::default(), Book::default(), Instant::from_nanos(1));
+    let placed = |leader: &mut Orchestrator, book: &mut Book, state: &mut RunState, i: u8| {
+        for (peer, miner) in [(MEMBER, false), (PeerId([i; 32]), true)] {
+            let record = PeerRecord { miner, ..record() };
+            book.insert(now, peer, Arc::new(record)).expect("a valid record");
+        }
+        let wanted = leader.propose(now, state, book, ROOM);
+        let admitted = wanted.into_iter().find(|decision| matches!(decision, Decision::Admit { .. }));
+        apply(state, admitted.clone().expect("there is room"));
+        match admitted {
+            Some(Decision::Admit { stage, .. }) => stage.0,
+            other => panic!("{other:?}"),
+        }
+    };
+    for (i, home) in homes {
+        assert_eq!(placed(&mut leader, &mut book, &mut state, i), home, "{i}");
+    }
+    assert_eq!(placed(&mut leader, &mut book, &mut state, 17), 0, "who has none goes where fewest are");
 }
