@@ -146,18 +146,16 @@ fn convicted(log: &DecidedLog, fold: Fold, peer: PeerId) -> Result<Conviction, P
     for index in log.first()..log.len() {
         let Some((entry, chain)) = log.entry(index) else { break };
         for event in seen.apply(chain, entry.as_ref())? {
-            match event {
+            let reason = match event {
                 StateEvent::Judged(subject, validator, finding) => {
                     findings.push((subject, validator, finding));
+                    continue;
                 }
-                StateEvent::Evicted(of, reason) if of == peer && reason.is_proven() => {
-                    last = Some((index, reason.to_string(), findings.len()));
-                }
-                StateEvent::Dismissed(of, reason) if of == peer && reason.is_proven() => {
-                    last = Some((index, reason.to_string(), findings.len()));
-                }
-                _ => {}
-            }
+                StateEvent::Evicted(of, reason) if of == peer && reason.is_proven() => reason.to_string(),
+                StateEvent::Dismissed(of, reason) if of == peer && reason.is_proven() => reason.to_string(),
+                _ => continue,
+            };
+            last = Some((index, reason, findings.len()));
         }
     }
     let (convicting, reason, known) = last.ok_or(ProofError::Innocent(peer))?;

@@ -326,10 +326,18 @@ pub struct Fixed {
     pub most: Duration,
 }
 
+impl Fixed {
+    /// One that does not grow.
+    #[must_use]
+    pub const fn given(name: &'static str, doc: &'static str, time: Duration) -> Self {
+        Self { name, doc, least: time, most: time }
+    }
+}
+
 /// The waits of the protocol that are given.
 #[must_use]
 pub fn fixed(spec: &RunSpec) -> Vec<Fixed> {
-    let given = |name, doc, time| Fixed { name, doc, least: time, most: time };
+    let given = Fixed::given;
     let timing = &spec.timing;
     let epoch = timing.epoch_deadline.duration();
     vec![

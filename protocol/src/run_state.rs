@@ -359,11 +359,11 @@ impl RunState {
     ) -> Option<Vec<StateEvent>> {
         let newer = self.checkpoint.as_ref().is_none_or(|checkpoint| epoch > checkpoint.epoch);
         let reached = self.stages.iter().all(|stage| stage.version >= epoch);
-        let in_order = moments.is_sorted_by(|one, next| (one.stage, one.peer) < (next.stage, next.peer));
         let fits = stages.len() == self.stages.len()
             && moments.len() <= CHECKPOINT_MOMENTS_MAX
+            && SavedMoments::are_in_order(moments)
             && moments.iter().all(|saved| saved.stage.as_usize() < stages.len());
-        if !newer || !reached || !in_order || !fits || !self.spec.is_checkpoint(epoch) {
+        if !newer || !reached || !fits || !self.spec.is_checkpoint(epoch) {
             return None;
         }
         let (stages, moments) = (stages.to_vec(), moments.to_vec());

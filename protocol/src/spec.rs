@@ -517,6 +517,14 @@ section! {
     }
 }
 
+impl StartSpec {
+    /// The moments that go with the checkpoint of this miner, if any do.
+    #[must_use]
+    pub fn moments_of(&self, peer: PeerId) -> Option<&SavedMoments> {
+        self.moments.iter().find(|saved| saved.peer == peer)
+    }
+}
+
 impl MirrorSpec {
     /// Whether there is a mirror.
     #[must_use]

@@ -225,7 +225,7 @@ pub async fn moments_of(
     spec: &RunSpec,
     peer: PeerId,
 ) -> Result<Option<(StageIndex, OptimizerState)>, ReadError> {
-    match spec.start.moments.iter().find(|saved| saved.peer == peer) {
+    match spec.start.moments_of(peer) {
         Some(saved) => Ok(Some((saved.stage, moments(mirror, spec, saved.stage, saved.hash).await?))),
         None => Ok(None),
     }

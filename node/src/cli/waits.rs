@@ -18,7 +18,7 @@ pub(super) fn given(spec: &RunSpec) -> Vec<Fixed> {
 }
 
 fn connections() -> [Fixed; 7] {
-    let one = |name, doc, time| Fixed { name, doc, least: time, most: time };
+    let one = Fixed::given;
     [
         one(
             "listen",
@@ -60,7 +60,7 @@ fn connections() -> [Fixed; 7] {
 }
 
 fn transfers() -> [Fixed; 5] {
-    let one = |name, doc, time| Fixed { name, doc, least: time, most: time };
+    let one = Fixed::given;
     let limits = PushLimits::default();
     [
         one(
@@ -92,7 +92,7 @@ fn transfers() -> [Fixed; 5] {
 }
 
 fn mirrors() -> [Fixed; 3] {
-    let one = |name, doc, time| Fixed { name, doc, least: time, most: time };
+    let one = Fixed::given;
     let (least, most) = mirror::BACKOFF;
     [
         one(

@@ -318,8 +318,10 @@ fn beyond(doubt: f64, difference: f64) -> f64 {
 /// The stage whose moments the checkpoint has of this miner, where a resumed run has not begun: elsewhere, and later, they are nothing to it.
 /// As many come from each stage as were there, and where some stay away the others are moved before the beginning.
 fn home(state: &RunState, peer: PeerId) -> Option<StageIndex> {
-    let saved = state.spec().start.moments.iter().find(|saved| saved.peer == peer);
-    saved.filter(|_| !begun(state)).map(|saved| saved.stage)
+    if begun(state) {
+        return None;
+    }
+    state.spec().start.moments_of(peer).map(|saved| saved.stage)
 }
 
 /// Whether the run has begun: some stage trains, or has.

@@ -314,14 +314,18 @@ fn no_more_get_a_place_at_one_address_than_the_spec_says_whatever_they_ask_for()
     assert_eq!(given(2, &validators, 3), [enlist(a), enlist(b)]);
 }
 
-/// A stage whose replicas each say so many seconds after a merge that they have its weights: after how many seconds each epoch
-/// but the first is opened, and with how many of them.
-fn opened(delays: &[u64], epochs: u32) -> Vec<(u64, usize)> {
-    let stage = StageIndex(0);
+/// A run of one stage, of which `MEMBER` is the candidate.
+fn one_stage() -> (StageIndex, RunState) {
     let candidates = vec![Candidate { peer: MEMBER, priority: 0 }];
     let mut spec = RunSpec { orchestrator: OrchestratorSpec { candidates }, ..RunSpec::default() };
     spec.pipeline.stages = 1;
-    let mut state = RunState::new(Arc::new(spec), &[10]);
+    (StageIndex(0), RunState::new(Arc::new(spec), &[10]))
+}
+
+/// A stage whose replicas each say so many seconds after a merge that they have its weights: after how many seconds each epoch
+/// but the first is opened, and with how many of them.
+fn opened(delays: &[u64], epochs: u32) -> Vec<(u64, usize)> {
+    let (stage, mut state) = one_stage();
     let replicas: Vec<PeerId> = (11..).zip(delays).map(|(i, _)| PeerId([i; 32])).collect();
     for peer in &replicas {
         apply(&mut state, Decision::Admit { peer: *peer, stage });
@@ -389,11 +393,7 @@ fn a_minority_that_is_late_to_say_that_it_is_ready_holds_nobody_up() {
 
 #[test]
 fn a_merge_during_which_a_candidate_was_away_says_nothing_of_the_next() {
-    let stage = StageIndex(0);
-    let candidates = vec![Candidate { peer: MEMBER, priority: 0 }];
-    let mut spec = RunSpec { orchestrator: OrchestratorSpec { candidates }, ..RunSpec::default() };
-    spec.pipeline.stages = 1;
-    let mut state = RunState::new(Arc::new(spec), &[10]);
+    let (stage, mut state) = one_stage();
     apply(&mut state, Decision::Admit { peer: MEMBER, stage });
     let (mut readiness, mut book, start) = (Readiness::default(), Book::default(), Instant::from_nanos(1));
     let says = |book: &mut Book, at, version| {
@@ -492,11 +492,7 @@ fn who_is_heard_at_long_intervals_gets_a_place_between_two_of_them() {
 
 #[test]
 fn who_contributed_to_the_newest_weights_is_waited_for_though_its_record_is_older() {
-    let stage = StageIndex(0);
-    let candidates = vec![Candidate { peer: MEMBER, priority: 0 }];
-    let mut spec = RunSpec { orchestrator: OrchestratorSpec { candidates }, ..RunSpec::default() };
-    spec.pipeline.stages = 1;
-    let mut state = RunState::new(Arc::new(spec), &[10]);
+    let (stage, mut state) = one_stage();
     let [quick, unheard, idle] = [11, 12, 13].map(|i| PeerId([i; 32]));
     for peer in [quick, unheard, idle] {
         apply(&mut state, Decision::Admit { peer, stage });

@@ -299,8 +299,7 @@ impl RunSpec {
         require(s.stages.len() == stages, "start.stages", format!("{stages} hashes"), s.stages.len())?;
         let most = if resumed { limits::CHECKPOINT_MOMENTS_MAX } else { 0 };
         require(s.moments.len() <= most, "start.moments", format!("{most} at most"), s.moments.len())?;
-        let order = |one: &SavedMoments, next: &SavedMoments| (one.stage, one.peer) < (next.stage, next.peer);
-        let ordered = s.moments.is_sorted_by(order);
+        let ordered = SavedMoments::are_in_order(&s.moments);
         require(ordered, "start.moments", "each miner of a stage once, by stage and key", "another order")?;
         let beyond = s.moments.iter().find(|saved| saved.stage.as_usize() >= stages);
         beyond.map_or(Ok(()), |saved| {

@@ -179,6 +179,14 @@ pub struct SavedMoments {
     pub hash: Hash,
 }
 
+impl SavedMoments {
+    /// Whether all are by stage and miner, each once.
+    #[must_use]
+    pub fn are_in_order(all: &[Self]) -> bool {
+        all.is_sorted_by(|one, next| (one.stage, one.peer) < (next.stage, next.peer))
+    }
+}
+
 /// A merge that a miner cannot apply, since it gets no copy of what was merged.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
