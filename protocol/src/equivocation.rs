@@ -2,6 +2,8 @@
 //!
 //! A peer numbers its messages of a kind, and no number twice. Whoever tells some peers this and others that signs both, under
 //! one number if each is to be taken for the newest. The two envelopes prove it to anybody, by their signatures alone.
+//! A candidate's votes are such messages, too: the number of one is the index of the entry up to which it names the log, and
+//! who signs two logs up to one entry has shown two histories to others, or tried to.
 //!
 //! ```text
 //!  equivocator ── 7: a ──▶ one half ──┐
@@ -20,14 +22,17 @@ use serde_bytes::ByteBuf;
 
 use crate::id::{PeerId, RunId};
 use crate::limits::{
-    EQUIVOCATION_BYTES_MAX, EQUIVOCATIONS_MAX, WATCHED_BYTES_MAX, WATCHED_MESSAGES_MAX, WIRE_VERSION_FIRST,
+    EQUIVOCATION_BYTES_MAX, EQUIVOCATIONS_MAX, WATCHED_BYTES_MAX, WATCHED_MESSAGES_MAX, WATCHED_VOTES_MAX,
+    WIRE_VERSION_FIRST,
 };
+use crate::log::Vote;
+use crate::log::certificate::VOTE_KIND;
 use crate::merge::evidence::Evidence;
 use crate::run_state::RunState;
 use crate::validation::DismissReason;
 use crate::wire::gossip::Signed;
 use crate::wire::message::{Decision, EvictReason, MergeMessage, PeerRecord};
-use crate::wire::{Payload, RejectReason, Versions, open_in};
+use crate::wire::{Payload, RejectReason, Versions, decode, open_in};
 
 /// The kinds of signed messages, each with numbers of its own.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
@@ -37,6 +42,8 @@ pub enum MessageKind {
     Record,
     /// [`MergeMessage`].
     Merge,
+    /// [`Vote`], numbered by its entry. It has no envelope; its bytes are its canonical CBOR.
+    Vote,
 }
 
 impl MessageKind {
@@ -46,6 +53,15 @@ impl MessageKind {
         match self {
             Self::Record => PeerRecord::KIND,
             Self::Merge => MergeMessage::KIND,
+            Self::Vote => VOTE_KIND,
+        }
+    }
+
+    /// Newest messages of a peer that are kept to compare others with.
+    const fn kept_max(self) -> usize {
+        match self {
+            Self::Record | Self::Merge => WATCHED_MESSAGES_MAX,
+            Self::Vote => WATCHED_VOTES_MAX,
         }
     }
 }
@@ -86,7 +102,22 @@ impl Equivocation {
         match self.kind {
             MessageKind::Record => self.differ::<PeerRecord>(run, version, accused),
             MessageKind::Merge => self.differ::<MergeMessage>(run, version, accused),
+            MessageKind::Vote => self.contradict(run, accused),
         }
+    }
+
+    /// Two votes differ if they name two logs. Which candidate each says it is of, no signature covers.
+    fn contradict(&self, run: RunId, accused: PeerId) -> Result<u64, EquivocationError> {
+        let open = |index: usize, bytes: &ByteBuf| {
+            let opened = decode::<Vote>(bytes, EQUIVOCATION_BYTES_MAX).map_err(RejectReason::from);
+            let signed = opened.and_then(|vote| {
+                if vote.is_of(run, accused) { Ok(vote) } else { Err(RejectReason::Signature) }
+            });
+            signed.map_err(|reason| EquivocationError::Message(index, reason))
+        };
+        let [first, second] = &self.messages;
+        let (first, second) = (open(0, first)?, open(1, second)?);
+        differ((first.index.0, first.chain), (second.index.0, second.chain))
     }
 
     /// What differs has to be what was signed: one payload may be signed twice, in two versions too.
@@ -104,18 +135,24 @@ impl Equivocation {
         };
         let [first, second] = &self.messages;
         let (first, second) = (open(0, first)?, open(1, second)?);
-        let (number, other) = (first.sequence(), second.sequence());
-        if number != other {
-            return Err(EquivocationError::Number(number, other));
-        }
-        if first == second { Err(EquivocationError::Same(number)) } else { Ok(number) }
+        differ((first.sequence(), &first), (second.sequence(), &second))
     }
 }
 
-/// What a candidate keeps of what miners and validators signed: the newest messages of each, by their numbers.
+/// The number of two messages that have the same and say different things.
+fn differ<T: PartialEq>(first: (u64, T), second: (u64, T)) -> Result<u64, EquivocationError> {
+    let (number, other) = (first.0, second.0);
+    if number != other {
+        return Err(EquivocationError::Number(number, other));
+    }
+    if first.1 == second.1 { Err(EquivocationError::Same(number)) } else { Ok(number) }
+}
+
+/// What a candidate keeps of what miners, validators and other candidates signed: the newest messages of each, by their
+/// numbers.
 ///
-/// Memory is bounded: [`WATCHED_MESSAGES_MAX`] messages of a peer and kind, [`WATCHED_BYTES_MAX`] bytes in all. Messages
-/// beyond [`EQUIVOCATION_BYTES_MAX`] are not looked at, since two of them may not fit an entry.
+/// Memory is bounded: [`WATCHED_MESSAGES_MAX`] messages of a peer and kind, [`WATCHED_VOTES_MAX`] votes, [`WATCHED_BYTES_MAX`]
+/// bytes in all. Messages beyond [`EQUIVOCATION_BYTES_MAX`] are not looked at, since two of them may not fit an entry.
 #[derive(Debug, Default)]
 pub(crate) struct Watch {
     messages: BTreeMap<(PeerId, MessageKind), BTreeMap<u64, Watched>>,
@@ -162,6 +199,11 @@ impl Watch {
         convicts
     }
 
+    /// Two messages of this peer that convict it, if there are.
+    pub(crate) fn conviction(&self, peer: PeerId) -> Option<&Equivocation> {
+        self.convicted.get(&peer)
+    }
+
     /// Evictions and dismissals of those who are convicted, and have a part in the run still.
     pub(crate) fn decisions(&self, state: &RunState) -> Vec<Decision> {
         let mut decisions = Vec::new();
@@ -197,7 +239,7 @@ impl Watch {
         self.order.insert(self.arrivals, (of, number));
         let messages = self.messages.entry(of).or_default();
         messages.insert(number, watched);
-        if messages.len() > WATCHED_MESSAGES_MAX
+        if messages.len() > of.1.kept_max()
             && let Some(oldest) = messages.keys().next().copied()
         {
             self.remove(of, oldest);
@@ -210,7 +252,7 @@ impl Watch {
     }
 
     fn forget(&mut self, peer: PeerId) {
-        for of in [MessageKind::Record, MessageKind::Merge].map(|kind| (peer, kind)) {
+        for of in [MessageKind::Record, MessageKind::Merge, MessageKind::Vote].map(|kind| (peer, kind)) {
             while let Some(number) = self.messages.get(&of).and_then(|kept| kept.keys().next().copied()) {
                 self.remove(of, number);
             }
@@ -229,9 +271,10 @@ impl Watch {
     }
 }
 
-/// Whether a peer has a place or validates: there is something to lose.
+/// Whether a peer has a place, validates, or is a candidate: there is something to lose.
 fn has_part(state: &RunState, peer: PeerId) -> bool {
-    state.stage_of(peer).is_some() || state.validators().contains(&peer)
+    let named = state.spec().candidate_index(peer).is_some();
+    named || state.stage_of(peer).is_some() || state.validators().contains(&peer)
 }
 
 #[cfg(test)]

@@ -51,6 +51,9 @@ const PARTITIONS_COMPARED_MAX: usize = 2700;
 /// Newest messages of one member and kind that a candidate compares others with. What one half of a swarm was told reaches the
 /// other in a hop or two, in which an honest peer says two or three things.
 pub const WATCHED_MESSAGES_MAX: usize = 8;
+/// Newest votes of a candidate that others are compared with: each entry has one, and a leader that shows two histories may decide many
+/// entries before those who were shown them hear of each other.
+pub const WATCHED_VOTES_MAX: usize = 256;
 /// Bytes of all those messages together: the records of 2 000 members and their merge messages of ordinary size.
 pub const WATCHED_BYTES_MAX: usize = 64 * 1024 * 1024;
 /// Members at a time of whom a candidate keeps what convicts them. The others sign further messages.
@@ -209,6 +212,16 @@ pub const RESCUE_SILENCES: u32 = 1;
 pub const LOST_SILENCES: u32 = 2;
 /// The same while all who merged the parts of it are heard: they may serve it, however slowly, or have lost it.
 pub const SLOW_SILENCES: u32 = 20;
+/// Ordinary silences for which a leader may leave undone what a stand-by would have decided. An honest one does it within one: that of
+/// a stand-by which hears less, or of a message that was lost and is announced again.
+pub const LEADER_SILENCES: u32 = 8;
+/// Merge deadlines for the same: a leader that audits a partition waits three for an owner that has died, beyond the stand-by's.
+pub const LEADER_MERGES: u32 = 6;
+/// How far the number of a ballot may be above the last one promised: twelve days of elections, one each second, in which a candidate was
+/// away. The number has 32 bits and each election adds one, so nobody may use them up.
+pub const BALLOT_JUMP_MAX: u32 = 1 << 20;
+/// What a candidate wanted in vain as leader, and holds against no other.
+pub const FUTILE_MAX: usize = 64;
 /// Ordinary silences for which a silent peer keeps its place among those who wait: time to start again.
 pub const QUEUE_SILENCES: u32 = 10;
 /// Ordinary silences after which the record of a peer that is no member is forgotten: with its place in the queue.

@@ -1,6 +1,7 @@
 //! What the leader proposes: a function of the state, of what peers say of themselves, and of time.
 //!
-//! Every candidate keeps an [`Orchestrator`] up to date; only the leader's proposals go anywhere. It is
+//! Every candidate keeps an [`Orchestrator`] up to date; only the leader's proposals go anywhere, and the others hold it to theirs
+//! ([`standby`]). It is
 //! level-triggered: each call compares what is with what should be and proposes the difference, so a new
 //! leader takes over in mid-epoch without being told anything. A proposal that turns out void is harmless.
 
@@ -12,6 +13,7 @@ mod lapses;
 mod losses;
 mod queue;
 mod readiness;
+mod standby;
 mod upgrade;
 pub(crate) mod verdicts;
 mod waits;
@@ -28,17 +30,18 @@ use lapses::Lapses;
 use losses::Losses;
 use queue::Queue;
 use readiness::Readiness;
+use standby::{Leads, Standby};
 use upgrade::Upgrade;
 use verdicts::Verdicts;
 use waits::Waits;
 use weighing::Weighing;
 
-use crate::equivocation::Watch;
+use crate::equivocation::{Equivocation, Watch};
 use crate::gauntlet::evaluation::Evaluation;
 use crate::id::{Epoch, Hash, PartitionIndex, PeerId, StageIndex};
 use crate::limits::{
-    ANNOUNCE_HEARTBEATS_MAX, PANEL, PROPOSALS_PENDING_BYTES_MAX, PROPOSALS_PENDING_MAX, RESCUE_SILENCES,
-    STALLED_SILENCES,
+    ANNOUNCE_HEARTBEATS_MAX, LEADER_MERGES, LEADER_SILENCES, PANEL, PROPOSALS_PENDING_BYTES_MAX,
+    PROPOSALS_PENDING_MAX, RESCUE_SILENCES, STALLED_SILENCES,
 };
 use crate::merge::agreement::{AgreementMatrix, Tally, Verdict as OwnersVerdict};
 use crate::merge::evidence::{Evidence, SignedReport, witnesses};
@@ -115,12 +118,13 @@ pub struct Orchestrator {
     weighing: Weighing,
     verdicts: Verdicts,
     upgrade: Upgrade,
+    standby: Standby,
     /// What this candidate draws by, and nobody else knows.
     lot: Hash,
     /// Since when this candidate could have heard of anybody: its start, or its return from a pause.
     listening_since: Option<Instant>,
-    /// When it came to lead.
-    leads_since: Instant,
+    /// When it came to lead, if it leads.
+    leads_since: Option<Instant>,
     /// The round trip to the nearest majority of candidates; nothing before it was measured.
     round_trip: Option<Smoothed>,
 }
@@ -168,6 +172,11 @@ impl Orchestrator {
         self.watch.note(state, signed)
     }
 
+    /// Two messages of this peer that convict it, if it was heard to sign two under one number.
+    pub(crate) fn conviction(&self, peer: PeerId) -> Option<&Equivocation> {
+        self.watch.conviction(peer)
+    }
+
     /// Takes an evaluation that the log waits for.
     pub fn handle_evaluation(&mut self, evaluation: Evaluation) {
         self.verdicts.handle_evaluation(evaluation);
@@ -185,6 +194,7 @@ impl Orchestrator {
         self.waits.restart(now);
         self.readiness.handle_pause();
         self.losses.restart(now);
+        self.standby.restart();
     }
 
     /// This candidate has just come to lead. What it proposed when it led before was decided or dropped meanwhile, and
@@ -192,9 +202,10 @@ impl Orchestrator {
     /// from [`follow`](Self::follow): leaders that follow upon each other faster than a deadline do not put it off.
     pub fn handle_leadership(&mut self, now: Instant) {
         self.listening_since = Some(now);
-        self.leads_since = now;
+        self.leads_since = Some(now);
         self.upgrade.handle_pause();
         self.proposed.clear();
+        self.standby.restart();
     }
 
     /// How long messages to the nearest majority of candidates take, and their answers.
@@ -202,18 +213,52 @@ impl Orchestrator {
         self.round_trip = round_trip;
     }
 
-    /// Looks on while another candidate leads.
-    pub fn follow(&mut self, now: Instant, state: &RunState, book: &Book) {
+    /// Looks on while another candidate leads, or nobody does. Returns what this leader has left undone for longer than any
+    /// should, if it has.
+    pub fn follow(
+        &mut self,
+        now: Instant,
+        state: &RunState,
+        book: &Book,
+        leader: Option<PeerId>,
+    ) -> Option<Decision> {
+        self.leads_since = None;
         self.observe(now, state, book);
-        if !self.is_connected(now, state, book) {
+        if state.finished() || !self.is_connected(now, state, book) {
             self.handle_pause(now);
+            return None;
         }
+        if !self.standby.is_due(now) {
+            return None;
+        }
+        // What it would propose itself: nothing of it is under way.
+        let balance = std::mem::take(&mut self.balance);
+        let wanted = self.wanted(now, state, book);
+        self.balance = balance;
+        let (heartbeat, patience) = self.patience(state, book);
+        let undone = self.standby.note(now, heartbeat, leader.map(Leads::Other), wanted, patience);
+        if undone.is_some() {
+            self.standby.restart();
+        }
+        undone
+    }
+
+    /// How often a stand-by looks what is undone, and how long that may stay so under one leader: all that honest leaders wait for beyond
+    /// what a stand-by waits for takes less.
+    fn patience(&self, state: &RunState, book: &Book) -> (Duration, Duration) {
+        let timing = &state.spec().timing;
+        let silences = book.ordinary_silence(timing.eviction.duration()) * LEADER_SILENCES;
+        let merges =
+            state.spec().stages().map(|stage| deadlines::merge(state, self.waits.usual_merge(stage)));
+        let merge = merges.max().unwrap_or_default() * LEADER_MERGES;
+        (timing.heartbeat.duration(), silences.max(merge))
     }
 
     /// Whether it has led for so long that whatever was announced to the last leader was announced again.
     fn is_informed(&self, now: Instant, state: &RunState) -> bool {
         let heartbeat = state.spec().timing.heartbeat.duration();
-        now.since(self.leads_since) >= heartbeat * (ANNOUNCE_HEARTBEATS_MAX + 1)
+        let informed = |since: Instant| now.since(since) >= heartbeat * (ANNOUNCE_HEARTBEATS_MAX + 1);
+        self.leads_since.is_none_or(informed)
     }
 
     /// Whether this candidate hears a majority of the candidates. One that does not has lost its own connection, as far as
@@ -228,8 +273,8 @@ impl Orchestrator {
 
     /// What should be decided now, most urgent first, as far as there is room.
     pub fn propose(&mut self, now: Instant, state: &RunState, book: &Book, room: Room) -> Vec<Decision> {
+        self.leads_since.get_or_insert(Instant::ZERO);
         self.observe(now, state, book);
-        let listening_since = *self.listening_since.get_or_insert(now);
         if state.finished() {
             return Vec::new();
         }
@@ -237,6 +282,30 @@ impl Orchestrator {
             self.handle_pause(now);
             return Vec::new();
         }
+        let mut wanted = self.wanted(now, state, book);
+        if self.standby.is_due(now) {
+            let (heartbeat, patience) = self.patience(state, book);
+            self.standby.note_own(now, heartbeat, &wanted, patience);
+        }
+        let repeat = proposal_repeat(self.round_trip);
+        let mut room = room;
+        wanted.retain(|decision| {
+            let bytes = encode(decision);
+            let key = Hash::of(&bytes);
+            let due = self.proposed.get(&key).is_none_or(|at| now.since(*at) >= repeat);
+            let proposes = due && room.take(bytes.len());
+            if proposes {
+                self.proposed.insert(key, now);
+            }
+            proposes
+        });
+        self.proposed.retain(|_, at| now.since(*at) < repeat * 4);
+        wanted
+    }
+
+    /// What should be decided now, whether or not it is under way.
+    fn wanted(&mut self, now: Instant, state: &RunState, book: &Book) -> Vec<Decision> {
+        let listening_since = *self.listening_since.get_or_insert(now);
         let eviction = state.spec().timing.eviction.duration();
         // Members may be less patiently waited for than the candidates. If it has not heard a majority of these for half of the least
         // that anybody is waited for, the connection may be lost: until it hears one again it takes nobody for silent.
@@ -263,18 +332,6 @@ impl Orchestrator {
         if self.is_over(now, state, book) {
             wanted.push(Decision::Finish);
         }
-        let mut room = room;
-        wanted.retain(|decision| {
-            let bytes = encode(decision);
-            let key = Hash::of(&bytes);
-            let due = self.proposed.get(&key).is_none_or(|at| now.since(*at) >= repeat);
-            let proposes = due && room.take(bytes.len());
-            if proposes {
-                self.proposed.insert(key, now);
-            }
-            proposes
-        });
-        self.proposed.retain(|_, at| now.since(*at) < repeat * 4);
         wanted
     }
 
@@ -466,7 +523,9 @@ impl Orchestrator {
         let owners = plan.owners.get(partition.0 as usize).map_or(0, Vec::len);
         let drawn =
             Hash::of_parts(&[b"iota/v1/audit\0", &self.lot.0, &plan.seed.0, &partition.0.to_le_bytes()]);
-        owners <= usize::from(spec.merge.redundancy) && is_drawn(drawn, spec.merge.audit_share)
+        // What another leader draws, nobody knows.
+        let leads = self.leads_since.is_some();
+        leads && owners <= usize::from(spec.merge.redundancy) && is_drawn(drawn, spec.merge.audit_share)
     }
 
     /// Closes the merge once every partition is agreed on; finds other owners where it cannot be.

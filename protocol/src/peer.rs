@@ -9,7 +9,7 @@
 pub mod admission;
 pub mod arrival;
 pub mod book;
-mod candidate;
+pub mod candidate;
 pub mod departure;
 mod history;
 pub mod room;
@@ -630,7 +630,7 @@ impl<S: Storage<LogBytes> + Clone> Peer<S> {
         match decode(bytes, RPC_BYTES_MAX)? {
             Request::Consensus(bundle) => {
                 let candidate = self.candidate.as_mut().ok_or(RejectReason::NotEntitled)?;
-                candidate.handle_bundle(from, bundle)?;
+                candidate.handle_bundle(&self.state, from, bundle)?;
                 self.out.answer(ticket, &Response::Done);
             }
             Request::Log { from } => self.out.answer(ticket, &self.answer_log(from)),
@@ -913,6 +913,9 @@ impl<S: Storage<LogBytes> + Clone> Peer<S> {
             if leader != self.leader {
                 self.leader = leader;
                 self.out.notice(Notice::Leader(leader));
+            }
+            for (peer, why) in candidate.poll_distrusts() {
+                self.out.notice(Notice::Distrusts(peer, why));
             }
             let proposed =
                 !decided && candidate.propose(now, self.me, &self.state, &self.book, &self.snapshots);

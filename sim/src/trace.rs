@@ -148,6 +148,7 @@ fn change(seen: &Seen<'_>) -> Option<Change> {
         Seen::Fault(fault) => line("fault", fault.to_string()),
         Seen::Notice(Notice::Leader(Some(leader))) => line("leader", leader.short()),
         Seen::Notice(Notice::Leader(None)) => line("leader", "none".to_owned()),
+        Seen::Notice(Notice::Distrusts(peer, why)) => line("distrusts", format!("{}: {why}", peer.short())),
         Seen::Notice(Notice::Snapshot(entries)) => line("skipped-ahead", format!("{entries} entries")),
         Seen::Notice(Notice::Diverged(index)) => line("diverged", format!("entry {index}")),
         Seen::Notice(Notice::Outdated(why)) => line("outdated", why.to_string()),

@@ -191,6 +191,10 @@ impl Reporter {
                 self.event(NodeEvent::Leader { peer: leader });
             }
             Notice::Leader(None) => tracing::info!("no orchestrator"),
+            Notice::Distrusts(peer, why) => tracing::warn!(
+                candidate = %peer.short(), %why,
+                "a candidate is not taken for a leader any more; if most see it so, another one leads"
+            ),
             Notice::WeightsReady(stage, version, hash) => {
                 tracing::info!(stage = stage.0, version = version.0, hash = %hash.short(), "weights ready");
                 self.metrics.stage.set(i64::from(stage.0));

@@ -22,6 +22,9 @@ use crate::wire::envelope::signed_bytes;
 use crate::wire::message::ControlUpdate;
 use crate::wire::{RejectReason, encode};
 
+/// What signatures under votes name their kind.
+pub const VOTE_KIND: &str = "vote";
+
 /// A candidate's signature under "this is decided".
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -36,6 +39,14 @@ pub struct Vote {
     pub signature: ByteBuf,
 }
 
+impl Vote {
+    /// Whether this peer signed it in this run.
+    #[must_use]
+    pub fn is_of(&self, run: RunId, peer: PeerId) -> bool {
+        peer.verifies(&vote_bytes(run, self.index, self.chain), &self.signature)
+    }
+}
+
 /// Signatures of a majority of the candidates under one log position.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -46,6 +57,19 @@ pub struct Certificate {
     pub chain: Hash,
     /// Candidates, ascending, with their signatures.
     pub signatures: Vec<(u16, ByteBuf)>,
+}
+
+impl Certificate {
+    /// The votes that it is made of.
+    pub fn votes(&self) -> impl Iterator<Item = Vote> + '_ {
+        let (index, chain) = (self.index, self.chain);
+        self.signatures.iter().map(move |(candidate, signature)| Vote {
+            candidate: *candidate,
+            index,
+            chain,
+            signature: signature.clone(),
+        })
+    }
 }
 
 /// The chain hash after the entry of this hash.
@@ -63,7 +87,7 @@ pub const fn chain_start(run: RunId) -> Hash {
 /// The bytes a vote signs, in every version of the wire format: `"iota/v1/vote\0" ‖ run id ‖ CBOR [index, chain]`.
 #[must_use]
 pub fn vote_bytes(run: RunId, index: LogIndex, chain: Hash) -> Vec<u8> {
-    signed_bytes(WIRE_VERSION_FIRST, "vote", run, &encode(&(index, chain)))
+    signed_bytes(WIRE_VERSION_FIRST, VOTE_KIND, run, &encode(&(index, chain)))
 }
 
 /// Who may sign, and how many must.
@@ -86,10 +110,14 @@ impl Electorate {
     }
 
     /// Whether `vote` was signed by the candidate it names.
-    fn holds(&self, index: LogIndex, chain: Hash, candidate: u16, signature: &[u8]) -> bool {
-        self.candidates
-            .get(usize::from(candidate))
-            .is_some_and(|peer| peer.verifies(&vote_bytes(self.run, index, chain), signature))
+    fn holds(&self, vote: &Vote) -> bool {
+        self.candidate(vote.candidate).is_some_and(|peer| vote.is_of(self.run, peer))
+    }
+
+    /// The candidate of this number.
+    #[must_use]
+    pub fn candidate(&self, number: u16) -> Option<PeerId> {
+        self.candidates.get(usize::from(number)).copied()
     }
 
     /// The run it votes in.
@@ -120,9 +148,7 @@ impl Electorate {
     /// [`RejectReason::Certificate`].
     pub fn check(&self, certificate: &Certificate) -> Result<(), RejectReason> {
         let ascending = certificate.signatures.windows(2).all(|pair| matches!(pair, [a, b] if a.0 < b.0));
-        let valid = certificate.signatures.iter().all(|(candidate, signature)| {
-            self.holds(certificate.index, certificate.chain, *candidate, signature)
-        });
+        let valid = certificate.votes().all(|vote| self.holds(&vote));
         if ascending && valid && certificate.signatures.len() >= self.quorum {
             Ok(())
         } else {
@@ -163,6 +189,12 @@ impl Certifier {
         Self { electorate, me, votes: BTreeMap::new(), latest: None }
     }
 
+    /// Who may sign.
+    #[must_use]
+    pub const fn electorate(&self) -> &Electorate {
+        &self.electorate
+    }
+
     /// The certificate of the highest index so far.
     #[must_use]
     pub const fn latest(&self) -> Option<&Certificate> {
@@ -182,14 +214,15 @@ impl Certifier {
     /// # Errors
     /// [`RejectReason::Signature`] if it is forged, [`RejectReason::Full`] if too many are pending.
     pub fn handle(&mut self, from: PeerId, vote: Vote) -> Result<(), RejectReason> {
-        if self.electorate.candidates.get(usize::from(vote.candidate)) != Some(&from) {
+        if self.electorate.candidate(vote.candidate) != Some(from) {
             return Err(RejectReason::NotEntitled);
+        }
+        // One that comes too late to count may still contradict another.
+        if !self.electorate.holds(&vote) {
+            return Err(RejectReason::Signature);
         }
         if self.latest.as_ref().is_some_and(|latest| vote.index <= latest.index) {
             return Ok(());
-        }
-        if !self.electorate.holds(vote.index, vote.chain, vote.candidate, &vote.signature) {
-            return Err(RejectReason::Signature);
         }
         if self.votes.len() >= VOTES_AHEAD_MAX && !self.votes.contains_key(&(vote.index, vote.chain)) {
             return Err(RejectReason::Full("votes"));

@@ -14,6 +14,7 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use omnipaxos::messages::Message;
+use omnipaxos::messages::ballot_leader_election::{BLEMessage, HeartbeatMsg};
 use omnipaxos::messages::sequence_paxos::{Compaction, PaxosMessage, PaxosMsg};
 use omnipaxos::storage::{Storage, StorageOp, StorageResult};
 use omnipaxos::util::{LogEntry, NodeId};
@@ -22,7 +23,7 @@ use serde_bytes::ByteBuf;
 
 use super::storage::LogBytes;
 use crate::id::PeerId;
-use crate::limits::{ELECTION_TICKS, RPC_BYTES_MAX};
+use crate::limits::{BALLOT_JUMP_MAX, ELECTION_TICKS, RPC_BYTES_MAX};
 use crate::spec::RunSpec;
 use crate::time::Instant;
 use crate::wire::{DecodeError, RejectReason};
@@ -40,6 +41,8 @@ pub struct Consensus<S: Storage<LogBytes>> {
     /// A second handle of what `kind` uses.
     storage: S,
     kind: Kind<S>,
+    /// Candidates that this one does not take for leaders, the last it ceased to trust last.
+    distrusted: Vec<PeerId>,
     /// Entries handed out through [`poll_decided`](Self::poll_decided).
     handed_out: usize,
     next_tick: Instant,
@@ -101,6 +104,34 @@ fn fitting(mut message: Message<LogBytes>, decided: usize, trimmed: usize) -> Op
     fits.then_some(message)
 }
 
+/// What of a message of a candidate is handled that is not to lead: its heartbeats are those of one that has the lowest ballot and is not
+/// content with any leader, and nobody prepares for it.
+fn followed(mut message: Message<LogBytes>) -> Option<Message<LogBytes>> {
+    match &mut message {
+        Message::BLE(BLEMessage { msg: HeartbeatMsg::Reply(reply), .. }) => {
+            reply.ballot.n = 0;
+            reply.happy = false;
+            Some(message)
+        }
+        Message::SequencePaxos(PaxosMessage { msg: PaxosMsg::Prepare(_), .. }) => None,
+        _ => Some(message),
+    }
+}
+
+/// Numbers of the ballots that a message claims.
+fn ballots(message: &Message<LogBytes>) -> impl Iterator<Item = u32> {
+    let claimed = match message {
+        Message::BLE(BLEMessage { msg: HeartbeatMsg::Reply(reply), .. }) => {
+            [Some(reply.ballot.n), Some(reply.leader.n)]
+        }
+        Message::SequencePaxos(PaxosMessage { msg: PaxosMsg::Prepare(prepare), .. }) => {
+            [Some(prepare.n.n), None]
+        }
+        _ => [None, None],
+    };
+    claimed.into_iter().flatten()
+}
+
 /// Trims the entries before `index` and takes them for decided.
 fn forget<S: Storage<LogBytes>>(storage: &mut S, index: usize) -> StorageResult<()> {
     let decided = storage.get_decided_idx()?.max(index);
@@ -146,7 +177,8 @@ impl<S: Storage<LogBytes> + Clone> Consensus<S> {
             },
         };
         let kind = Kind::new(&config, storage.clone())?;
-        Ok(Self { candidates, me, config, storage, kind, handed_out: 0, next_tick: Instant::ZERO })
+        let (distrusted, handed_out, next_tick) = (Vec::new(), 0, Instant::ZERO);
+        Ok(Self { candidates, me, config, storage, kind, distrusted, handed_out, next_tick })
     }
 
     /// Who leads, as this candidate sees it, once the leader has finished its prepare phase.
@@ -156,10 +188,42 @@ impl<S: Storage<LogBytes> + Clone> Consensus<S> {
             Kind::Alone(_) => self.candidates.first().copied(),
             Kind::Cluster(paxos) => {
                 let (node, accepting) = paxos.get_current_leader()?;
-                let index = usize::try_from(node.checked_sub(1)?).ok()?;
-                accepting.then(|| self.candidates.get(index).copied()).flatten()
+                self.candidate(node).filter(|_| accepting)
             }
         }
+    }
+
+    /// Who is to lead, as this candidate sees it: the last that it promised to follow.
+    #[must_use]
+    pub fn elected(&self) -> Option<PeerId> {
+        match &self.kind {
+            Kind::Alone(_) => self.candidates.first().copied(),
+            Kind::Cluster(paxos) => self.candidate(paxos.get_promise().pid),
+        }
+    }
+
+    /// The candidate of this number in the library.
+    fn candidate(&self, node: NodeId) -> Option<PeerId> {
+        let index = usize::try_from(node.checked_sub(1)?).ok()?;
+        self.candidates.get(index).copied()
+    }
+
+    /// Ceases to take `peer` for a leader, until as many others that fewer than half may be have lost this one's trust after it. Once
+    /// all that are heard do, one of them takes over: the library asks that nobody who is heard is content with a leader. Until then
+    /// nothing changes, and `peer` can follow and vote as before.
+    ///
+    /// Returns whether that is new.
+    pub fn distrust(&mut self, peer: PeerId) -> bool {
+        let most = (self.candidates.len() - 1) / 2;
+        let named = self.others().any(|other| other == peer);
+        if !named || most == 0 || self.distrusted.contains(&peer) {
+            return false;
+        }
+        if self.distrusted.len() >= most {
+            self.distrusted.remove(0);
+        }
+        self.distrusted.push(peer);
+        true
     }
 
     /// Whether this candidate leads.
@@ -205,7 +269,12 @@ impl<S: Storage<LogBytes> + Clone> Consensus<S> {
         if message.get_sender() != node_id(sender) || message.get_receiver() != node_id(self.me) {
             return Err(RejectReason::Inconsistent("consensus sender or receiver"));
         }
-        if let Some(message) = fitting(message, paxos.get_decided_idx(), paxos.get_compacted_idx()) {
+        if ballots(&message).any(|n| n.saturating_sub(paxos.get_promise().n) > BALLOT_JUMP_MAX) {
+            return Err(RejectReason::Inconsistent("consensus ballot"));
+        }
+        let message = if self.distrusted.contains(&from) { followed(message) } else { Some(message) };
+        let fits = |message| fitting(message, paxos.get_decided_idx(), paxos.get_compacted_idx());
+        if let Some(message) = message.and_then(fits) {
             paxos.handle_incoming(message);
         }
         Ok(())

@@ -11,6 +11,7 @@ use crate::join::Refusal;
 use crate::limits::WIRE_VERSION_FIRST;
 use crate::log::Snapshot;
 use crate::peer::arrival::Arrival;
+use crate::peer::candidate::Distrust;
 use crate::peer::departure::Awaits;
 use crate::peer::room::{DiskUse, Room};
 use crate::run_state::{Checkpoint, StateEvent};
@@ -152,6 +153,8 @@ pub enum Notice {
     State(StateEvent),
     /// This candidate sees another leader.
     Leader(Option<PeerId>),
+    /// This candidate does not take another for a leader any more.
+    Distrusts(PeerId, Distrust),
     /// This miner's weights are ready.
     WeightsReady(StageIndex, Epoch, Hash),
     /// The log goes on from a snapshot of this many entries, which was fetched.

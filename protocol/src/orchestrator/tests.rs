@@ -77,11 +77,11 @@ fn leaders_that_follow_upon_each_other_put_no_deadline_off() {
         state.apply(LogIndex(index as u64), Hash::default(), Some(&entry));
     }
     let (mut candidate, mut book, start) = (Orchestrator::default(), Book::default(), Instant::from_nanos(1));
-    candidate.follow(start, &state, &book);
+    candidate.follow(start, &state, &book, None);
     let record = Arc::new(PeerRecord { miner: true, ..record() });
     let hear = |book: &mut Book, at| book.insert(at, MEMBER, Arc::clone(&record)).expect("a valid record");
     hear(&mut book, start);
-    candidate.follow(start, &state, &book);
+    candidate.follow(start, &state, &book, None);
     let leads = start + deadline * CUTOFF_DEADLINES;
     hear(&mut book, leads);
     candidate.handle_leadership(leads);

@@ -1,16 +1,18 @@
 //! A candidate's part: consensus, certificates, and, while it leads, proposals.
 
 use std::collections::{BTreeMap, VecDeque};
+use std::fmt;
 
 use omnipaxos::storage::Storage;
 use serde_bytes::ByteBuf;
 
 use super::book::Book;
+use crate::equivocation::{Equivocation, MessageKind};
 use crate::id::{Hash, Identity, LogIndex, PeerId};
 use crate::limits::{
     CONSENSUS_BUNDLE_MAX, CONSENSUS_TICK, LOG_GOSSIP_BYTES_MAX, PROPOSAL_GATHER, WIRE_VERSION_FIRST,
 };
-use crate::log::certificate::Electorate;
+use crate::log::certificate::{Certified, Electorate};
 use crate::log::snapshot::Snapshots;
 use crate::log::{Certifier, Consensus, DecidedLog, LogBytes, Vote};
 use crate::miner::Outbox;
@@ -28,6 +30,30 @@ use crate::wire::{RejectReason, encode};
 const QUEUE_MAX: usize = 1024;
 /// Newest entries voted for after a restart; older ones are covered by the certificate of newer ones.
 const VOTES_AFTER_RESTART: usize = 64;
+
+/// Why a candidate does not take another for a leader any more.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Distrust {
+    /// It has signed two messages under one number: these.
+    Equivocates(Box<Equivocation>),
+    /// It left undone, while it led, what this one would have decided.
+    Undone(Box<Decision>),
+}
+
+impl fmt::Display for Distrust {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Equivocates(signed) => {
+                write!(
+                    f,
+                    "it has signed two different messages of kind {} under one number",
+                    signed.kind.name()
+                )
+            }
+            Self::Undone(decision) => write!(f, "it leads and does not decide {decision:?}"),
+        }
+    }
+}
 
 /// What is to be sent to another candidate. One request is under way at a time, which keeps order.
 #[derive(Debug, Default)]
@@ -68,6 +94,8 @@ pub(super) struct Candidate<S: Storage<LogBytes>> {
     published: u64,
     /// Sizes of the entries proposed as leader and not decided.
     pending: VecDeque<usize>,
+    /// Whom it has ceased to trust, to be told.
+    distrusts: Vec<(PeerId, Distrust)>,
     /// Whether it led when it last looked.
     led: bool,
     /// Whether something changed that proposals depend on, other than time.
@@ -94,6 +122,7 @@ impl<S: Storage<LogBytes> + Clone> Candidate<S> {
             kept: 0,
             published: 0,
             pending: VecDeque::new(),
+            distrusts: Vec::new(),
             led: false,
             news: true,
             look_due: Instant::ZERO,
@@ -119,37 +148,65 @@ impl<S: Storage<LogBytes> + Clone> Candidate<S> {
         &mut self.orchestrator
     }
 
-    pub(super) const fn certifier_mut(&mut self) -> &mut Certifier {
-        &mut self.certifier
-    }
-
     /// Something changed that proposals depend on.
     pub(super) const fn handle_news(&mut self) {
         self.news = true;
     }
 
-    /// Compares a message with others of its sender.
+    /// Compares a message with others of its sender. A candidate that says two things is not to lead any more.
     pub(super) fn watch(&mut self, state: &RunState, signed: Signed<'_>) {
-        self.news |= self.orchestrator.watch(state, signed);
+        if self.orchestrator.watch(state, signed) {
+            self.news = true;
+            let sender = signed.sender;
+            let conviction =
+                self.orchestrator.conviction(sender).filter(|_| self.lanes.contains_key(&sender));
+            if let Some(conviction) = conviction {
+                self.consensus.distrust(sender);
+                self.distrusts.push((sender, Distrust::Equivocates(Box::new(conviction.clone()))));
+            }
+        }
+    }
+
+    /// Whom this candidate has ceased to trust since the last call, and why.
+    pub(super) fn poll_distrusts(&mut self) -> Vec<(PeerId, Distrust)> {
+        std::mem::take(&mut self.distrusts)
+    }
+
+    /// Compares votes whose signatures were checked with others of the same candidates.
+    fn watch_votes(&mut self, state: &RunState, votes: impl IntoIterator<Item = Vote>) {
+        for vote in votes {
+            let Some(sender) = self.certifier.electorate().candidate(vote.candidate) else { continue };
+            let (kind, number, envelope) = (MessageKind::Vote, vote.index.0, encode(&vote).into());
+            self.watch(state, Signed { sender, kind, number, envelope: &envelope });
+        }
+    }
+
+    /// Takes a certificate that was made elsewhere.
+    pub(super) fn handle_certificate(&mut self, state: &RunState, certified: &Certified) {
+        self.certifier.adopt(certified);
+        self.watch_votes(state, certified.update().certificate.votes());
     }
 
     /// Takes another candidate's messages and votes.
     pub(super) fn handle_bundle(
         &mut self,
+        state: &RunState,
         from: PeerId,
         bundle: ConsensusBundle,
     ) -> Result<(), RejectReason> {
         if !self.lanes.contains_key(&from) {
             return Err(RejectReason::NotEntitled);
         }
-        for message in &bundle.messages {
-            self.consensus.handle_message(from, message)?;
-        }
         if let Some(newest) = bundle.votes.iter().map(|vote| vote.index.0.saturating_add(1)).max() {
             let decided = self.decided.entry(from).or_default();
             *decided = newest.max(*decided);
         }
-        bundle.votes.into_iter().try_for_each(|vote| self.certifier.handle(from, vote))
+        // Votes first: whatever else a bundle holds, they are signed.
+        for vote in bundle.votes {
+            self.certifier.handle(from, vote.clone())?;
+            self.watch_votes(state, [vote]);
+        }
+        bundle.messages.iter().try_for_each(|message| self.consensus.handle_message(from, message))
     }
 
     /// A snapshot of this many entries is on disk.
@@ -269,7 +326,13 @@ impl<S: Storage<LogBytes> + Clone> Candidate<S> {
         if !leads {
             if now >= self.look_due {
                 self.look_due = now + CONSENSUS_TICK;
-                self.orchestrator.follow(now, state, book);
+                let elected = self.consensus.elected().filter(|elected| *elected != me);
+                let undone = self.orchestrator.follow(now, state, book, elected);
+                if let (Some(undone), Some(elected)) = (undone, elected)
+                    && self.consensus.distrust(elected)
+                {
+                    self.distrusts.push((elected, Distrust::Undone(Box::new(undone))));
+                }
             }
             return false;
         }

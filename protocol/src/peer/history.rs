@@ -37,7 +37,7 @@ impl<S: Storage<LogBytes> + Clone> Peer<S> {
     pub(super) fn take_update(&mut self, certified: &Certified) -> Result<(), RejectReason> {
         if let Some(candidate) = &mut self.candidate {
             // A candidate hears of decisions from consensus; the certificate is what it may lack.
-            candidate.certifier_mut().adopt(certified);
+            candidate.handle_certificate(&self.state, certified);
             if candidate.lacks() {
                 // An earlier process has trimmed more than it left of the log. These take the place of what is gone.
                 if self.log.extend(certified)? != Extended::Gap {
