@@ -98,7 +98,7 @@ pub const RECEIPTS_BYTES_MAX: usize = 64 * 1024 * 1024;
 pub const ADDRESSES_MAX: usize = 8;
 /// Bytes of one address.
 pub const ADDRESS_BYTES_MAX: usize = 128;
-/// Votes of other candidates kept for entries not yet decided here.
+/// Votes of each other candidate kept for entries not yet decided here.
 pub const VOTES_AHEAD_MAX: usize = 1024;
 /// Consensus messages in one bundle between two candidates.
 pub const CONSENSUS_BUNDLE_MAX: usize = 64;

@@ -30,7 +30,7 @@ use lapses::Lapses;
 use losses::Losses;
 use queue::Queue;
 use readiness::Readiness;
-use standby::{Leads, Standby};
+use standby::Standby;
 use upgrade::Upgrade;
 use verdicts::Verdicts;
 use waits::Waits;
@@ -231,12 +231,9 @@ impl Orchestrator {
         if !self.standby.is_due(now) {
             return None;
         }
-        // What it would propose itself: nothing of it is under way.
-        let balance = std::mem::take(&mut self.balance);
-        let wanted = self.wanted(now, state, book);
-        self.balance = balance;
+        let wanted = self.wanted_anew(now, state, book);
         let (heartbeat, patience) = self.patience(state, book);
-        let undone = self.standby.note(now, heartbeat, leader.map(Leads::Other), wanted, patience);
+        let undone = self.standby.note(now, heartbeat, leader, wanted, patience);
         if undone.is_some() {
             self.standby.restart();
         }
@@ -282,11 +279,12 @@ impl Orchestrator {
             self.handle_pause(now);
             return Vec::new();
         }
-        let mut wanted = self.wanted(now, state, book);
         if self.standby.is_due(now) {
+            let wanted = self.wanted_anew(now, state, book);
             let (heartbeat, patience) = self.patience(state, book);
-            self.standby.note_own(now, heartbeat, &wanted, patience);
+            self.standby.note_own(now, heartbeat, wanted, patience);
         }
+        let mut wanted = self.wanted(now, state, book);
         let repeat = proposal_repeat(self.round_trip);
         let mut room = room;
         wanted.retain(|decision| {
@@ -303,7 +301,15 @@ impl Orchestrator {
         wanted
     }
 
-    /// What should be decided now, whether or not it is under way.
+    /// What should be decided now, if nothing of it were under way.
+    fn wanted_anew(&mut self, now: Instant, state: &RunState, book: &Book) -> Vec<Decision> {
+        let under_way = std::mem::take(&mut self.balance);
+        let wanted = self.wanted(now, state, book);
+        self.balance = under_way;
+        wanted
+    }
+
+    /// What should be decided now, but for places that are given and not decided.
     fn wanted(&mut self, now: Instant, state: &RunState, book: &Book) -> Vec<Decision> {
         let listening_since = *self.listening_since.get_or_insert(now);
         let eviction = state.spec().timing.eviction.duration();

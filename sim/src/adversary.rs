@@ -256,11 +256,11 @@ impl Kind {
         matches!(self, Self::FalseEvaluator)
     }
 
-    /// Whether what it does can be proved to somebody who was not there. Delays, deafness and floods cannot: whoever sees one
-    /// sees its own connection, too.
+    /// Whether what it does can be proved to somebody who was not there. Delays, deafness, floods and leading nowhere cannot: whoever
+    /// sees one sees its own connection, too.
     #[must_use]
     pub const fn is_provable(self) -> bool {
-        !matches!(self, Self::SpeedLiar | Self::Withholding | Self::Flooder | Self::Censor)
+        !matches!(self, Self::SpeedLiar | Self::Withholding | Self::Flooder | Self::Censor | Self::Usurper)
     }
 
     /// Adversaries without which it is right by chance.

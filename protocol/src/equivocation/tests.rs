@@ -2,7 +2,8 @@ use std::time::Duration;
 
 use super::*;
 use crate::id::{Epoch, Hash, Identity, LogIndex, StageIndex};
-use crate::log::MemoryStorage;
+use crate::log::certificate::vote_bytes;
+use crate::log::{MemoryStorage, Vote};
 use crate::peer::{Peer, Roles};
 use crate::run_state::StateEvent;
 use crate::spec::{Candidate, OrchestratorSpec, RunSpec};
@@ -50,6 +51,31 @@ fn two_messages_under_one_number_convict_who_signed_both() {
     let messages = [sealed(5, &report(9, 1)), sealed(5, &report(9, 2))];
     assert_eq!(Equivocation { kind: MessageKind::Merge, messages }.check(RUN, 1, peer(5)), Ok(9));
     assert_eq!([MessageKind::Record, MessageKind::Merge].map(MessageKind::name), ["record", "merge"]);
+}
+
+/// A vote of candidate number `candidate` with the key of `i`.
+fn vote(i: u8, candidate: u16, index: u64, says: u64) -> ByteBuf {
+    let (index, chain) = (LogIndex(index), Hash::of(&says.to_le_bytes()));
+    let signature = ByteBuf::from(identity(i).sign(&vote_bytes(RUN, index, chain)));
+    ByteBuf::from(encode(&Vote { candidate, index, chain, signature }))
+}
+
+#[test]
+fn two_votes_for_one_entry_convict_who_signed_both() {
+    let votes = |messages| Equivocation { kind: MessageKind::Vote, messages }.check(RUN, 1, peer(5));
+    assert_eq!(votes([vote(5, 0, 7, 1), vote(5, 0, 7, 2)]), Ok(7));
+    assert_eq!(votes([vote(5, 0, 7, 1), vote(5, 0, 7, 1)]), Err(EquivocationError::Same(7)));
+    assert_eq!(votes([vote(5, 0, 7, 1), vote(5, 1, 7, 1)]), Err(EquivocationError::Same(7)), "of one log");
+    assert_eq!(votes([vote(5, 0, 7, 1), vote(5, 0, 8, 2)]), Err(EquivocationError::Number(7, 8)));
+    let signature = Err(EquivocationError::Message(1, RejectReason::Signature));
+    assert_eq!(votes([vote(5, 0, 7, 1), vote(6, 0, 7, 2)]), signature, "of another candidate");
+    assert_eq!(MessageKind::Vote.name(), "vote");
+    let one = vote(5, 0, 7, 1);
+    for at in 0..one.len() {
+        let mut changed = one.clone();
+        changed[at] ^= 1;
+        assert!(votes([one.clone(), changed]).is_err(), "byte {at}");
+    }
 }
 
 #[test]

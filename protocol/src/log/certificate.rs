@@ -212,7 +212,7 @@ impl Certifier {
     /// Takes another candidate's vote.
     ///
     /// # Errors
-    /// [`RejectReason::Signature`] if it is forged, [`RejectReason::Full`] if too many are pending.
+    /// [`RejectReason::Signature`] if it is forged, [`RejectReason::Full`] if too many of this candidate are pending.
     pub fn handle(&mut self, from: PeerId, vote: Vote) -> Result<(), RejectReason> {
         if self.electorate.candidate(vote.candidate) != Some(from) {
             return Err(RejectReason::NotEntitled);
@@ -224,7 +224,8 @@ impl Certifier {
         if self.latest.as_ref().is_some_and(|latest| vote.index <= latest.index) {
             return Ok(());
         }
-        if self.votes.len() >= VOTES_AHEAD_MAX && !self.votes.contains_key(&(vote.index, vote.chain)) {
+        let of_it = self.votes.values().filter(|ballots| ballots.contains_key(&vote.candidate));
+        if self.votes.len() >= VOTES_AHEAD_MAX && of_it.count() >= VOTES_AHEAD_MAX {
             return Err(RejectReason::Full("votes"));
         }
         self.count(vote);
@@ -297,6 +298,26 @@ mod tests {
         let other = liar.vote(&ids[1], LogIndex(0), Hash::of(b"b"));
         certifier.handle(ids[1].peer(), other).expect("well formed");
         assert_eq!(certifier.latest(), None);
+    }
+
+    #[test]
+    fn a_candidate_that_votes_far_ahead_takes_no_room_from_others() {
+        let (ids, electorate) = electorate(3);
+        let mut certifier = Certifier::new(electorate.clone(), 0);
+        let mut vote = |i: u8, index: u64, says: u64| {
+            let chain = Hash::of(&says.to_le_bytes());
+            let other = Certifier::new(electorate.clone(), u16::from(i)).vote(
+                &ids[usize::from(i)],
+                LogIndex(index),
+                chain,
+            );
+            certifier.handle(ids[usize::from(i)].peer(), other)
+        };
+        for says in 0..VOTES_AHEAD_MAX as u64 {
+            assert_eq!(vote(1, u64::MAX, says), Ok(()));
+        }
+        assert_eq!(vote(1, u64::MAX, u64::MAX), Err(RejectReason::Full("votes")));
+        assert_eq!(vote(2, 0, 0), Ok(()));
     }
 
     #[test]

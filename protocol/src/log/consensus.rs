@@ -415,6 +415,10 @@ impl<S: Storage<LogBytes> + Clone> Consensus<S> {
 
 #[cfg(test)]
 mod tests {
+    use omnipaxos::ballot_leader_election::Ballot;
+    use omnipaxos::messages::ballot_leader_election::HeartbeatReply;
+    use omnipaxos::messages::sequence_paxos::Prepare;
+
     use super::*;
     use crate::Identity;
     use crate::limits::CONSENSUS_TICK;
@@ -545,6 +549,77 @@ mod tests {
             cluster.members[2].handle_message(peers[1], to_first),
             Err(RejectReason::Inconsistent(_))
         ));
+    }
+
+    /// A cluster of three in which so many of the two that follow do not trust the leader, after a while; and who led first.
+    fn after_distrust(by: usize) -> (Cluster, usize) {
+        let mut cluster = Cluster::of(3);
+        assert!(cluster.run_until(100, |c| c.leader().is_some()), "no leader");
+        let first = cluster.leader().expect("leader");
+        let peer = cluster.peers[first];
+        for follower in (0..3).filter(|&i| i != first).take(by) {
+            assert_eq!(cluster.members[follower].elected(), Some(peer));
+            assert!(cluster.members[follower].distrust(peer));
+            assert!(!cluster.members[follower].distrust(peer), "it is known");
+        }
+        cluster.run_until(100, |_| false);
+        (cluster, first)
+    }
+
+    #[test]
+    fn a_leader_whom_all_others_distrust_follows_another_and_one_that_is_trusted_by_some_stays() {
+        let (mut cluster, first) = after_distrust(1);
+        assert_eq!(cluster.leader(), Some(first), "one of two is content with it");
+        cluster.members[first].propose(b"a".to_vec());
+        assert!(cluster.run_until(100, |c| c.logs.iter().all(|log| log.len() == 1)), "all follow it");
+
+        let (mut cluster, first) = after_distrust(2);
+        let second = cluster.leader().expect("leader");
+        assert_ne!(second, first);
+        cluster.members[second].propose(b"a".to_vec());
+        assert!(cluster.run_until(100, |c| c.logs.iter().all(|log| log.len() == 1)), "all follow the other");
+    }
+
+    #[test]
+    fn trust_is_lost_in_fewer_than_half_of_the_candidates_at_a_time() {
+        let distrusted = |n: u8| {
+            let mut cluster = Cluster::of(n);
+            let peers = cluster.peers.clone();
+            let lost = peers.iter().filter(|peer| cluster.members[0].distrust(**peer)).count();
+            (lost, cluster.members[0].distrusted.clone())
+        };
+        assert_eq!(distrusted(1), (0, vec![]));
+        assert_eq!(distrusted(2), (0, vec![]), "it could decide nothing without the other");
+        let peers = Cluster::of(5).peers;
+        assert_eq!(distrusted(4), (3, vec![peers[3]]), "never itself, and the last one only");
+        assert_eq!(distrusted(5), (4, vec![peers[3], peers[4]]));
+        assert!(!Cluster::of(3).members[0].distrust(PeerId([9; 32])), "no candidate");
+    }
+
+    #[test]
+    fn a_ballot_far_above_all_that_were_promised_is_refused() {
+        let mut cluster = Cluster::of(3);
+        assert!(cluster.run_until(100, |c| c.leader().is_some()), "no leader");
+        let (from, to) = (cluster.peers[1], node_id(0));
+        let mut claim = |n: u32| {
+            let ballot = Ballot { config_id: 1, n, priority: 0, pid: node_id(1) };
+            let prepare =
+                Prepare { n: ballot, decided_idx: 0, n_accepted: Ballot::default(), accepted_idx: 0 };
+            let msg = PaxosMsg::Prepare(prepare);
+            let paxos = Message::<LogBytes>::SequencePaxos(PaxosMessage { from: node_id(1), to, msg });
+            let reply = HeartbeatReply { round: 1, ballot, leader: ballot, happy: true };
+            let heartbeat = BLEMessage { from: node_id(1), to, msg: HeartbeatMsg::Reply(reply) };
+            let bytes = serde_cbor::to_vec(&Message::<LogBytes>::BLE(heartbeat)).expect("encodable");
+            let answer = cluster.members[0].handle_message(from, &bytes);
+            let bytes = serde_cbor::to_vec(&paxos).expect("encodable");
+            assert_eq!(cluster.members[0].handle_message(from, &bytes), answer);
+            answer
+        };
+        let refused = Err(RejectReason::Inconsistent("consensus ballot"));
+        assert_eq!(claim(u32::MAX), refused, "the next election would have no number");
+        assert_eq!(claim(BALLOT_JUMP_MAX + 100), refused);
+        assert_eq!(claim(BALLOT_JUMP_MAX), Ok(()));
+        assert_eq!(claim(BALLOT_JUMP_MAX + 100), Ok(()), "from the last one promised");
     }
 
     const CONSENSUS_TICK_AT: Instant = Instant::from_nanos(1);

@@ -21,7 +21,7 @@ use crate::wire::message::{Decision, EvictReason};
 
 /// Who leads, as a candidate sees it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub(super) enum Leads {
+enum Leads {
     Itself,
     Other(PeerId),
 }
@@ -54,37 +54,54 @@ impl Standby {
         &mut self,
         now: Instant,
         next: Duration,
-        leader: Option<Leads>,
+        leader: Option<PeerId>,
         wanted: Vec<Decision>,
         patience: Duration,
     ) -> Option<Decision> {
+        let leader = leader.map(Leads::Other);
+        self.update(now, next, leader, wanted);
+        let (_, undone) =
+            self.overdue(leader, patience).find(|(subject, _)| !self.futile.contains(subject))?;
+        Some(undone.decision.clone())
+    }
+
+    /// Notes what is wanted in vain by this candidate itself while it leads.
+    pub(super) fn note_own(
+        &mut self,
+        now: Instant,
+        next: Duration,
+        wanted: Vec<Decision>,
+        patience: Duration,
+    ) {
+        self.update(now, next, Some(Leads::Itself), wanted);
+        let futile: Vec<Hash> =
+            self.overdue(Some(Leads::Itself), patience).map(|(subject, _)| *subject).collect();
+        self.futile.extend(futile);
+        while self.futile.len() > FUTILE_MAX {
+            self.futile.pop_first();
+        }
+    }
+
+    fn update(&mut self, now: Instant, next: Duration, leader: Option<Leads>, wanted: Vec<Decision>) {
         let passed = now.since(self.looked).min(next * 2);
         (self.looked, self.look_due) = (now, now + next);
         let mut before = std::mem::take(&mut self.undone);
         for decision in wanted {
             let Some(subject) = subject(&decision) else { continue };
-            let known = before.remove(&subject);
-            let mut under = known.as_ref().map(|known| known.under.clone()).unwrap_or_default();
-            if let Some(leader) = leader.filter(|_| known.is_some()) {
+            let known = before.remove(&subject).map(|known| known.under);
+            let leader = leader.filter(|_| known.is_some());
+            let mut under = known.unwrap_or_default();
+            if let Some(leader) = leader {
                 *under.entry(leader).or_default() += passed;
             }
             self.undone.insert(subject, Undone { decision, under });
         }
-        let overdue = |undone: &&Undone| {
-            leader.and_then(|leader| undone.under.get(&leader)).is_some_and(|under| *under >= patience)
-        };
-        let held = self.undone.iter().filter(|(subject, _)| !self.futile.contains(subject));
-        held.map(|(_, undone)| undone).find(overdue).map(|undone| undone.decision.clone())
     }
 
-    /// Notes what is wanted in vain by this candidate itself while it leads.
-    pub(super) fn note_own(&mut self, now: Instant, next: Duration, wanted: &[Decision], patience: Duration) {
-        while let Some(decision) = self.note(now, next, Some(Leads::Itself), wanted.to_vec(), patience) {
-            self.futile.extend(subject(&decision));
-            while self.futile.len() > FUTILE_MAX {
-                self.futile.pop_first();
-            }
-        }
+    /// What has been undone for `patience` under this leader.
+    fn overdue(&self, leader: Option<Leads>, patience: Duration) -> impl Iterator<Item = (&Hash, &Undone)> {
+        let time = move |undone: &Undone| undone.under.get(&leader?).copied();
+        self.undone.iter().filter(move |(_, undone)| time(undone).is_some_and(|time| time >= patience))
     }
 
     /// Starts all waits anew.

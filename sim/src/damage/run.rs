@@ -7,6 +7,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use iota_protocol::miner::Notice;
+use iota_protocol::peer::candidate::Distrust;
 use iota_protocol::run_state::StateEvent;
 use iota_protocol::scores::Penalty;
 use iota_protocol::spec::TrainingMode;
@@ -121,6 +122,11 @@ impl Observer for Collector {
                 }
             }
             Notice::State(event) => seen.state(event),
+            // Two histories are proof even where the log can take no decision any more.
+            Notice::Distrusts(peer, Distrust::Equivocates(_)) => {
+                seen.proven.insert(*peer);
+                seen.punished.insert(*peer);
+            }
             _ => {}
         }
         Ok(())
