@@ -45,6 +45,15 @@ pub enum NodeEvent {
         /// The orchestrator from now on.
         peer: PeerId,
     },
+    /// This candidate does not take another for a leader any more.
+    Distrusted {
+        /// The other candidate.
+        peer: PeerId,
+        /// Why, for people.
+        why: String,
+        /// The file that proves it, for `iota-node verify-proof`, if it is something that the candidate signed.
+        proof: Option<PathBuf>,
+    },
     /// This node was assigned to a stage, its first or another.
     Admitted {
         /// The stage.
@@ -278,6 +287,12 @@ pub struct EventLog {
 }
 
 impl EventLog {
+    /// The folder that it is in.
+    #[must_use]
+    pub fn folder(&self) -> &Path {
+        &self.folder
+    }
+
     /// Opens the log in `data_dir` for appending. Its files take `bytes_max` together.
     ///
     /// # Errors

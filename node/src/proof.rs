@@ -12,7 +12,9 @@
 mod blobs;
 mod check;
 mod collect;
+mod signed_twice;
 
+use iota_protocol::equivocation::EquivocationError;
 use iota_protocol::log::{DecidedLog, Snapshot};
 use iota_protocol::run_state::{RunState, StateEvent};
 use iota_protocol::spec::SpecError;
@@ -29,6 +31,7 @@ use crate::store::StoreError;
 
 pub use check::{Outcome, check};
 pub use collect::collect;
+pub use signed_twice::SignedTwice;
 
 /// What a proof begins with; the number counts its formats.
 const MAGIC: &[u8] = b"iota/proof/1\n";
@@ -54,7 +57,7 @@ pub struct Proof {
 #[derive(Debug, thiserror::Error)]
 pub enum ProofError {
     /// The bytes are no proof of this format.
-    #[error("expected a file that begins with `iota/proof/1`, got {0} other bytes")]
+    #[error("expected a file that begins with `iota/proof/1` or `iota/signed-twice/1`, got {0} other bytes")]
     Magic(usize),
     /// The bytes after that are none.
     #[error("expected the canonical CBOR of a proof: {0}")]
@@ -71,6 +74,9 @@ pub enum ProofError {
     /// The log does not say that the peer lost its place for good.
     #[error("expected a log in which {0} loses its place for good, got none that says so")]
     Innocent(PeerId),
+    /// Two messages are no proof by themselves.
+    #[error(transparent)]
+    Signed(#[from] EquivocationError),
     /// The node's folder has no log.
     #[error("expected a folder in which a node has run, got one without a log")]
     NoLog,
@@ -116,6 +122,17 @@ impl Proof {
     /// The log, after its certificate was checked, and the state before its first entry.
     fn open_log(&self) -> Result<(DecidedLog, Fold), ProofError> {
         open_log(&self.spec, self.snapshot.as_ref(), self.log.clone())
+    }
+}
+
+/// Checks the file of a proof, of either kind.
+///
+/// # Errors
+/// [`ProofError`] if it is none, is damaged, or does not show what it says.
+pub fn verify(bytes: &[u8]) -> Result<Outcome, ProofError> {
+    match SignedTwice::from_bytes(bytes)? {
+        Some(signed) => signed.check(),
+        None => check(&Proof::from_bytes(bytes)?),
     }
 }
 

@@ -287,8 +287,8 @@ fn evidence() -> impl Strategy<Value = Evidence> {
             Evidence::Digests { partition: PartitionIndex(partition), reports }
         }),
         reports().prop_map(|reports| Evidence::Faults { reports }),
-        (any::<bool>(), any::<[Vec<u8>; 2]>()).prop_map(|(merge, messages)| {
-            let kind = if merge { MessageKind::Merge } else { MessageKind::Record };
+        (0..3_usize, any::<[Vec<u8>; 2]>()).prop_map(|(kind, messages)| {
+            let kind = [MessageKind::Merge, MessageKind::Record, MessageKind::Vote][kind];
             Evidence::Equivocation(Equivocation { kind, messages: messages.map(ByteBuf::from) })
         }),
     ]

@@ -9,7 +9,7 @@ use super::checkpoint::block_on;
 use super::join::read_spec;
 use super::say;
 use crate::error::CliError;
-use crate::proof::{Outcome, Proof, ProofError, check, collect};
+use crate::proof::{Outcome, ProofError, collect, verify as verify_file};
 
 #[derive(Debug, Args)]
 pub(super) struct ProofOptions {
@@ -29,7 +29,7 @@ pub(super) struct ProofOptions {
 
 #[derive(Debug, Args)]
 pub(super) struct VerifyProofOptions {
-    /// File that `proof` has written
+    /// File that `proof` has written, or a candidate that found two messages under one number
     #[arg(value_name = "FILE")]
     file: PathBuf,
 }
@@ -60,8 +60,7 @@ pub(super) fn run(options: &ProofOptions) -> Result<(), CliError> {
 pub(super) fn verify(options: &VerifyProofOptions) -> Result<(), CliError> {
     let path = &options.file;
     let bytes = std::fs::read(path).map_err(|error| CliError::file("read", path, error))?;
-    let outcome = Proof::from_bytes(&bytes).and_then(|proof| check(&proof));
-    let outcome = outcome.map_err(|error| CliError::Content {
+    let outcome = verify_file(&bytes).map_err(|error| CliError::Content {
         path: path.clone(),
         expected: "a proof that a peer lost its place for good".to_owned(),
         got: error.to_string(),

@@ -8,6 +8,7 @@ use iota_protocol::log::Snapshot;
 use iota_protocol::merge::mean_nats;
 use iota_protocol::miner::Notice;
 use iota_protocol::peer::arrival::Arrival;
+use iota_protocol::peer::candidate::Distrust;
 use iota_protocol::peer::room::{DiskUse, Room};
 use iota_protocol::run_state::{Phase, StateEvent};
 use iota_protocol::validation::{Outcome, Subject};
@@ -24,6 +25,7 @@ use super::NodePeer;
 use crate::events::{EventLog, NodeEvent};
 use crate::metrics::NodeMetrics;
 use crate::mirror::Mirror;
+use crate::proof::SignedTwice;
 use crate::recovery;
 use crate::store::{LogRecord, Store};
 use crate::traffic::Traffic;
@@ -191,10 +193,7 @@ impl Reporter {
                 self.event(NodeEvent::Leader { peer: leader });
             }
             Notice::Leader(None) => tracing::info!("no orchestrator"),
-            Notice::Distrusts(peer, why) => tracing::warn!(
-                candidate = %peer.short(), %why,
-                "a candidate is not taken for a leader any more; if most see it so, another one leads"
-            ),
+            Notice::Distrusts(candidate, why) => self.distrusts(peer, candidate, &why),
             Notice::WeightsReady(stage, version, hash) => {
                 tracing::info!(stage = stage.0, version = version.0, hash = %hash.short(), "weights ready");
                 self.metrics.stage.set(i64::from(stage.0));
@@ -226,6 +225,23 @@ impl Reporter {
             Notice::Suspected(suspicion) => self.suspected(&suspicion),
             Notice::JobFailed(reason) => tracing::warn!(reason, "job failed"),
         }
+    }
+
+    /// Another candidate is not taken for a leader any more. What it signed is kept for everybody to check.
+    fn distrusts(&mut self, peer: &NodePeer, candidate: PeerId, why: &Distrust) {
+        let proof = match why {
+            Distrust::Equivocates(signed) => {
+                let (spec, signed) = (peer.state().spec().clone(), (**signed).clone());
+                let written = SignedTwice { spec, peer: candidate, signed }.write(self.events.folder());
+                written.inspect_err(|error| tracing::warn!(%error, "proof not written")).ok()
+            }
+            Distrust::Undone(_) => None,
+        };
+        tracing::warn!(
+            candidate = %candidate.short(), %why, proof = ?proof,
+            "a candidate is not taken for a leader any more; if all who are heard see it so, another one leads"
+        );
+        self.event(NodeEvent::Distrusted { peer: candidate, why: why.to_string(), proof });
     }
 
     /// Losses name a miner.

@@ -14,6 +14,7 @@ use iota_protocol::{Hash, PartitionIndex, PeerId, RunId};
 use iota_worker::Worker;
 
 use super::blobs::Known;
+use super::signed_twice::describe;
 use super::{Conviction, Proof, ProofError, convicted};
 
 /// What a proof shows.
@@ -52,8 +53,7 @@ pub fn check(proof: &Proof) -> Result<Outcome, ProofError> {
         | Decision::Dismiss { evidence: Some(equivocation), .. } => {
             let number = conviction.before.check_equivocation(proof.peer, equivocation);
             let number = number.map_err(|_| ProofError::Innocent(proof.peer))?;
-            let (peer, kind) = (proof.peer, equivocation.kind.name());
-            Ok(format!("peer {peer} signed two different messages of kind {kind} under the number {number}"))
+            Ok(describe(proof.peer, equivocation, number))
         }
         Decision::Evict { reason, evidence: Some(evidence), .. } => {
             let reports = conviction.before.check_evidence(proof.peer, *reason, evidence);

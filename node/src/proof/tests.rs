@@ -1,8 +1,8 @@
 //! Proofs of a run that never was: one candidate decides its log, and what miners signed and contributed is made up.
 
 use iota_protocol::equivocation::{Equivocation, MessageKind};
-use iota_protocol::log::Certifier;
-use iota_protocol::log::certificate::Electorate;
+use iota_protocol::log::certificate::{Electorate, vote_bytes};
+use iota_protocol::log::{Certifier, Vote};
 use iota_protocol::merge::evidence::Evidence;
 use iota_protocol::miner::{Job, JobDone};
 use iota_protocol::spec::{Bottleneck, Candidate};
@@ -239,6 +239,33 @@ fn an_equivocation_is_proved_by_what_the_accused_signed() {
     let accused = peer(ACCUSED);
     let expected = format!("peer {accused} signed two different messages of kind merge under the number 1");
     assert_eq!(shown(&Proof { blobs: Vec::new(), ..swarm.proof() }), Ok(expected));
+}
+
+#[test]
+fn two_votes_are_proved_without_a_log() {
+    let swarm = Swarm::planned(|_| ());
+    let run = swarm.spec.run_id();
+    let vote = |says: &str| {
+        let (index, chain) = (LogIndex(7), Hash::of(says.as_bytes()));
+        let signature = ByteBuf::from(identity(8).sign(&vote_bytes(run, index, chain)));
+        ByteBuf::from(encode(&Vote { candidate: 1, index, chain, signature }))
+    };
+    let signed = |says: [&str; 2]| {
+        let signed = Equivocation { kind: MessageKind::Vote, messages: says.map(vote) };
+        SignedTwice { spec: swarm.spec.clone(), peer: peer(8), signed }
+    };
+    let folder = tempfile::tempdir().expect("a folder");
+    let path = signed(["one log", "another"]).write(folder.path()).expect("written");
+    let bytes = std::fs::read(path).expect("the file");
+    let expected = format!("peer {} signed two different messages of kind vote under the number 7", peer(8));
+    assert_eq!(verify(&bytes).expect("a proof"), Outcome::Proved(run, expected));
+
+    let same = signed(["one log", "one log"]).check();
+    assert!(matches!(same, Err(ProofError::Signed(EquivocationError::Same(7)))), "{same:?}");
+    let other = SignedTwice { peer: peer(5), ..signed(["one log", "another"]) }.check();
+    assert!(matches!(other, Err(ProofError::Signed(EquivocationError::Message(0, _)))), "{other:?}");
+    assert!(matches!(verify(&bytes[..bytes.len() - 1]), Err(ProofError::Decode(_))));
+    assert!(matches!(verify(b"iota/signed-twice/2\n"), Err(ProofError::Magic(20))));
 }
 
 #[test]

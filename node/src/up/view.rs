@@ -294,6 +294,7 @@ impl SwarmView {
             | NodeEvent::Checked { .. }
             | NodeEvent::Suspected { .. }
             | NodeEvent::Dismissed { .. }
+            | NodeEvent::Distrusted { .. }
             | NodeEvent::Leaving { .. }
             | NodeEvent::Released { .. }
             | NodeEvent::Checkpointed { .. }

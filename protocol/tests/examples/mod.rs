@@ -169,21 +169,15 @@ fn saved() -> (Vec<Hash>, SavedMoments) {
 
 pub(crate) fn decisions() -> Vec<(&'static str, Decision)> {
     let (stage, epoch, attempt) = (StageIndex(1), Epoch(2), 0);
-    let submission = |i, samples| Submission {
-        peer: peer(i),
-        manifest: Hash::of(&encode(&manifest())),
-        samples,
-        loss_micro: Some(7_037_034),
-        moments_after: Some(hash("moments")),
-    };
     let (states, saved) = saved();
     vec![
         ("admit", Decision::Admit { peer: peer(5), stage }),
         ("move", Decision::Move { peer: peer(5), stage: StageIndex(1) }),
         ("evict", Decision::Evict { peer: peer(5), reason: EvictReason::Silent, evidence: None }),
-        ("evict-digests", accused(EvictReason::WrongMerge, digests())),
-        ("evict-faults", accused(EvictReason::InvalidContribution, faults())),
-        ("evict-equivocation", accused(EvictReason::Equivocation, equivocation())),
+        ("evict-digests", accused(5, EvictReason::WrongMerge, digests())),
+        ("evict-faults", accused(5, EvictReason::InvalidContribution, faults())),
+        ("evict-equivocation", accused(5, EvictReason::Equivocation, equivocation())),
+        ("evict-two-votes", accused(2, EvictReason::Equivocation, two_votes())),
         (
             "open-epoch",
             Decision::OpenEpoch {
@@ -240,8 +234,18 @@ pub(crate) fn decisions() -> Vec<(&'static str, Decision)> {
     ]
 }
 
-fn accused(reason: EvictReason, evidence: Evidence) -> Decision {
-    Decision::Evict { peer: peer(5), reason, evidence: Some(evidence) }
+fn submission(i: u8, samples: u32) -> Submission {
+    Submission {
+        peer: peer(i),
+        manifest: Hash::of(&encode(&manifest())),
+        samples,
+        loss_micro: Some(7_037_034),
+        moments_after: Some(hash("moments")),
+    }
+}
+
+fn accused(i: u8, reason: EvictReason, evidence: Evidence) -> Decision {
+    Decision::Evict { peer: peer(i), reason, evidence: Some(evidence) }
 }
 
 /// The envelope of a digest report of peer `i` for partition 0.
@@ -280,6 +284,16 @@ fn two_records() -> Equivocation {
     let record = |done| PeerRecord { done, ..PeerRecord::new(1_700_000_000_000_001) };
     let messages = [0, 64].map(|done| ByteBuf::from(seal(&identity(5), run(), &record(done))));
     Equivocation { kind: MessageKind::Record, messages }
+}
+
+/// Peer 2, candidate 1, has voted for two logs up to entry 7.
+fn two_votes() -> Evidence {
+    let messages = ["one log", "another log"].map(|log| {
+        let (index, chain) = (LogIndex(7), hash(log));
+        let signature = ByteBuf::from(identity(2).sign(&vote_bytes(run(), index, chain)));
+        ByteBuf::from(encode(&Vote { candidate: 1, index, chain, signature }))
+    });
+    Evidence::Equivocation(Equivocation { kind: MessageKind::Vote, messages })
 }
 
 /// Peers by number with their weights, in the order of their public keys.
