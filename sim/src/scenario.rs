@@ -199,7 +199,7 @@ pub const ALL: [Scenario; 19] = [
     },
     Scenario {
         name: "byzantine-candidates",
-        about: "Two of five candidates vote for another history and send garbage.",
+        about: "Of five candidates one votes for another history, and one claims to lead and does not.",
         nodes: 20,
         epochs: 8,
         stages: 2,

@@ -14,8 +14,8 @@ use crate::network::{HostIndex, Link};
 
 /// Adversaries that cost samples, time or the quality of what is learnt and break no rule while most of their stage is
 /// honest. Left out are those that do: `framers` and `colluding-owners` settle merges that are wrong, `huge` makes honest
-/// sums overflow, a `copycat` has an honest miner's samples count twice, and a candidate that is `usurper`,
-/// `forking-leader` or `censor` stops runs, splits logs and has honest peers evicted; and `withholding`, which breaks no
+/// sums overflow, a `copycat` has an honest miner's samples count twice, and a candidate that is
+/// `forking-leader` or `censor` splits logs and has honest peers evicted; and `withholding`, which breaks no
 /// rule, lets most epochs run to their last deadline. `docs/ADVERSARIES.md` measures them.
 const TOLERATED: [Kind; 14] = [
     Kind::LyingOwner,
@@ -180,8 +180,8 @@ pub(super) fn byzantine_30(plan: &mut Plan) {
 }
 
 pub(super) fn byzantine_candidates(plan: &mut Plan) {
-    for candidate in [1, 3] {
-        plan.setup.hosts[candidate].adversary = Some(Kind::MaliciousMinority);
+    for (candidate, kind) in [(1, Kind::MaliciousMinority), (3, Kind::Usurper)] {
+        plan.setup.hosts[candidate].adversary = Some(kind);
     }
 }
 
