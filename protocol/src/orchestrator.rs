@@ -461,6 +461,12 @@ impl Orchestrator {
         let missing = live.iter().any(|peer| !self.manifests.contains_key(&(index, *peer)));
         let stalled = self.waits.is_stalled(now, index, silence * STALLED_SILENCES);
         let early = waited < deadline && !training.cut_off && !stalled;
+        if missing && !training.cut_off && self.waits.is_still(now, silence * STALLED_SILENCES) {
+            let stuck = self.stuck(state, book, index, &live);
+            if !stuck.is_empty() && self.is_informed(now, state) {
+                return stuck.into_iter().map(|peer| Decision::Release { stage, epoch, peer }).collect();
+            }
+        }
         if missing && (early || !self.is_informed(now, state)) {
             // Somebody is still at work, as is most often so: what the others submitted is looked at when it matters.
             return Vec::new();
@@ -509,6 +515,21 @@ impl Orchestrator {
                 .collect();
         }
         Vec::new()
+    }
+
+    /// Those of the `live` members of a stage that have got nothing done, if they are at most half of them. Where nothing gets done any more, they are
+    /// what the others wait for, whether they keep what they take to themselves or cannot send it on.
+    fn stuck(&self, state: &RunState, book: &Book, index: StageIndex, live: &[PeerId]) -> Vec<PeerId> {
+        let version = state.stage(index).map(|stage| stage.version);
+        let idle = |peer: &&PeerId| {
+            let submitted = self.manifests.contains_key(&(index, **peer));
+            let says = book.record(**peer).filter(|record| {
+                record.weights.is_some_and(|held| held.stage == index && Some(held.version) == version)
+            });
+            !submitted && says.is_some_and(|record| record.done == 0)
+        };
+        let stuck: Vec<PeerId> = live.iter().filter(idle).copied().collect();
+        if stuck.len() * 2 <= live.len() { stuck } else { Vec::new() }
     }
 
     /// The submission of `peer`, if its manifest fits the epoch as it stands: same base, and no samples

@@ -29,10 +29,27 @@ struct Overtaken {
     progress: Instant,
 }
 
+/// How an epoch gets on in a stage.
+#[derive(Clone, Copy, Debug)]
+struct Progress {
+    doing: Doing,
+    /// Since when all stages are in the epoch.
+    since: Instant,
+    /// Members in it.
+    live: usize,
+    /// How far it has got.
+    done: u64,
+    /// When.
+    at: Instant,
+    /// How long the first step took.
+    first: Option<Duration>,
+}
+
 /// The waits of all stages.
 #[derive(Debug, Default)]
 pub(super) struct Waits {
     doing: BTreeMap<StageIndex, (Doing, Instant)>,
+    progress: BTreeMap<StageIndex, Progress>,
     overtaken: BTreeMap<StageIndex, Overtaken>,
     /// How long the last merges of each stage took.
     merges: BTreeMap<StageIndex, VecDeque<Duration>>,
@@ -46,6 +63,7 @@ impl Waits {
         state: &RunState,
         done: impl Fn(StageIndex, &Training) -> u64,
     ) {
+        let mut dealt_anew = false;
         for (index, stage) in state.spec().stages().zip(state.stages()) {
             let doing = match &stage.phase {
                 Phase::Waiting => Doing::Waiting(stage.version),
@@ -65,6 +83,21 @@ impl Waits {
             if entry.0 != doing || alone {
                 *entry = (doing, now);
             }
+            match &stage.phase {
+                Phase::Training(training) => {
+                    let live = training.deal.live().count();
+                    let fresh = Progress {
+                        doing,
+                        since: now,
+                        live,
+                        done: done(index, training),
+                        at: now,
+                        first: None,
+                    };
+                    dealt_anew |= self.note_progress(index, fresh, alone);
+                }
+                _ => drop(self.progress.remove(&index)),
+            }
             let settled = |training: &&Training| state.settled_beside(index, training.epoch);
             let Some(training) = stage.training().filter(settled) else {
                 self.overtaken.remove(&index);
@@ -79,10 +112,43 @@ impl Waits {
                 (known.done, known.progress) = (done, now);
             }
         }
+        if dealt_anew {
+            // Who takes samples over has as long for them, and so have the other stages, which wait for it.
+            let training = self.doing.values_mut().filter(|(doing, _)| matches!(doing, Doing::Training(..)));
+            training.for_each(|(_, since)| *since = now);
+        }
+    }
+
+    /// Notes how an epoch that all stages are in gets on. Returns whether somebody is in it no more, and others do what it was dealt.
+    fn note_progress(&mut self, index: StageIndex, fresh: Progress, alone: bool) -> bool {
+        let known = self.progress.entry(index).or_insert(fresh);
+        if known.doing != fresh.doing || alone {
+            *known = fresh;
+            return false;
+        }
+        let dealt_anew = fresh.live < known.live;
+        known.live = fresh.live;
+        if known.done != fresh.done {
+            known.first.get_or_insert(fresh.at.since(known.since));
+            (known.done, known.at) = (fresh.done, fresh.at);
+        }
+        dealt_anew
+    }
+
+    /// Whether nothing gets done any more in any stage that trains: for `patience`, and for as long as it took until
+    /// the first got something done.
+    pub(super) fn is_still(&self, now: Instant, patience: Duration) -> bool {
+        self.progress.values().all(|progress| {
+            let still = now.since(progress.at);
+            still >= patience && progress.first.is_some_and(|first| still >= first)
+        })
     }
 
     /// Starts all waits anew.
     pub(super) fn restart(&mut self, now: Instant) {
+        for progress in self.progress.values_mut() {
+            progress.at = now;
+        }
         for since in self.doing.values_mut().map(|(_, since)| since) {
             *since = now;
         }

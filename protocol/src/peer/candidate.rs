@@ -50,7 +50,19 @@ impl fmt::Display for Distrust {
                     signed.kind.name()
                 )
             }
-            Self::Undone(decision) => write!(f, "it leads and does not decide {decision:?}"),
+            Self::Undone(decision) => {
+                write!(f, "it leads and leaves this undone for long: ")?;
+                match &**decision {
+                    Decision::Admit { peer, .. } => write!(f, "admit {peer}"),
+                    Decision::Evict { peer, reason, .. } => write!(f, "evict {peer}: {reason}"),
+                    Decision::Dismiss { peer, reason, .. } => write!(f, "dismiss {peer}: {reason}"),
+                    Decision::OpenEpoch { stage, epoch, .. } => {
+                        write!(f, "open epoch {epoch} of stage {stage}")
+                    }
+                    Decision::Judge(verdict) => write!(f, "take the verdict of {}", verdict.validator),
+                    other => write!(f, "{other:?}"),
+                }
+            }
         }
     }
 }
