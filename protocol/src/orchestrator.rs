@@ -727,8 +727,9 @@ fn weigh(peers: &[PeerId], stage: StageIndex, book: &Book, even: bool) -> Vec<(P
     members
 }
 
-/// Other peers to compute a partition: first those of the same stage, then any miner. Their order among themselves is
-/// drawn from what was submitted, so that nobody can choose a key that is always asked first.
+/// Other peers to compute a partition: first those who contributed to the merge and so were there a moment ago, then others of the same
+/// stage, then any miner. Their order among themselves is drawn from what was submitted, so that nobody can choose a key that is
+/// always asked first.
 fn further_owners(
     state: &RunState,
     stage: StageIndex,
@@ -743,7 +744,8 @@ fn further_owners(
         state.members().keys().copied().filter(|peer| !owners.contains(peer)).collect();
     others.sort_by_cached_key(|peer| {
         let drawn = Hash::of_parts(&[&seed.0, &partition.0.to_le_bytes(), &peer.0]);
-        (state.stage_of(*peer) != Some(stage), drawn)
+        let submitted = plan.submitters.binary_search_by_key(peer, |submission| submission.peer);
+        (submitted.is_err(), state.stage_of(*peer) != Some(stage), drawn)
     });
     others
 }

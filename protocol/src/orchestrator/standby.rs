@@ -130,3 +130,112 @@ fn subject(decision: &Decision) -> Option<Hash> {
     };
     Some(Hash::of(&about))
 }
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use super::*;
+    use crate::id::StageIndex;
+    use crate::limits::{LEADER_MERGES, LEADER_SILENCES};
+    use crate::orchestrator::Orchestrator;
+    use crate::orchestrator::tests::{MEMBER, ROOM, apply, record};
+    use crate::peer::book::Book;
+    use crate::run_state::RunState;
+    use crate::spec::{Candidate, OrchestratorSpec, RunSpec};
+    use crate::wire::message::PeerRecord;
+
+    /// A stand-by of two candidates, `LEADER` and `STANDBY`, and a miner that asks for a place and gets none.
+    struct Asking {
+        standby: Orchestrator,
+        book: Book,
+        state: RunState,
+        now: Instant,
+    }
+
+    const LEADER: PeerId = PeerId([21; 32]);
+    const STANDBY: PeerId = PeerId([22; 32]);
+
+    impl Asking {
+        fn new() -> Self {
+            let candidates = [LEADER, STANDBY].map(|peer| Candidate { peer, priority: 0 }).to_vec();
+            let mut spec = RunSpec { orchestrator: OrchestratorSpec { candidates }, ..RunSpec::default() };
+            spec.pipeline.stages = 1;
+            let state = RunState::new(Arc::new(spec), &[10]);
+            Self {
+                standby: Orchestrator::default(),
+                book: Book::default(),
+                state,
+                now: Instant::from_nanos(1),
+            }
+        }
+
+        fn patience(&self) -> Duration {
+            let timing = &self.state.spec().timing;
+            let merges = timing.merge_deadline.duration() * LEADER_MERGES;
+            merges.max(timing.eviction.duration() * LEADER_SILENCES)
+        }
+
+        /// Lets time pass in which all three are heard, and `look` be called at each heartbeat until it says something.
+        fn pass<T>(&mut self, time: Duration, mut look: impl FnMut(&mut Self) -> Option<T>) -> Option<T> {
+            let (heartbeat, end) = (self.state.spec().timing.heartbeat.duration(), self.now + time);
+            while self.now < end {
+                self.now = self.now + heartbeat;
+                for peer in [LEADER, STANDBY, MEMBER] {
+                    let sequence = self.now.as_nanos();
+                    let record = PeerRecord { sequence, miner: peer == MEMBER, ..record() };
+                    self.book.insert(self.now, peer, Arc::new(record)).expect("a valid record");
+                }
+                if let Some(seen) = look(self) {
+                    return Some(seen);
+                }
+            }
+            None
+        }
+
+        fn follow(&mut self, time: Duration, leader: PeerId) -> Option<Decision> {
+            self.pass(time, |asking| {
+                asking.standby.follow(asking.now, &asking.state, &asking.book, Some(leader))
+            })
+        }
+    }
+
+    const ADMIT: Decision = Decision::Admit { peer: MEMBER, stage: StageIndex(0) };
+
+    #[test]
+    fn what_a_leader_leaves_undone_for_long_is_held_against_it_and_nobody_else() {
+        let mut asking = Asking::new();
+        let patience = asking.patience();
+        assert_eq!(asking.follow(patience * 3 / 4, LEADER), None, "it may not have heard");
+        assert_eq!(asking.follow(patience * 3 / 4, PeerId([23; 32])), None, "its successor has just begun");
+        assert_eq!(asking.follow(patience / 2, LEADER), Some(ADMIT));
+        assert_eq!(asking.follow(patience * 3 / 4, LEADER), None, "from then on it is counted anew");
+
+        let mut asking = Asking::new();
+        assert_eq!(asking.follow(patience * 3 / 4, LEADER), None);
+        apply(&mut asking.state, ADMIT);
+        assert_eq!(asking.follow(patience * 2, LEADER), None, "it was done in time");
+    }
+
+    #[test]
+    fn what_a_candidate_proposed_in_vain_itself_it_holds_against_nobody() {
+        let mut asking = Asking::new();
+        let patience = asking.patience();
+        let proposed = asking.pass(patience * 2, |asking| {
+            let decisions = asking.standby.propose(asking.now, &asking.state, &asking.book, ROOM);
+            assert!(decisions.iter().all(|decision| *decision == ADMIT), "{decisions:?}");
+            None::<()>
+        });
+        assert_eq!(proposed, None);
+        assert_eq!(asking.follow(patience * 2, LEADER), None);
+    }
+
+    #[test]
+    fn a_member_that_a_stand_by_does_not_hear_is_no_fault_of_the_leader() {
+        let mut asking = Asking::new();
+        apply(&mut asking.state, Decision::Admit { peer: PeerId([9; 32]), stage: StageIndex(0) });
+        apply(&mut asking.state, ADMIT);
+        let patience = asking.patience();
+        assert_eq!(asking.follow(patience * 3, LEADER), None, "the leader may hear it");
+    }
+}

@@ -7,8 +7,8 @@ use crate::run_state::StateEvent;
 use crate::spec::{Candidate, OrchestratorSpec, RunSpec};
 use crate::wire::message::{Entry, PeerRecord, SavedMoments, Submission, WeightsRecord};
 
-const MEMBER: PeerId = PeerId([2; 32]);
-const ROOM: Room = Room { decisions: 8, bytes: PROPOSALS_PENDING_BYTES_MAX };
+pub(super) const MEMBER: PeerId = PeerId([2; 32]);
+pub(super) const ROOM: Room = Room { decisions: 8, bytes: PROPOSALS_PENDING_BYTES_MAX };
 
 pub(super) fn record() -> PeerRecord {
     PeerRecord { wire_version_max: WIRE_VERSION, ..PeerRecord::new(1) }
@@ -92,91 +92,77 @@ fn leaders_that_follow_upon_each_other_put_no_deadline_off() {
     assert!(proposed.contains(&Decision::Cutoff { stage, epoch }), "{proposed:?}");
 }
 
-/// A stand-by of two candidates, `LEADER` and `STANDBY`, and a miner that asks for a place and gets none.
-struct Asking {
-    standby: Orchestrator,
-    book: Book,
-    state: RunState,
-    now: Instant,
+#[test]
+fn who_contributed_is_asked_before_who_did_not_to_compute_a_partition() {
+    let peers: Vec<PeerId> = (1..=6).map(|i| PeerId([i; 32])).collect();
+    let mut spec = RunSpec::default();
+    spec.pipeline.stages = 2;
+    let mut state = RunState::new(Arc::new(spec), &[10; 2]);
+    for (i, peer) in peers.iter().enumerate() {
+        apply(&mut state, Decision::Admit { peer: *peer, stage: StageIndex(u16::from(i == 5)) });
+    }
+    let submission = |peer: &PeerId| Submission {
+        peer: *peer,
+        manifest: Hash::of(&peer.0),
+        samples: 1,
+        loss_micro: None,
+        moments_after: None,
+    };
+    let submitters: Vec<Submission> = peers.iter().take(4).map(submission).collect();
+    let plan = Plan { attempt: 0, seed: Hash::default(), submitters, owners: Vec::new() };
+    let further = further_owners(&state, StageIndex(0), &plan, PartitionIndex(0), &peers[..2]);
+    let mut contributed = further[..2].to_vec();
+    contributed.sort_unstable();
+    assert_eq!(contributed, peers[2..4]);
+    assert_eq!(further[2..], peers[4..], "then the stage, then the other");
 }
 
-const LEADER: PeerId = PeerId([21; 32]);
-const STANDBY: PeerId = PeerId([22; 32]);
-
-impl Asking {
-    fn new() -> Self {
-        let candidates = [LEADER, STANDBY].map(|peer| Candidate { peer, priority: 0 }).to_vec();
-        let mut spec = RunSpec { orchestrator: OrchestratorSpec { candidates }, ..RunSpec::default() };
-        spec.pipeline.stages = 1;
-        let state = RunState::new(Arc::new(spec), &[10]);
-        Self { standby: Orchestrator::default(), book: Book::default(), state, now: Instant::from_nanos(1) }
+/// A stage of four members in an epoch, of whom these have got so many samples done; time passes until somebody is released, or has no
+/// more than one deadline left.
+fn released_first(done: impl Fn(u64) -> [u32; 4]) -> Option<(u64, Vec<Decision>)> {
+    let (stage, epoch) = (StageIndex(0), Epoch(0));
+    let members: Vec<PeerId> = (1..=4).map(|i| PeerId([i; 32])).collect();
+    let candidates = vec![Candidate { peer: members[0], priority: 0 }];
+    let mut spec = RunSpec { orchestrator: OrchestratorSpec { candidates }, ..RunSpec::default() };
+    spec.pipeline.stages = 1;
+    let deadline = spec.timing.epoch_deadline.duration().as_secs();
+    let mut state = RunState::new(Arc::new(spec), &[10]);
+    for peer in &members {
+        apply(&mut state, Decision::Admit { peer: *peer, stage });
     }
-
-    fn patience(&self) -> Duration {
-        let timing = &self.state.spec().timing;
-        let merges = timing.merge_deadline.duration() * LEADER_MERGES;
-        merges.max(timing.eviction.duration() * LEADER_SILENCES)
-    }
-
-    /// Lets time pass in which all three are heard, and `look` be called at each heartbeat until it says something.
-    fn pass<T>(&mut self, time: Duration, mut look: impl FnMut(&mut Self) -> Option<T>) -> Option<T> {
-        let (heartbeat, end) = (self.state.spec().timing.heartbeat.duration(), self.now + time);
-        while self.now < end {
-            self.now = self.now + heartbeat;
-            for peer in [LEADER, STANDBY, MEMBER] {
-                let sequence = self.now.as_nanos();
-                let record = PeerRecord { sequence, miner: peer == MEMBER, ..record() };
-                self.book.insert(self.now, peer, Arc::new(record)).expect("a valid record");
-            }
-            if let Some(seen) = look(self) {
-                return Some(seen);
-            }
+    let members: Vec<(PeerId, u32)> = members.into_iter().map(|peer| (peer, 1)).collect();
+    let open = Decision::OpenEpoch { stage, epoch, base: Hash::default(), members: members.clone() };
+    apply(&mut state, open);
+    let (mut leader, mut book) = (Orchestrator::default(), Book::default());
+    let weights = Some(WeightsRecord { stage, version: epoch, hash: Hash::default() });
+    (1..deadline).find_map(|second| {
+        let now = Instant::from_nanos(1_000_000_000 * second);
+        for ((peer, _), done) in members.iter().zip(done(second)) {
+            let record = PeerRecord { miner: true, sequence: second, weights, done, ..record() };
+            book.insert(now, *peer, Arc::new(record)).expect("a valid record");
         }
-        None
-    }
-
-    fn follow(&mut self, time: Duration, leader: PeerId) -> Option<Decision> {
-        self.pass(time, |asking| asking.standby.follow(asking.now, &asking.state, &asking.book, Some(leader)))
-    }
-}
-
-const ADMIT: Decision = Decision::Admit { peer: MEMBER, stage: StageIndex(0) };
-
-#[test]
-fn what_a_leader_leaves_undone_for_long_is_held_against_it_and_nobody_else() {
-    let mut asking = Asking::new();
-    let patience = asking.patience();
-    assert_eq!(asking.follow(patience * 3 / 4, LEADER), None, "it may not have heard");
-    assert_eq!(asking.follow(patience * 3 / 4, PeerId([23; 32])), None, "its successor has just begun");
-    assert_eq!(asking.follow(patience / 2, LEADER), Some(ADMIT));
-    assert_eq!(asking.follow(patience * 3 / 4, LEADER), None, "from then on it is counted anew");
-
-    let mut asking = Asking::new();
-    assert_eq!(asking.follow(patience * 3 / 4, LEADER), None);
-    apply(&mut asking.state, ADMIT);
-    assert_eq!(asking.follow(patience * 2, LEADER), None, "it was done in time");
+        let decisions = leader.propose(now, &state, &book, ROOM);
+        (!decisions.is_empty()).then_some((second, decisions))
+    })
 }
 
 #[test]
-fn what_a_candidate_proposed_in_vain_itself_it_holds_against_nobody() {
-    let mut asking = Asking::new();
-    let patience = asking.patience();
-    let proposed = asking.pass(patience * 2, |asking| {
-        let decisions = asking.standby.propose(asking.now, &asking.state, &asking.book, ROOM);
-        assert!(decisions.iter().all(|decision| *decision == ADMIT), "{decisions:?}");
-        None::<()>
-    });
-    assert_eq!(proposed, None);
-    assert_eq!(asking.follow(patience * 2, LEADER), None);
-}
+fn who_got_nothing_done_is_released_once_nothing_gets_done_any_more() {
+    let stalled = RunSpec::default().timing.eviction.duration().as_secs() * u64::from(STALLED_SILENCES);
+    let (stage, epoch) = (StageIndex(0), Epoch(0));
+    let release = |i| Decision::Release { stage, epoch, peer: PeerId([i; 32]) };
+    let until = |last: u64, second: u64| u32::try_from(second.min(last)).expect("few");
+    let stops = |last| move |second| [until(last, second), until(last, second), until(last, second), 0];
+    assert_eq!(released_first(stops(5)), Some((5 + stalled, vec![release(4)])));
 
-#[test]
-fn a_member_that_a_stand_by_does_not_hear_is_no_fault_of_the_leader() {
-    let mut asking = Asking::new();
-    apply(&mut asking.state, Decision::Admit { peer: PeerId([9; 32]), stage: StageIndex(0) });
-    apply(&mut asking.state, ADMIT);
-    let patience = asking.patience();
-    assert_eq!(asking.follow(patience * 3, LEADER), None, "the leader may hear it");
+    let goes_on = |second: u64| [until(5, second), 5, 5, u32::from(second >= 5 + stalled)];
+    assert_eq!(released_first(goes_on), None, "it was slow");
+    let slow = |second: u64| [u32::from(second > 20), u32::from(second > 20), u32::from(second > 20), 0];
+    assert_eq!(released_first(slow), Some((41, vec![release(4)])), "a sample takes everybody twenty seconds");
+    let most = |second: u64| [until(5, second), 0, 0, 0];
+    assert_eq!(released_first(most), None, "three of four wait for something else");
+    let half = |second: u64| [until(5, second), until(5, second), 0, 0];
+    assert_eq!(released_first(half), Some((5 + stalled, vec![release(3), release(4)])));
 }
 
 /// When the leader of a run of one stage with one member cuts its epoch off, in deadlines of the spec, if the member says
