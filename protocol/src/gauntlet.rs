@@ -128,8 +128,8 @@ impl Found {
     }
 }
 
-/// What evaluations take of a run with so many miners, in what training takes: both are counted in forward passes of a sample, of
-/// which a sample that is trained on is worth three.
+/// What the evaluation of a merge of so many miners takes, in what training for it takes: both are counted in forward passes of a sample,
+/// of which a sample that is trained on is worth three.
 #[must_use]
 pub fn cost(spec: &RunSpec, miners: u32) -> f64 {
     let Settings { own_samples, random_samples, .. } = Settings::default();
@@ -140,6 +140,12 @@ pub fn cost(spec: &RunSpec, miners: u32) -> f64 {
     // Own samples without the contribution and with it, random ones with it; and without any, once.
     let passes = contributions * (2.0 * own + real(random_samples)) + real(random_samples);
     f64::from(spec.scores.evaluators) * passes / (3.0 * samples)
+}
+
+/// Share of merges of so many miners that are evaluated: as many as `scores.evaluation_cost` pays for.
+#[must_use]
+pub fn evaluated_share(spec: &RunSpec, miners: u32) -> f64 {
+    (spec.scores.evaluation_cost / cost(spec, miners)).min(1.0)
 }
 
 /// What is known of a peer.

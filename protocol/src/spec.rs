@@ -442,6 +442,9 @@ section! {
         /// With `loss`, contributions of each merge that are evaluated, drawn; all if there are fewer. One takes an evaluator as long
         /// as a miner takes for 21 samples. Default 8.
         evaluated: u16 = 8,
+        /// With `loss`, what evaluations may take, as a share of what training takes. If the evaluation of a merge takes more, only so many
+        /// merges are evaluated that all together do not; which is drawn. Default 0.01.
+        evaluation_cost: f64 = 0.01,
         /// Newest epochs of a stage whose work counts. Default 24.
         window: u32 = 24,
         /// What a sample costs that a miner was dealt and did not process, in samples. Counted in millionths. Default 0.5.

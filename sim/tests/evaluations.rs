@@ -38,6 +38,7 @@ fn setup(seed: u64, adversaries: &[Kind]) -> Setup {
     spec.timing.merge_deadline = Millis::from_secs(6);
     spec.validation.replay_share = 0.0;
     spec.scores.by = ScoredBy::Loss;
+    spec.scores.evaluation_cost = 10.0;
     spec.scores.evaluated = u16::try_from(MINERS).expect("few");
     let mut setup = Setup::new(spec, seed, 1, MINERS + VALIDATORS);
     setup.compute = Compute::Toy;

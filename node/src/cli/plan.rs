@@ -46,6 +46,8 @@ struct Hosts {
     validators: u32,
     /// Replays of each contribution.
     replays: f64,
+    /// Share of merges that are evaluated.
+    evaluated: f64,
     /// What evaluations take beside training, of what that takes.
     evaluations: f64,
 }
@@ -55,12 +57,13 @@ impl Hosts {
         let miners = u32::from(spec.pipeline.stages) * u32::from(spec.pipeline.start_replicas);
         let replays = cost(&spec.validation);
         let is_by_loss = spec.scores.by == ScoredBy::Loss;
-        let evaluations = if is_by_loss { gauntlet::cost(spec, miners) } else { 0.0 };
+        let evaluated = if is_by_loss { gauntlet::evaluated_share(spec, miners) } else { 0.0 };
+        let evaluations = evaluated * gauntlet::cost(spec, miners);
         let needed = (f64::from(miners) * (replays + evaluations)).ceil();
         #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "a count; saturates")]
         let needed = needed as u32;
         let least = if is_by_loss { spec.scores.evaluators } else { 1 }.max(spec.validation.quorum);
-        Self { miners, validators: needed.max(u32::from(least)), replays, evaluations }
+        Self { miners, validators: needed.max(u32::from(least)), replays, evaluated, evaluations }
     }
 
     /// What replays and evaluations are of all that miners and validators compute.
@@ -78,7 +81,8 @@ fn numbers(spec: &RunSpec, hosts: Hosts) -> String {
     });
     let found: Vec<_> = found.collect();
     json!({
-        "replays_per_contribution": hosts.replays, "evaluations_per_training": hosts.evaluations,
+        "replays_per_contribution": hosts.replays, "merges_evaluated": hosts.evaluated,
+        "evaluations_per_training": hosts.evaluations,
         "share_of_compute": hosts.share(),
         "miners": hosts.miners, "validators": hosts.validators, "power": found,
     })
@@ -101,7 +105,8 @@ fn table(spec: &RunSpec, hosts: Hosts) -> String {
     if scores.by == ScoredBy::Loss {
         let evaluated = u32::from(scores.evaluated).min(miners);
         let line = format!(
-            "evaluations: {} of each merge's contributions by {}, {:.1} % of what training takes\n",
+            "evaluations: {:.1} % of merges, of each {} contributions by {}, {:.1} % of what training takes\n",
+            100.0 * hosts.evaluated,
             evaluated,
             scores.evaluators,
             100.0 * hosts.evaluations

@@ -111,6 +111,8 @@ fn where_scores_are_by_the_loss_every_merge_is_evaluated_and_whose_contributions
     let mut spec = tiny(TrainingMode::Local, 1, 4, 8);
     spec.scores.by = ScoredBy::Loss;
     spec.scores.evaluators = 2;
+    // However much it takes.
+    spec.scores.evaluation_cost = 10.0;
     spec.validation.replay_share = 0.0;
     // Long beside an evaluation, or as long as one.
     spec.training.samples_per_epoch = 240;

@@ -19,6 +19,7 @@ use rand_core::SeedableRng;
 use crate::id::{Hash, PeerId, SampleId};
 use crate::limits::SAMPLES_PER_EPOCH_MAX;
 use crate::samples::{bounded, shuffle};
+use crate::validation::is_drawn;
 
 /// The first sample number that no epoch deals.
 pub const UNDEALT: u64 = 1 << 63;
@@ -39,6 +40,12 @@ impl Draw {
 
     fn key(&self, what: &[u8], of: &[u8]) -> Hash {
         Hash::of_parts(&[what, &self.0.0, of])
+    }
+
+    /// Whether the merge is evaluated, where this share of all are.
+    #[must_use]
+    pub fn is_evaluated(&self, share: f64) -> bool {
+        is_drawn(self.key(b"merge\0", &[]), share)
     }
 
     /// Whose contributions are evaluated: at most so many, each equally likely whatever was evaluated before, since one that
@@ -125,6 +132,18 @@ mod tests {
         let dealt_last = u64::from(u32::MAX) * SAMPLES_PER_EPOCH_MAX + SAMPLES_PER_EPOCH_MAX - 1;
         assert!(random.iter().all(|sample| sample.0 > dealt_last));
         assert_ne!(random, draw(2).random(32));
+    }
+
+    #[test]
+    fn as_many_merges_are_evaluated_as_their_share_says() {
+        let evaluated = |share| {
+            let draws = (0..10_000_u32).map(|plan| Draw::new(Hash::of(&plan.to_le_bytes())));
+            draws.filter(|draw| draw.is_evaluated(share)).count()
+        };
+        assert_eq!([evaluated(0.0), evaluated(1.0)], [0, 10_000]);
+        let some = evaluated(0.1);
+        // Five standard deviations.
+        assert!((850..=1150).contains(&some), "{some}");
     }
 
     #[test]

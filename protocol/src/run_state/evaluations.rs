@@ -6,6 +6,8 @@
 //! ```
 
 use super::{Closed, RunState, StateEvent};
+use crate::gauntlet::draw::Draw;
+use crate::gauntlet::evaluated_share;
 use crate::gauntlet::evaluation::{Evaluated, Evaluating, Evaluation};
 use crate::id::{PeerId, RunId, StageIndex};
 use crate::limits::EVALUATION_EPOCHS;
@@ -24,7 +26,7 @@ impl RunState {
         self.evaluating().any(|evaluating| evaluating.awaits(evaluation))
     }
 
-    /// Has a merge that closed evaluated, if that is how this run scores.
+    /// Has a merge that closed evaluated, if that is how this run scores and it is drawn.
     pub(super) fn have_evaluated(&mut self, closed: &Closed) {
         if self.spec.scores.by != ScoredBy::Loss {
             return;
@@ -32,6 +34,10 @@ impl RunState {
         let submitters: Vec<PeerId> =
             closed.plan.submitters.iter().map(|submission| submission.peer).collect();
         let (training, plan) = (&closed.training, closed.plan.seed);
+        let miners = u32::try_from(submitters.len()).unwrap_or(u32::MAX);
+        if !Draw::new(plan).is_evaluated(evaluated_share(&self.spec, miners)) {
+            return;
+        }
         let validators = self.checks.validators.iter().copied();
         let spec = &self.spec.scores;
         let evaluating = Evaluating::draw(spec, training.epoch, training.base, plan, submitters, validators);
@@ -92,7 +98,7 @@ mod tests {
     fn run(by: ScoredBy) -> RunState {
         let mut spec = RunSpec {
             orchestrator: OrchestratorSpec { candidates: vec![Candidate { peer: MINERS[0], priority: 0 }] },
-            scores: ScoresSpec { by, ..ScoresSpec::default() },
+            scores: ScoresSpec { by, evaluation_cost: 10.0, ..ScoresSpec::default() },
             ..RunSpec::default()
         };
         (spec.pipeline.stages, spec.training.mode, spec.training.epochs) = (1, TrainingMode::Local, EPOCHS);

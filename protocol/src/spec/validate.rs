@@ -244,6 +244,12 @@ impl RunSpec {
             require((1..=most).contains(&value), field, format!("1 to {most}"), value)?;
         }
         require(
+            s.evaluation_cost.is_finite() && s.evaluation_cost > 0.0,
+            "scores.evaluation_cost",
+            "a share of what training takes, above 0",
+            s.evaluation_cost,
+        )?;
+        require(
             (1..=limits::SCORE_WINDOW_MAX).contains(&s.window),
             "scores.window",
             format!("1 to {}", limits::SCORE_WINDOW_MAX),

@@ -92,6 +92,8 @@ impl Draw {
         spec.training.mode = self.pick(&[TrainingMode::Local, TrainingMode::Synchronous]);
         if (stages, spec.training.mode) == (1, TrainingMode::Local) {
             spec.scores.by = ScoredBy::Loss;
+            // All merges, or some.
+            spec.scores.evaluation_cost = self.pick(&[100.0, 5.0]);
         }
         spec.training.epochs = self.pick(&[2, 3, 4, 6]);
         spec.training.samples_per_epoch = self.pick(&[5, 8, 16, 32]);
