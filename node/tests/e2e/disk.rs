@@ -148,6 +148,15 @@ fn ended(process: &mut Child) -> Option<i32> {
     .code()
 }
 
+/// Ends a process. Asked once it would leave politely, and wait for somebody to hand its stage's weights to.
+fn interrupted(process: &mut Child) -> Option<i32> {
+    wait_for("the end of the process", STEP_DEADLINE, || {
+        signal(process, Signal::SIGINT);
+        process.try_wait().expect("a child can be waited for")
+    })
+    .code()
+}
+
 /// Names and contents of the files in a folder.
 fn content(folder: &Path) -> Vec<(PathBuf, Vec<u8>)> {
     let mut files: Vec<(PathBuf, Vec<u8>)> = Vec::new();
@@ -193,8 +202,7 @@ fn a_process_that_finds_no_room_at_its_start_says_what_to_do_and_leaves_its_fold
     alone.until("more merges", |timed| weights(timed).filter(|later| *later >= version + 3));
     let first = alone.events.iter().filter_map(weights).find(|version| *version > 0);
     assert!(first.is_some_and(|first| first + 1 >= version), "it went on from {first:?}, not from {version}");
-    signal(&second, Signal::SIGINT);
-    assert_eq!(ended(&mut second), Some(INTERRUPTED), "{}", alone.log());
+    assert_eq!(interrupted(&mut second), Some(INTERRUPTED), "{}", alone.log());
     assert!(alone.log().contains("found the state of a stage"), "{}", alone.log());
 }
 
@@ -220,8 +228,7 @@ fn a_candidate_whose_disk_is_full_decides_nothing_wrong_and_goes_on() {
             target.page("/health").contains(r#""evicted":null"#).then_some(())
         });
     }
-    signal(&process, Signal::SIGINT);
-    assert_eq!(ended(&mut process), Some(INTERRUPTED), "{}", alone.log());
+    assert_eq!(interrupted(&mut process), Some(INTERRUPTED), "{}", alone.log());
     alone.until("what it had to say", |timed| matches!(timed.event, NodeEvent::Room { .. }).then_some(()));
     let (told, log) = (rooms(&alone.events), alone.log());
     assert_eq!(told.iter().filter(|room| **room == "full").count(), 2, "{told:?}");

@@ -172,3 +172,17 @@ fn what_evaluations_cost_is_counted_in_samples_trained_on() {
     spec.training.samples_per_epoch = 18;
     assert!((cost(&spec, 2) - (2.0 * 50.0 + 32.0) / 18.0).abs() < 1e-12);
 }
+
+#[test]
+fn as_many_merges_are_evaluated_as_are_paid_for() {
+    let mut spec = crate::spec::RunSpec::default();
+    for samples in [100, 960, 18_000, 60_000] {
+        spec.training.samples_per_epoch = samples;
+        for (paid, miners) in [(0.01, 20), (0.01, 3), (0.5, 20)] {
+            spec.scores.evaluation_cost = paid;
+            let (cost, share) = (cost(&spec, miners), evaluated_share(&spec, miners));
+            assert!(cost * share <= paid * (1.0 + 1e-12), "{samples} samples, {miners} miners");
+            assert!(share == 1.0 || cost * share > paid * (1.0 - 1e-12), "no fewer than that");
+        }
+    }
+}
