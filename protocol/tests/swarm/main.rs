@@ -13,6 +13,7 @@ use std::time::Duration;
 use iota_protocol::limits::BLOB_EPOCHS_KEPT;
 use iota_protocol::run_state::StateEvent;
 use iota_protocol::spec::TrainingMode;
+use iota_protocol::time::Millis;
 use iota_protocol::{Epoch, Hash, StageIndex};
 use world::{Fault, World};
 
@@ -146,8 +147,12 @@ fn a_late_joiner_contributes_in_the_next_epoch() {
 
 #[test]
 fn lossy_gossip_and_failing_transfers_only_cost_time() {
-    for seed in 0..4 {
-        let mut world = World::new(seed, 3, 2, TrainingMode::Synchronous);
+    for seed in 0..8 {
+        // What was taken and lost is pushed again after a quarter of the epoch's deadline, 7.5 s, and then after twice that. A stage beside
+        // which the epoch is settled is cut off two silences after it last got on, which with silences of 3 s would come first.
+        let mut world = World::with(seed, 3, 2, TrainingMode::Synchronous, 5, |spec| {
+            spec.timing.eviction = Millis::from_secs(15);
+        });
         world.lose(0.15);
         let world = finish(world);
         assert_every_sample_once(&world);

@@ -37,7 +37,7 @@ fn no_throughput_is_above_the_roofline_and_both_fall_with_bandwidth() {
     swarm.samples_each = 40;
     swarm.spec.pipeline.window = 8;
     swarm.costs.parameters = 1000;
-    let sweep = vary(&swarm, Parameter::Bandwidth, &[3e5, 1e8], &[1, 2], LIMIT);
+    let sweep = vary(&swarm, Parameter::Bandwidth, &[3e5, 1e8], &[1, 2, 3, 4, 5, 6], LIMIT);
     let curve = sweep.curve("throughput").expect("measured");
     let [narrow, wide] = curve.points.as_slice() else { panic!("two points") };
     for point in [narrow, wide] {
