@@ -1,9 +1,8 @@
 //! What the leader proposes: a function of the state, of what peers say of themselves, and of time.
 //!
-//! Every candidate keeps an [`Orchestrator`] up to date; only the leader's proposals go anywhere, and the others hold it to theirs
-//! ([`standby`]). It is
-//! level-triggered: each call compares what is with what should be and proposes the difference, so a new
-//! leader takes over in mid-epoch without being told anything. A proposal that turns out void is harmless.
+//! Every candidate keeps an [`Orchestrator`] up to date; only the leader's proposals go anywhere, and the others hold it to
+//! theirs (`standby`). It is level-triggered: each call compares what is with what should be and proposes the difference, so
+//! a new leader takes over in mid-epoch without being told anything. A proposal that turns out void is harmless.
 
 mod balance;
 mod checkpoints;
