@@ -19,11 +19,11 @@ use std::time::Duration;
 use crate::id::PeerId;
 use crate::limits::{
     ANNOUNCE_HEARTBEATS_MAX, BOOK_PEERS_MAX, CONSENSUS_TICK, DEADLINE_SLACK, DEADLINE_STRETCH_MAX,
-    ELECTION_TICKS, FORGET_SILENCES, LAST_CHECKPOINT_WAIT, LOG_REQUEST_PAUSE, LOST_SILENCES,
-    MIRROR_PAUSE_MAX, MIRROR_PAUSE_MIN, MOMENTS_WAIT_MAX, PROPOSAL_GATHER, PROPOSAL_ROUNDS, QUEUE_SILENCES,
-    RESCUE_SILENCES, RETRY_PAUSE_MAX, RETRY_PAUSE_MIN, SILENCE_SLACK, SILENCE_STRETCH_MAX, SLOW_SILENCES,
-    STALLED_SILENCES, TICK_STRETCH_MAX, TRANSFER_DEADLINE, TRANSFER_DEADLINE_MAX, TRANSFER_DEADLINE_MIN,
-    UPGRADE_GRACE_DEADLINES,
+    ELECTION_TICKS, FORGET_SILENCES, LAST_CHECKPOINT_WAIT, LEADER_MERGES, LEADER_SILENCES, LOG_REQUEST_PAUSE,
+    LOST_SILENCES, MIRROR_PAUSE_MAX, MIRROR_PAUSE_MIN, MOMENTS_WAIT_MAX, PROPOSAL_GATHER, PROPOSAL_ROUNDS,
+    QUEUE_SILENCES, RESCUE_SILENCES, RETRY_PAUSE_MAX, RETRY_PAUSE_MIN, SILENCE_SLACK, SILENCE_STRETCH_MAX,
+    SLOW_SILENCES, STALLED_SILENCES, TICK_STRETCH_MAX, TRANSFER_DEADLINE, TRANSFER_DEADLINE_MAX,
+    TRANSFER_DEADLINE_MIN, UPGRADE_GRACE_DEADLINES,
 };
 use crate::spec::RunSpec;
 
@@ -267,6 +267,11 @@ fn silences(spec: &RunSpec) -> Vec<Deadline> {
             STALLED_SILENCES,
         ),
         silences(
+            "stuck",
+            "twice the median silence; after that, if nothing gets done anywhere, members that have got nothing done are released",
+            STALLED_SILENCES,
+        ),
+        silences(
             "lost",
             "twice the median silence; after that a merge is passed over that nobody has who is heard",
             LOST_SILENCES,
@@ -281,6 +286,15 @@ fn silences(spec: &RunSpec) -> Vec<Deadline> {
             "10 times the median silence; after that a peer that waits and is silent loses its place in the queue",
             QUEUE_SILENCES,
         ),
+        // The longer of two, each of which grows.
+        Deadline {
+            name: "leader",
+            doc: "8 times the median silence, or 6 merge deadlines if that is more; after that a leader is not followed any more that \
+                  leaves undone what a stand-by would decide",
+            least: patience_with(spec, 1, 1),
+            first: patience_with(spec, 1, 1),
+            most: patience_with(spec, SILENCE_STRETCH_MAX, DEADLINE_STRETCH_MAX),
+        },
         // However short silences are, answers may be on their way.
         Deadline {
             least: TRANSFER_DEADLINE.max(eviction.saturating_mul(FORGET_SILENCES)),
@@ -292,6 +306,13 @@ fn silences(spec: &RunSpec) -> Vec<Deadline> {
             )
         },
     ]
+}
+
+/// How long a leader may leave something undone where silences and merge deadlines are so many times what the spec gives.
+fn patience_with(spec: &RunSpec, silences: u32, merges: u32) -> Duration {
+    let silence = spec.timing.eviction.duration().saturating_mul(LEADER_SILENCES).saturating_mul(silences);
+    let merge = spec.timing.merge_deadline.duration().saturating_mul(LEADER_MERGES).saturating_mul(merges);
+    silence.max(merge)
 }
 
 /// Those that follow from the round trip between candidates.
