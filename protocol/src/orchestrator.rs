@@ -39,12 +39,12 @@ use crate::equivocation::{Equivocation, Watch};
 use crate::gauntlet::evaluation::Evaluation;
 use crate::id::{Epoch, Hash, PartitionIndex, PeerId, StageIndex};
 use crate::limits::{
-    ANNOUNCE_HEARTBEATS_MAX, LEADER_MERGES, LEADER_SILENCES, PANEL, PROPOSALS_PENDING_BYTES_MAX,
-    PROPOSALS_PENDING_MAX, RESCUE_SILENCES, STALLED_SILENCES,
+    ANNOUNCE_HEARTBEATS_MAX, PANEL, PROPOSALS_PENDING_BYTES_MAX, PROPOSALS_PENDING_MAX, RESCUE_SILENCES,
+    STALLED_SILENCES,
 };
 use crate::merge::agreement::{AgreementMatrix, Tally, Verdict as OwnersVerdict};
 use crate::merge::evidence::{Evidence, SignedReport, witnesses};
-use crate::pace::{Smoothed, proposal_repeat};
+use crate::pace::{Smoothed, leader_patience, proposal_repeat};
 use crate::peer::admission::Occupancy;
 use crate::peer::book::Book;
 use crate::peer::speed::Speed;
@@ -239,15 +239,13 @@ impl Orchestrator {
         undone
     }
 
-    /// How often a stand-by looks what is undone, and how long that may stay so under one leader: all that honest leaders wait for beyond
-    /// what a stand-by waits for takes less.
+    /// How often a stand-by looks what is undone, and how long that may stay so under one leader.
     fn patience(&self, state: &RunState, book: &Book) -> (Duration, Duration) {
         let timing = &state.spec().timing;
-        let silences = book.ordinary_silence(timing.eviction.duration()) * LEADER_SILENCES;
+        let silence = book.ordinary_silence(timing.eviction.duration());
         let merges =
             state.spec().stages().map(|stage| deadlines::merge(state, self.waits.usual_merge(stage)));
-        let merge = merges.max().unwrap_or_default() * LEADER_MERGES;
-        (timing.heartbeat.duration(), silences.max(merge))
+        (timing.heartbeat.duration(), leader_patience(silence, merges.max().unwrap_or_default()))
     }
 
     /// Whether it has led for so long that whatever was announced to the last leader was announced again.
@@ -269,6 +267,7 @@ impl Orchestrator {
 
     /// What should be decided now, most urgent first, as far as there is room.
     pub fn propose(&mut self, now: Instant, state: &RunState, book: &Book, room: Room) -> Vec<Decision> {
+        // Who proposes leads, if it was not told since when, then always.
         self.leads_since.get_or_insert(Instant::ZERO);
         self.observe(now, state, book);
         if state.finished() {

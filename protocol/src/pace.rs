@@ -88,6 +88,12 @@ pub(crate) fn proposal_repeat(round_trip: Option<Smoothed>) -> Duration {
     election_round(round_trip) * PROPOSAL_ROUNDS
 }
 
+/// How long a leader may leave undone what a stand-by would decide, where an ordinary silence and the longest merge take so long: all that
+/// honest leaders wait for beyond what a stand-by waits for takes less.
+pub(crate) fn leader_patience(silence: Duration, merge: Duration) -> Duration {
+    silence.saturating_mul(LEADER_SILENCES).max(merge.saturating_mul(LEADER_MERGES))
+}
+
 /// What is known of the transfers of one kind.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 struct Pace {
@@ -241,7 +247,7 @@ fn stretched(name: &'static str, doc: &'static str, least: Duration, times: u32)
 
 /// Those that follow from how long a peer is silent between its records.
 fn silences(spec: &RunSpec) -> Vec<Deadline> {
-    let eviction = spec.timing.eviction.duration();
+    let (eviction, merge) = (spec.timing.eviction.duration(), spec.timing.merge_deadline.duration());
     let silences =
         |name, doc, count: u32| stretched(name, doc, eviction.saturating_mul(count), SILENCE_STRETCH_MAX);
     vec![
@@ -291,9 +297,12 @@ fn silences(spec: &RunSpec) -> Vec<Deadline> {
             name: "leader",
             doc: "8 times the median silence, or 6 merge deadlines if that is more; after that a leader is not followed any more that \
                   leaves undone what a stand-by would decide",
-            least: patience_with(spec, 1, 1),
-            first: patience_with(spec, 1, 1),
-            most: patience_with(spec, SILENCE_STRETCH_MAX, DEADLINE_STRETCH_MAX),
+            least: leader_patience(eviction, merge),
+            first: leader_patience(eviction, merge),
+            most: leader_patience(
+                eviction.saturating_mul(SILENCE_STRETCH_MAX),
+                merge.saturating_mul(DEADLINE_STRETCH_MAX),
+            ),
         },
         // However short silences are, answers may be on their way.
         Deadline {
@@ -306,13 +315,6 @@ fn silences(spec: &RunSpec) -> Vec<Deadline> {
             )
         },
     ]
-}
-
-/// How long a leader may leave something undone where silences and merge deadlines are so many times what the spec gives.
-fn patience_with(spec: &RunSpec, silences: u32, merges: u32) -> Duration {
-    let silence = spec.timing.eviction.duration().saturating_mul(LEADER_SILENCES).saturating_mul(silences);
-    let merge = spec.timing.merge_deadline.duration().saturating_mul(LEADER_MERGES).saturating_mul(merges);
-    silence.max(merge)
 }
 
 /// Those that follow from the round trip between candidates.

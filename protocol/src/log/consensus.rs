@@ -208,9 +208,10 @@ impl<S: Storage<LogBytes> + Clone> Consensus<S> {
         self.candidates.get(index).copied()
     }
 
-    /// Ceases to take `peer` for a leader, until as many others that fewer than half may be have lost this one's trust after it. Once
-    /// all that are heard do, one of them takes over: the library asks that nobody who is heard is content with a leader. Until then
-    /// nothing changes, and `peer` can follow and vote as before.
+    /// Ceases to take `peer` for a leader. Once all candidates that are heard do, one of them takes over: the library asks that nobody
+    /// who is heard is content with a leader. Until then nothing changes, and `peer` can follow and vote as before.
+    ///
+    /// Fewer than half of the candidates are distrusted at a time; one more takes the place of the first.
     ///
     /// Returns whether that is new.
     pub fn distrust(&mut self, peer: PeerId) -> bool {

@@ -120,13 +120,9 @@ fn who_contributed_is_asked_before_who_did_not_to_compute_a_partition() {
 /// A stage of four members in an epoch, of whom these have got so many samples done; time passes until somebody is released, or has no
 /// more than one deadline left.
 fn released_first(done: impl Fn(u64) -> [u32; 4]) -> Option<(u64, Vec<Decision>)> {
-    let (stage, epoch) = (StageIndex(0), Epoch(0));
+    let ((stage, mut state), epoch) = (one_stage(), Epoch(0));
+    let deadline = state.spec().timing.epoch_deadline.duration().as_secs();
     let members: Vec<PeerId> = (1..=4).map(|i| PeerId([i; 32])).collect();
-    let candidates = vec![Candidate { peer: members[0], priority: 0 }];
-    let mut spec = RunSpec { orchestrator: OrchestratorSpec { candidates }, ..RunSpec::default() };
-    spec.pipeline.stages = 1;
-    let deadline = spec.timing.epoch_deadline.duration().as_secs();
-    let mut state = RunState::new(Arc::new(spec), &[10]);
     for peer in &members {
         apply(&mut state, Decision::Admit { peer: *peer, stage });
     }

@@ -16,19 +16,6 @@ enum Doing {
     Merging(LogIndex, u16),
 }
 
-/// An epoch that a stage beside has settled already.
-#[derive(Clone, Copy, Debug)]
-struct Overtaken {
-    /// The entry that opened it.
-    opened: LogIndex,
-    /// Since when it is overtaken.
-    since: Instant,
-    /// How far it had got.
-    done: u64,
-    /// And when.
-    progress: Instant,
-}
-
 /// How an epoch gets on in a stage.
 #[derive(Clone, Copy, Debug)]
 struct Progress {
@@ -50,7 +37,8 @@ struct Progress {
 pub(super) struct Waits {
     doing: BTreeMap<StageIndex, (Doing, Instant)>,
     progress: BTreeMap<StageIndex, Progress>,
-    overtaken: BTreeMap<StageIndex, Overtaken>,
+    /// Epochs that a stage beside has settled already, by the entries that opened them, and since when.
+    overtaken: BTreeMap<StageIndex, (LogIndex, Instant)>,
     /// How long the last merges of each stage took.
     merges: BTreeMap<StageIndex, VecDeque<Duration>>,
 }
@@ -99,17 +87,10 @@ impl Waits {
                 _ => drop(self.progress.remove(&index)),
             }
             let settled = |training: &&Training| state.settled_beside(index, training.epoch);
-            let Some(training) = stage.training().filter(settled) else {
-                self.overtaken.remove(&index);
-                continue;
-            };
-            let done = done(index, training);
-            let fresh = Overtaken { opened: training.opened, since: now, done, progress: now };
-            let known = self.overtaken.entry(index).or_insert(fresh);
-            if known.opened != training.opened {
-                *known = fresh;
-            } else if known.done != done {
-                (known.done, known.progress) = (done, now);
+            match stage.training().filter(settled).map(|training| training.opened) {
+                None => drop(self.overtaken.remove(&index)),
+                Some(opened) if self.overtaken.get(&index).is_some_and(|known| known.0 == opened) => {}
+                Some(opened) => drop(self.overtaken.insert(index, (opened, now))),
             }
         }
         if dealt_anew {
@@ -152,8 +133,8 @@ impl Waits {
         for since in self.doing.values_mut().map(|(_, since)| since) {
             *since = now;
         }
-        for overtaken in self.overtaken.values_mut() {
-            (overtaken.since, overtaken.progress) = (now, now);
+        for (_, since) in self.overtaken.values_mut() {
+            *since = now;
         }
     }
 
@@ -171,13 +152,14 @@ impl Waits {
 
     /// For how long a stage beside this one has had its epoch settled.
     pub(super) fn overtaken(&self, now: Instant, stage: StageIndex) -> Duration {
-        self.overtaken.get(&stage).map_or(Duration::ZERO, |overtaken| now.since(overtaken.since))
+        self.overtaken.get(&stage).map_or(Duration::ZERO, |(_, since)| now.since(*since))
     }
 
     /// Whether a stage beside this one has settled its epoch, and for `patience` nothing more got done here: what is not on
     /// its way from there will never come.
     pub(super) fn is_stalled(&self, now: Instant, stage: StageIndex, patience: Duration) -> bool {
-        self.overtaken.get(&stage).is_some_and(|overtaken| now.since(overtaken.progress) >= patience)
+        let still = self.progress.get(&stage).map_or(Duration::ZERO, |progress| now.since(progress.at));
+        self.overtaken(now, stage).min(still) >= patience
     }
 }
 
