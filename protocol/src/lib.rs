@@ -40,7 +40,9 @@ pub mod equivocation;
 pub mod merge;
 pub mod miner;
 pub mod moments;
+pub mod no_confidence;
 pub mod orchestrator;
+pub mod overstatement;
 pub mod peer;
 pub mod receipts;
 

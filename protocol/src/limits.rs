@@ -187,7 +187,7 @@ pub const KICK_SAMPLES_MIN: u32 = 16;
 /// Miners whose work is remembered. More than any published run has; the weights of all fit one gossiped message.
 pub const SCORED_MINERS_MAX: usize = 4096;
 /// Bytes that a miner's work of one epoch takes in the state of a run, at most.
-pub const SCORE_RECORD_BYTES: usize = 80;
+pub const SCORE_RECORD_BYTES: usize = 96;
 /// Bytes that a miner's weight takes in an export of scores, at most.
 pub const SCORE_WEIGHT_BYTES: usize = 38;
 
@@ -212,11 +212,18 @@ pub const RESCUE_SILENCES: u32 = 1;
 pub const LOST_SILENCES: u32 = 2;
 /// The same while all who merged the parts of it are heard: they may serve it, however slowly, or have lost it.
 pub const SLOW_SILENCES: u32 = 20;
+/// Epochs of its stage for which a member keeps to a limit of its speed. As many are dealt evenly before speed is tested again.
+pub const SPEED_LIMIT_EPOCHS: u32 = 16;
 /// Ordinary silences for which a leader may leave undone what a stand-by would have decided. An honest one does it within one: that of
 /// a stand-by which hears less, or of a message that was lost and is announced again.
 pub const LEADER_SILENCES: u32 = 8;
 /// Merge deadlines for the same: a leader that audits a partition waits three for an owner that has died, beyond the stand-by's.
 pub const LEADER_MERGES: u32 = 6;
+/// Epochs of the run's work that a leader is charged which all others deposed. It has held everybody up for [`LEADER_SILENCES`], or
+/// for [`LEADER_MERGES`]; the log has no clock to say how many epochs that were.
+pub const DEPOSED_EPOCHS: u32 = 2;
+/// Epochs of the head stage for which a vote against a leader counts: all who depose it lose their patience within one or two.
+pub const NO_CONFIDENCE_EPOCHS: u32 = 8;
 /// How far the number of a ballot may be above the last one promised: twelve days of elections, one each second, in which a candidate was
 /// away. The number has 32 bits and each election adds one, so nobody may use them up.
 pub const BALLOT_JUMP_MAX: u32 = 1 << 20;

@@ -8,6 +8,7 @@ mod balance;
 mod checkpoints;
 mod deadlines;
 mod departures;
+mod doubts;
 mod lapses;
 mod losses;
 mod queue;
@@ -25,6 +26,7 @@ use std::time::Duration;
 use balance::{Balance, Parting};
 use checkpoints::Checkpoints;
 use departures::Departures;
+use doubts::Doubts;
 use lapses::Lapses;
 use losses::Losses;
 use queue::Queue;
@@ -44,10 +46,10 @@ use crate::limits::{
 };
 use crate::merge::agreement::{AgreementMatrix, Tally, Verdict as OwnersVerdict};
 use crate::merge::evidence::{Evidence, SignedReport, witnesses};
+use crate::no_confidence::{NoConfidence, is_majority};
 use crate::pace::{Smoothed, leader_patience, proposal_repeat};
 use crate::peer::admission::Occupancy;
 use crate::peer::book::Book;
-use crate::peer::speed::Speed;
 use crate::run_state::{Closed, Phase, Plan, RunState, Stage, Training};
 use crate::samples::sample_set_hash;
 use crate::spec::RunSpec;
@@ -115,6 +117,7 @@ pub struct Orchestrator {
     losses: Losses,
     lapses: Lapses,
     weighing: Weighing,
+    doubts: Doubts,
     verdicts: Verdicts,
     upgrade: Upgrade,
     standby: Standby,
@@ -166,9 +169,10 @@ impl Orchestrator {
         self.tallies.entry((report.stage, report.epoch, report.attempt)).or_default().add(owner, signed);
     }
 
-    /// Compares a signed message with others of its sender. Whether that convicts it.
+    /// Compares a signed message with others of its sender, and with what it may say. Whether that convicts it.
     pub(crate) fn watch(&mut self, state: &RunState, signed: Signed<'_>) -> bool {
-        self.watch.note(state, signed)
+        let overstates = self.doubts.note(state, signed);
+        self.watch.note(state, signed) || overstates
     }
 
     /// Two messages of this peer that convict it, if it was heard to sign two under one number.
@@ -318,6 +322,11 @@ impl Orchestrator {
         let repeat = proposal_repeat(self.round_trip);
         let mut wanted = self.departures.decisions(now, listening_since, state, book, repeat);
         wanted.extend(self.watch.decisions(state));
+        wanted.extend(self.doubts.evictions(state));
+        if self.weighing.is_doubted() {
+            wanted.extend(doubts::limits(state, book));
+        }
+        wanted.extend(depositions(state, book));
         let mut occupancy = Occupancy::of(state, book, self.verdicts.enlisting(now, state, repeat));
         self.balance.forget(now, state, repeat);
         wanted.extend(self.balance.admissions(now, state, book, &self.queue.in_order(), &mut occupancy));
@@ -378,6 +387,9 @@ impl Orchestrator {
         self.losses.observe(now, state, book);
         self.lapses.observe(state);
         self.weighing.observe(now, state);
+        if self.doubts.observe(state) {
+            self.weighing.handle_liar_gone(state);
+        }
         self.queue.observe(now, state, book);
         self.verdicts.observe(now, state);
         self.watch.observe(state);
@@ -437,7 +449,7 @@ impl Orchestrator {
         let (base, peers) =
             ready.into_iter().max_by_key(|(hash, peers)| (peers.len(), std::cmp::Reverse(*hash)))?;
         let partaking = self.lapses.partaking(index, stage.version, peers);
-        let members = weigh(&partaking, index, book, self.weighing.is_even(stage.version));
+        let members = weigh(&partaking, index, state, book, self.weighing.is_even(stage.version));
         Some(Decision::OpenEpoch { stage: index, epoch: stage.version, base, members })
     }
 
@@ -640,6 +652,26 @@ fn convictions(
     founded.map(|(peer, evidence)| Decision::Evict { peer, reason, evidence }).collect()
 }
 
+/// Leaders against whom a majority of the candidates has voted.
+fn depositions(state: &RunState, book: &Book) -> Vec<Decision> {
+    let candidates = &state.spec().orchestrator.candidates;
+    let voters = candidates.iter().map(|candidate| candidate.peer);
+    let votes = voters.filter_map(|voter| book.record(voter)?.no_confidence.as_ref());
+    let counts = |vote: &&NoConfidence| state.counts_against(vote) && vote.verifies(state.spec().run_id());
+    let mut by_leader: BTreeMap<PeerId, Vec<NoConfidence>> = BTreeMap::new();
+    for vote in votes.filter(counts) {
+        by_leader.entry(vote.leader).or_default().push(vote.clone());
+    }
+    let by_leader = by_leader.into_iter().map(|(leader, mut votes)| {
+        votes.sort_by_key(|vote| vote.voter);
+        (leader, votes)
+    });
+    by_leader
+        .filter(|(leader, votes)| is_majority(state.spec(), *leader, votes))
+        .map(|(leader, votes)| Decision::Depose { leader, votes })
+        .collect()
+}
+
 /// The replicas of `stage` that say they hold its newest weights.
 fn holders(state: &RunState, book: &Book, stage: StageIndex) -> impl Iterator<Item = PeerId> {
     let newest = state.stage(stage).map(|of| (stage, of.version));
@@ -706,11 +738,20 @@ fn started(state: &RunState, book: &Book) -> bool {
     balance::begun(state) || state.spec().stages().all(ready)
 }
 
-/// Members of `stage` with weights in proportion to their measured speed; equal if any of them is unmeasured, or if all are
-/// to get the same.
-fn weigh(peers: &[PeerId], stage: StageIndex, book: &Book, even: bool) -> Vec<(PeerId, u32)> {
-    let speeds: Option<Vec<f64>> =
-        peers.iter().map(|peer| book.speed(*peer, stage).map(Speed::newest)).collect();
+/// Members of `stage` with weights in proportion to their measured speed, within its limit; equal if any of them is unmeasured,
+/// or if all are to get the same.
+fn weigh(
+    peers: &[PeerId],
+    stage: StageIndex,
+    state: &RunState,
+    book: &Book,
+    even: bool,
+) -> Vec<(PeerId, u32)> {
+    let speed = |peer: &PeerId| {
+        let limit = state.speed_limit(*peer).map_or(u32::MAX, |limit| limit.speed_milli);
+        Some(book.speed(*peer, stage)?.newest().min(f64::from(limit)))
+    };
+    let speeds: Option<Vec<f64>> = peers.iter().map(speed).collect();
     let speeds = speeds.filter(|_| !even).unwrap_or_else(|| vec![1.0; peers.len()]);
     let fastest = speeds.iter().copied().fold(f64::MIN_POSITIVE, f64::max);
     let weight = |speed: f64| (speed / fastest * WEIGHT_MAX).round().clamp(1.0, WEIGHT_MAX);
@@ -749,4 +790,4 @@ fn further_owners(
 }
 
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;

@@ -943,6 +943,12 @@ impl<S: Storage<LogBytes> + Clone> Peer<S> {
         }
     }
 
+    /// How fast it says it is: as it has measured, and no faster than it was seen to be.
+    fn speed_milli(&self) -> u32 {
+        let limit = self.state.speed_limit(self.me).map_or(u32::MAX, |limit| limit.speed_milli);
+        self.miner.as_ref().map_or(0, Miner::speed_milli).min(limit)
+    }
+
     fn publish_record(&mut self, now: Instant) {
         let heartbeat = self.spec.timing.heartbeat.duration();
         self.record_due = now + heartbeat;
@@ -966,11 +972,12 @@ impl<S: Storage<LogBytes> + Clone> Peer<S> {
             done: share.done,
             assigned: share.dealt,
             credits: self.miner.as_ref().map_or(0, Miner::credits),
-            speed_milli: self.miner.as_ref().map_or(0, Miner::speed_milli),
+            speed_milli: self.speed_milli(),
             tokens: self.miner.as_ref().map_or(0, Miner::tokens),
             mirror: self.miner.as_ref().and_then(Miner::mirror),
             lacks: self.miner.as_ref().and_then(Miner::lacks),
             queue: self.orchestrator().map(|mind| mind.queue(&self.state)).unwrap_or_default(),
+            no_confidence: self.candidate.as_ref().and_then(|candidate| candidate.no_confidence(&self.state)),
             wire_version_max: self.versions.newest(),
         };
         self.out.publish(scope::record_topic(self.me, &self.state), &record);

@@ -25,17 +25,20 @@ use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
+use serde_bytes::ByteBuf;
 
 use crate::equivocation::{Equivocation, EquivocationError};
 use crate::id::{Epoch, Hash, LogIndex, PartitionIndex, PeerId, StageIndex};
 use crate::limits::{CHECKPOINT_MOMENTS_MAX, REPLICAS_MAX, WIRE_VERSION_FIRST};
 use crate::merge;
 use crate::merge::evidence::{Evidence, EvidenceError, Reports};
+use crate::no_confidence::{NoConfidence, charge, is_majority};
+use crate::overstatement::{OverstatementError, SpeedLimit, open_record};
 use crate::samples::{Deal, epoch_samples};
 use crate::scores::{Penalty, Place, Scores, Work};
 use crate::spec::RunSpec;
 use crate::validation::{DismissReason, Finding, Outcome as CheckOutcome, Subject};
-use crate::wire::message::{Decision, Entry, EvictReason, SavedMoments, Submission};
+use crate::wire::message::{Decision, Entry, EvictReason, PeerRecord, SavedMoments, Submission};
 
 use checks::Checks;
 pub use stage::{Closed, Outcome, Phase, Plan, Stage, Training};
@@ -49,6 +52,10 @@ pub enum StateEvent {
     Evicted(PeerId, EvictReason),
     /// A miner went to another stage.
     Moved(PeerId, StageIndex),
+    /// A leader was deposed, and is charged for it.
+    Deposed(PeerId),
+    /// A member says from now on that it is no faster than so many thousandths of a sample per second.
+    SpeedLimited(PeerId, u32),
     /// An epoch began with this many members.
     EpochOpened(StageIndex, Epoch, usize),
     /// A member was taken out of an epoch.
@@ -117,6 +124,8 @@ pub struct RunState {
     stages: Vec<Stage>,
     checks: Checks,
     scores: Scores,
+    /// The version of the head stage when each leader was deposed last.
+    deposed: BTreeMap<PeerId, Epoch>,
     checkpoint: Option<Checkpoint>,
     /// Entries before the newest decision that names a state.
     snapshot: u64,
@@ -151,6 +160,7 @@ impl RunState {
             stages: parameters.iter().map(stage).collect(),
             checks: Checks::default(),
             scores: Scores::default(),
+            deposed: BTreeMap::new(),
             checkpoint: start.checkpoint.map(|_| Checkpoint {
                 epoch: Epoch(start.epoch),
                 stages: start.stages.clone(),
@@ -293,6 +303,9 @@ impl RunState {
                 founded.then(|| self.evict(*peer, *reason)).flatten()
             }
             Decision::Move { peer, stage } => self.relocate(*peer, *stage),
+            Decision::LimitSpeed { peer, stage, speed_milli } => {
+                self.limit_speed(index, *peer, *stage, *speed_milli)
+            }
             Decision::OpenEpoch { stage, epoch, base, members } => {
                 self.open(index, *stage, *epoch, *base, members)
             }
@@ -326,6 +339,7 @@ impl RunState {
             }
             Decision::Judge(verdict) => self.judge(self.spec.run_id(), chain, verdict),
             Decision::Evaluate(evaluation) => self.evaluate(self.spec.run_id(), evaluation),
+            Decision::Depose { leader, votes } => self.depose(*leader, votes),
             Decision::Checkpoint { epoch, stages, moments } => {
                 self.checkpointed((index, chain), *epoch, stages, moments)
             }
@@ -409,7 +423,7 @@ impl RunState {
 
     fn place(&mut self, peer: PeerId, stage: StageIndex) {
         let since = self.stage(stage).map(|stage| stage.version).unwrap_or_default();
-        self.members.insert(peer, Place { stage, since });
+        self.members.insert(peer, Place { stage, since, limit: None });
     }
 
     /// Whether a decision may take a miner's place for this reason: what bars it for good rests on what others signed.
@@ -425,6 +439,8 @@ impl RunState {
             }
             EvictReason::Equivocation => matches!(evidence, Some(Evidence::Equivocation(equivocation))
                 if self.check_equivocation(peer, equivocation).is_ok()),
+            EvictReason::OverstatedSpeed => matches!(evidence, Some(Evidence::Overstatement(record))
+                if self.check_overstatement(peer, record).is_ok()),
             // These follow from verdicts, which are decisions of their own.
             EvictReason::FailedReplay | EvictReason::Unproven => false,
         }
@@ -457,6 +473,73 @@ impl RunState {
         equivocation: &Equivocation,
     ) -> Result<u64, EquivocationError> {
         equivocation.check(self.spec.run_id(), self.wire_version, accused)
+    }
+
+    /// Checks that a member signed a record of a speed above its limit, in this run and in a version that is decided, and knew
+    /// the limit. Returns the record.
+    ///
+    /// # Errors
+    /// [`OverstatementError`] if it did not.
+    pub fn check_overstatement(
+        &self,
+        accused: PeerId,
+        record: &ByteBuf,
+    ) -> Result<PeerRecord, OverstatementError> {
+        let place = self.members.get(&accused).ok_or(OverstatementError::Unlimited)?;
+        let limit = place.limit.ok_or(OverstatementError::Unlimited)?;
+        let record = open_record(self.spec.run_id(), self.wire_version, accused, record)?;
+        limit.check(place.stage, &record)?;
+        Ok(record)
+    }
+
+    /// How fast `peer` may say it is in its stage, if that is limited.
+    #[must_use]
+    pub fn speed_limit(&self, peer: PeerId) -> Option<SpeedLimit> {
+        self.members.get(&peer)?.limit
+    }
+
+    fn limit_speed(
+        &mut self,
+        index: LogIndex,
+        peer: PeerId,
+        stage: StageIndex,
+        speed_milli: u32,
+    ) -> Option<Vec<StateEvent>> {
+        let version = self.stage(stage)?.version;
+        let place = self.members.get_mut(&peer).filter(|place| place.stage == stage && speed_milli > 0)?;
+        place.limit = Some(SpeedLimit::new(speed_milli, index.0 + 1, version));
+        Some(vec![StateEvent::SpeedLimited(peer, speed_milli)])
+    }
+
+    /// Charges a leader that a majority of the candidates has deposed.
+    fn depose(&mut self, leader: PeerId, votes: &[NoConfidence]) -> Option<Vec<StateEvent>> {
+        let version = self.stages.first()?.version;
+        let run = self.spec.run_id();
+        let hold = is_majority(&self.spec, leader, votes)
+            && votes.iter().all(|vote| self.counts_against(vote) && vote.verifies(run));
+        if !hold || self.spec.candidate_index(leader).is_none() {
+            return None;
+        }
+        self.deposed.insert(leader, version);
+        let index = self.stage_of(leader).unwrap_or_default();
+        let stage = self.stage(index)?;
+        let epoch = stage.training().map_or(stage.version, |training| training.epoch);
+        self.scores.deposed(index, epoch, leader, charge(&self.spec));
+        Some(vec![StateEvent::Deposed(leader)])
+    }
+
+    /// Whether a vote against a leader counts now.
+    #[must_use]
+    pub fn counts_against(&self, vote: &NoConfidence) -> bool {
+        let version = self.stages.first().map(|stage| stage.version).unwrap_or_default();
+        vote.counts(version, self.deposed.get(&vote.leader).copied())
+    }
+
+    /// Ends the limits of members of `stage` that hold until it comes to `version`.
+    fn end_limits(&mut self, stage: StageIndex, version: Epoch) {
+        for place in self.members.values_mut().filter(|place| place.stage == stage) {
+            place.limit = place.limit.filter(|limit| limit.until > version);
+        }
     }
 
     /// The plan of a merge under way or lately closed.
@@ -568,6 +651,7 @@ impl RunState {
         let disputed: Vec<Epoch> = self.checks.disputed(index).collect();
         self.stages.get_mut(index.as_usize())?.settle(closed, remembers, &disputed);
         self.checks.expire(index, epoch.next());
+        self.end_limits(index, epoch.next());
         Some(vec![StateEvent::Skipped(index, epoch)])
     }
 
@@ -675,6 +759,7 @@ impl RunState {
         let disputed: Vec<Epoch> = self.checks.disputed(index).collect();
         self.stages.get_mut(index.as_usize())?.settle(closed, remembers, &disputed);
         self.checks.expire(index, epoch.next());
+        self.end_limits(index, epoch.next());
         Some(vec![StateEvent::Merged(index, epoch, samples, loss)])
     }
 }

@@ -5,8 +5,8 @@
 //! beyond it.
 //!
 //! ```text
-//! score = max(0, Σ samples − penalty × Σ unprocessed)     over the epochs with age ≤ scores.window
-//!       = 0                                               if the check of any of them failed
+//! score = max(0, Σ samples − penalty × Σ unprocessed − Σ held up)     over the epochs with age ≤ scores.window
+//!       = 0                                                           if the check of any of them failed
 //! age   = version of the stage − epoch                    of the newest merge: 1
 //! ```
 //! A sample is counted where its contribution was merged: it went forward and backward there. Where we depart from the primer:
@@ -18,6 +18,7 @@
 //!   until that epoch is out of the window, and then is what was done since.
 //! - **A sample that was dealt and not processed costs** `scores.penalty_unprocessed` samples. IOTA's documents name such a penalty
 //!   and no number; its code takes 3 points for each activation that is missing.
+//! - **A leader that all others deposed** is charged what everybody waited for it ([`no_confidence`](crate::no_confidence)), if it mines.
 //! - **A sample of one stage is worth as much as one of any other**, though stages differ in what a sample costs them: the tail
 //!   computes the loss, the head has no gradient to send back.
 //!
@@ -80,6 +81,8 @@ pub enum Penalty {
     WrongMerge,
     /// It signed two messages under one number.
     Equivocation,
+    /// It claimed to be faster than it may.
+    OverstatedSpeed,
     /// A validator that did its work again came to something else.
     FailedReplay,
 }
@@ -93,6 +96,7 @@ impl Penalty {
             EvictReason::InvalidContribution => Some(Self::InvalidContribution),
             EvictReason::WrongMerge => Some(Self::WrongMerge),
             EvictReason::Equivocation => Some(Self::Equivocation),
+            EvictReason::OverstatedSpeed => Some(Self::OverstatedSpeed),
             EvictReason::FailedReplay => Some(Self::FailedReplay),
         }
     }
@@ -115,7 +119,15 @@ enum Verdict {
 struct Worked {
     samples: u32,
     unprocessed: u32,
+    /// Samples that everybody could have done while it led, and did not lead.
+    #[serde(default, skip_serializing_if = "is_nothing")]
+    held_up: u32,
     verdict: Verdict,
+}
+
+#[expect(clippy::trivially_copy_pass_by_ref, reason = "the signature that serde asks for")]
+const fn is_nothing(samples: &u32) -> bool {
+    *samples == 0
 }
 
 /// Miners of a stage that lost their place for their score while it was at one version.
@@ -169,11 +181,15 @@ impl Scores {
     }
 
     /// The merges of `from` and later epochs of the stage were passed over after the fact. What was done for them counts for
-    /// nothing; what was proved against somebody still does.
+    /// nothing; what was proved against somebody still does, and who was held up by whom.
     pub fn undone(&mut self, stage: StageIndex, from: Epoch) {
         self.miners.retain(|_, epochs| {
             epochs.retain(|&(of, epoch), worked| {
-                of != stage || epoch < from || matches!(worked.verdict, Verdict::Failed(_))
+                if of != stage || epoch < from || matches!(worked.verdict, Verdict::Failed(_)) {
+                    return true;
+                }
+                *worked = Worked { held_up: worked.held_up, ..Worked::default() };
+                worked.held_up > 0
             });
             !epochs.is_empty()
         });
@@ -211,6 +227,14 @@ impl Scores {
     pub fn failed(&mut self, stage: StageIndex, epoch: Epoch, peer: PeerId, why: Penalty) {
         if let Some(worked) = self.record(stage, epoch, peer) {
             worked.verdict = worked.verdict.max(Verdict::Failed(why));
+        }
+    }
+
+    /// `peer` led and did not lead, and was deposed while its stage was in `epoch`, or waited for it: it held so many samples up. No
+    /// later epoch, like that of a failure.
+    pub fn deposed(&mut self, stage: StageIndex, epoch: Epoch, peer: PeerId, samples: u32) {
+        if let Some(worked) = self.record(stage, epoch, peer) {
+            worked.held_up = worked.held_up.saturating_add(samples);
         }
     }
 

@@ -14,6 +14,7 @@ use iota_protocol::join::{Credential, Invite, Role};
 use iota_protocol::log::{LogBytes, MemoryStorage};
 use iota_protocol::merge::evidence::Evidence;
 use iota_protocol::miner::Action;
+use iota_protocol::no_confidence::NoConfidence;
 use iota_protocol::peer::{Peer, Roles};
 use iota_protocol::receipts::{Receipt, Received, decode_receipts, encode_receipts, merkle_root};
 use iota_protocol::run_state::RunState;
@@ -200,13 +201,13 @@ fn record() -> impl Strategy<Value = PeerRecord> {
     let lacks = any::<(u16, u32)>()
         .prop_map(|(stage, epoch)| LackRecord { stage: StageIndex(stage), epoch: Epoch(epoch) });
     let held = (option::of(weights), option::of(mirror), option::of(lacks), vec(peer_id(), 0..3));
-    let held = (held, option::of(credential()));
+    let held = (held, option::of(credential()), option::of(no_confidence()));
     (any::<(u64, u64, bool, bool, bool, u64)>(), text(), text(), held, counts).prop_map(
         |(
             (sequence, incarnation, miner, leaving, validator, log_length),
             multiaddrs,
             data_addresses,
-            ((weights, mirror, lacks, queue), credential),
+            ((weights, mirror, lacks, queue), credential, no_confidence),
             counts,
         )| {
             let (done, assigned, credits, speed_milli, tokens, wire_version_max) = counts;
@@ -229,8 +230,20 @@ fn record() -> impl Strategy<Value = PeerRecord> {
                 mirror,
                 lacks,
                 queue,
+                no_confidence,
                 wire_version_max,
             }
+        },
+    )
+}
+
+fn no_confidence() -> impl Strategy<Value = NoConfidence> {
+    (peer_id(), peer_id(), any::<u32>(), vec(any::<u8>(), 0..70)).prop_map(
+        |(voter, leader, epoch, signature)| NoConfidence {
+            voter,
+            leader,
+            epoch: Epoch(epoch),
+            signature: ByteBuf::from(signature),
         },
     )
 }
@@ -291,6 +304,7 @@ fn evidence() -> impl Strategy<Value = Evidence> {
             let kind = [MessageKind::Merge, MessageKind::Record, MessageKind::Vote][kind];
             Evidence::Equivocation(Equivocation { kind, messages: messages.map(ByteBuf::from) })
         }),
+        any::<Vec<u8>>().prop_map(|record| Evidence::Overstatement(ByteBuf::from(record))),
     ]
 }
 
@@ -302,6 +316,9 @@ fn convicts_nobody(evidence: &Evidence) -> Result<(), TestCaseError> {
     }
     if let Evidence::Equivocation(equivocation) = evidence {
         prop_assert!(state.check_equivocation(peer(5), equivocation).is_err());
+    }
+    if let Evidence::Overstatement(record) = evidence {
+        prop_assert!(state.check_overstatement(peer(5), record).is_err());
     }
     Ok(())
 }
@@ -315,6 +332,7 @@ fn decision() -> impl Strategy<Value = Decision> {
         Just(EvictReason::InvalidContribution),
         Just(EvictReason::WrongMerge),
         Just(EvictReason::Equivocation),
+        Just(EvictReason::OverstatedSpeed),
     ];
     let submission = (peer_id(), hash(), any::<u32>(), option::of(any::<i64>()), option::of(hash()))
         .prop_map(|(peer, manifest, samples, loss_micro, moments_after)| Submission {
@@ -332,6 +350,13 @@ fn decision() -> impl Strategy<Value = Decision> {
             evidence
         }),
         (peer_id(), any::<u16>()).prop_map(|(peer, stage)| Decision::Move { peer, stage: StageIndex(stage) }),
+        (peer_id(), stage(), any::<u32>()).prop_map(|(peer, stage, speed_milli)| Decision::LimitSpeed {
+            peer,
+            stage,
+            speed_milli
+        }),
+        (peer_id(), vec(no_confidence(), 0..4))
+            .prop_map(|(leader, votes)| Decision::Depose { leader, votes }),
         (stage(), epoch(), hash(), vec((peer_id(), any::<u32>()), 0..5))
             .prop_map(|(stage, epoch, base, members)| Decision::OpenEpoch { stage, epoch, base, members }),
         (stage(), epoch(), peer_id()).prop_map(|(stage, epoch, peer)| Decision::Release {

@@ -260,7 +260,7 @@ impl Kind {
     /// sees one sees its own connection, too.
     #[must_use]
     pub const fn is_provable(self) -> bool {
-        !matches!(self, Self::SpeedLiar | Self::Withholding | Self::Flooder | Self::Censor | Self::Usurper)
+        !matches!(self, Self::Withholding | Self::Flooder | Self::Censor | Self::Usurper)
     }
 
     /// Adversaries without which it is right by chance.

@@ -188,6 +188,10 @@ fn decided(event: &StateEvent) -> Change {
     let (stage, epoch, what, details) = match event {
         StateEvent::Admitted(peer, stage) => (Some(stage), None, "admitted", peer.short()),
         StateEvent::Moved(peer, stage) => (Some(stage), None, "moved", peer.short()),
+        StateEvent::Deposed(peer) => (None, None, "deposed", peer.short()),
+        StateEvent::SpeedLimited(peer, speed) => {
+            (None, None, "speed-limited", format!("{} {speed} / 1000 s", peer.short()))
+        }
         StateEvent::Evicted(peer, reason) => (None, None, "evicted", format!("{} {reason}", peer.short())),
         StateEvent::EpochOpened(stage, epoch, members) => {
             (Some(stage), Some(epoch), "opened", format!("{members} members"))

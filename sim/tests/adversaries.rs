@@ -75,6 +75,16 @@ fn an_equivocator_is_evicted_for_what_it_signed_and_nobody_else() {
 }
 
 #[test]
+fn a_speed_liar_is_told_its_speed_and_evicted_for_what_it_says_then() {
+    for (mode, seed) in MODES.into_iter().flat_map(|mode| SEEDS.map(move |seed| (mode, seed))) {
+        let outcome = run(Kind::SpeedLiar, mode, seed);
+        assert_safe(Kind::SpeedLiar, seed, &outcome);
+        assert_eq!(outcome.evicted_adversaries(EvictReason::OverstatedSpeed), 1, "{mode:?} seed {seed}");
+        assert_eq!(outcome.evicted.len(), 1, "{mode:?} seed {seed}: nobody else");
+    }
+}
+
+#[test]
 fn two_candidates_of_five_that_vote_for_two_histories_are_evicted_and_change_nothing_else() {
     for seed in SEEDS {
         let setup = Setup::new(spec(2, 3, TrainingMode::Local), seed, 5, 10);
@@ -103,6 +113,11 @@ fn a_usurper_among_three_candidates_is_not_followed_for_long() {
         let outcome = run(Kind::Usurper, mode, seed);
         assert_safe(Kind::Usurper, seed, &outcome);
         assert!(outcome.evicted.is_empty(), "{mode:?} seed {seed}: nothing is proved");
+        assert_eq!(
+            outcome.deposed.iter().collect::<Vec<_>>(),
+            [&0],
+            "{mode:?} seed {seed}: it pays, and nobody else does"
+        );
     }
 }
 

@@ -244,6 +244,9 @@ fn why(row: &Row, state: &RunState) -> String {
     if row.unprocessed > 0 {
         reasons.push(format!("{} samples left undone", row.unprocessed));
     }
+    if row.held_up > 0 {
+        reasons.push(format!("deposed as leader: {} samples held up", row.held_up));
+    }
     reasons.join("; ")
 }
 
@@ -278,6 +281,7 @@ fn row_json(row: &Row, state: &RunState) -> Value {
         "score_micro": row.score_micro,
         "samples": row.samples,
         "unprocessed": row.unprocessed,
+        "held_up": row.held_up,
         "epochs": row.epochs,
         "validated": row.validated,
         "unproven": row.unproven,

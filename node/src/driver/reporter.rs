@@ -331,6 +331,12 @@ impl Reporter {
                 self.event(NodeEvent::Evicted { peer: member, reason: reason.to_string() });
             }
             StateEvent::Moved(member, stage) => self.placed(peer, member, stage, "moved"),
+            StateEvent::Deposed(leader) => {
+                tracing::info!(peer = %leader.short(), "deposed: it led and left undone what should be decided");
+            }
+            StateEvent::SpeedLimited(member, speed_milli) => {
+                tracing::info!(peer = %member.short(), speed_milli, "speed limited: epochs were longer for believing what members say");
+            }
             StateEvent::EpochOpened(stage, epoch, members) => {
                 tracing::info!(stage = stage.0, epoch = epoch.0, members, "epoch opened");
                 self.metrics.epochs.inc_by(u64::from(own(stage)));

@@ -7,9 +7,10 @@ use iota_model::Device;
 use iota_protocol::limits::GOSSIP_BYTES_MAX;
 use iota_protocol::merge::evidence::{Evidence, Reports};
 use iota_protocol::miner::{Job, JobDone};
+use iota_protocol::overstatement::SpeedLimit;
 use iota_protocol::run_state::Plan;
 use iota_protocol::wire::decode;
-use iota_protocol::wire::message::{Decision, Manifest, Submission};
+use iota_protocol::wire::message::{Decision, Manifest, PeerRecord, Submission};
 use iota_protocol::{Hash, PartitionIndex, PeerId, RunId};
 use iota_worker::Worker;
 
@@ -55,6 +56,12 @@ pub fn check(proof: &Proof) -> Result<Outcome, ProofError> {
             let number = number.map_err(|_| ProofError::Innocent(proof.peer))?;
             Ok(describe(proof.peer, equivocation, number))
         }
+        Decision::Evict { evidence: Some(Evidence::Overstatement(record)), .. } => {
+            let record = conviction.before.check_overstatement(proof.peer, record);
+            let record = record.map_err(|_| ProofError::Innocent(proof.peer))?;
+            let limit = conviction.before.speed_limit(proof.peer).ok_or(ProofError::Innocent(proof.peer))?;
+            Ok(overstated(proof.peer, limit, &record))
+        }
         Decision::Evict { reason, evidence: Some(evidence), .. } => {
             let reports = conviction.before.check_evidence(proof.peer, *reason, evidence);
             let reports = reports.map_err(|_| ProofError::Innocent(proof.peer))?;
@@ -70,6 +77,15 @@ pub fn check(proof: &Proof) -> Result<Outcome, ProofError> {
         Ok(what) => Outcome::Proved(run, what),
         Err(what) => Outcome::NotProved(run, what),
     })
+}
+
+/// What a record shows that keeps to no limit.
+fn overstated(peer: PeerId, limit: SpeedLimit, record: &PeerRecord) -> String {
+    format!(
+        "peer {peer} signed that it does {} thousandths of a sample per second and knows the first {} entries of the log; the last of \
+         the first {} limits it to {}",
+        record.speed_milli, record.log_length, limit.entries, limit.speed_milli
+    )
 }
 
 /// What validators have signed. To replay an epoch takes its tensors, and a device like the miner's.
@@ -111,8 +127,10 @@ impl Case<'_> {
         match evidence {
             Evidence::Digests { partition, .. } => self.weigh_digest(*partition),
             Evidence::Faults { .. } => self.weigh_contribution(),
-            // It is about no plan, and so no case.
-            Evidence::Equivocation(_) => Err("two messages are no evidence of a merge".to_owned()),
+            // They are about no plan, and so no cases.
+            Evidence::Equivocation(_) | Evidence::Overstatement(_) => {
+                Err("what the accused has signed is no evidence of a merge".to_owned())
+            }
         }
     }
 

@@ -71,7 +71,7 @@ async fn inputs(conviction: &Conviction, peer: PeerId, stored: &DiskBlobs) -> Ve
                 manifest.partitions.get(partition.0 as usize).copied().into_iter().collect()
             }
             Evidence::Faults { .. } => manifest.partitions,
-            Evidence::Equivocation(_) => Vec::new(),
+            Evidence::Equivocation(_) | Evidence::Overstatement(_) => Vec::new(),
         };
         for hash in named {
             blobs.extend(stored.get(hash).await.map(|bytes| ByteBuf::from(bytes.to_vec())));
@@ -86,6 +86,6 @@ fn concerned(plan: &Plan, evidence: &Evidence, peer: PeerId) -> Vec<Submission> 
     match evidence {
         Evidence::Digests { .. } => all.collect(),
         Evidence::Faults { .. } => all.filter(|submission| submission.peer == peer).collect(),
-        Evidence::Equivocation(_) => Vec::new(),
+        Evidence::Equivocation(_) | Evidence::Overstatement(_) => Vec::new(),
     }
 }

@@ -9,7 +9,7 @@ use iota_protocol::spec::{Bottleneck, Candidate};
 use iota_protocol::validation::{DismissReason, Fault, Verdict};
 use iota_protocol::wire::message::{
     ContributionFault, DigestReport, Entry, EvictReason, FaultKind, Manifest, MergeMessage, PeerRecord,
-    Submission,
+    Submission, WeightsRecord,
 };
 use iota_protocol::wire::seal;
 use iota_protocol::{Epoch, Identity, LogIndex, PartitionIndex, StageIndex};
@@ -238,6 +238,23 @@ fn an_equivocation_is_proved_by_what_the_accused_signed() {
     swarm.evict(EvictReason::Equivocation, Some(Evidence::Equivocation(equivocation)));
     let accused = peer(ACCUSED);
     let expected = format!("peer {accused} signed two different messages of kind merge under the number 1");
+    assert_eq!(shown(&Proof { blobs: Vec::new(), ..swarm.proof() }), Ok(expected));
+}
+
+#[test]
+fn an_overstated_speed_is_proved_by_the_record_and_the_limit_in_the_log() {
+    let mut swarm = Swarm::planned(|_| ());
+    let accused = peer(ACCUSED);
+    swarm.decide(Decision::LimitSpeed { peer: accused, stage: S, speed_milli: 1500 });
+    let entries = u64::try_from(swarm.log.len()).expect("a short log");
+    let weights = Some(WeightsRecord { stage: S, version: E, hash: Hash::default() });
+    let record = PeerRecord { weights, log_length: entries, speed_milli: 64_000, ..PeerRecord::new(1) };
+    let record = ByteBuf::from(seal(&identity(ACCUSED), swarm.spec.run_id(), &record));
+    swarm.evict(EvictReason::OverstatedSpeed, Some(Evidence::Overstatement(record)));
+    let expected = format!(
+        "peer {accused} signed that it does 64000 thousandths of a sample per second and knows the first {entries} entries of the \
+         log; the last of the first {entries} limits it to 1500"
+    );
     assert_eq!(shown(&Proof { blobs: Vec::new(), ..swarm.proof() }), Ok(expected));
 }
 

@@ -20,8 +20,8 @@ use crate::wire::{RejectReason, Versions, open_in};
 /// Owners who agree against one whose digest differs.
 pub const WITNESSES: usize = 2;
 
-/// The signed messages that a decision rests on: envelopes of [`MergeMessage::Digest`], all of the same plan, or two of the
-/// accused.
+/// The signed messages that a decision rests on: envelopes of [`MergeMessage::Digest`], all of the same plan, or what the
+/// accused has signed.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Evidence {
@@ -40,6 +40,9 @@ pub enum Evidence {
     },
     /// Of [`EvictReason::Equivocation`]: what the accused signed under one number. It is about no plan.
     Equivocation(Equivocation),
+    /// Of [`EvictReason::OverstatedSpeed`]: the envelope of a [record](crate::wire::message::PeerRecord) of the accused that
+    /// is faster than its [limit](crate::overstatement). It is about no plan.
+    Overstatement(ByteBuf),
 }
 
 /// A digest report, and the envelope that its owner signed.
@@ -113,7 +116,7 @@ impl Evidence {
     pub fn open(&self, run: RunId, version: u16) -> Result<Reports, EvidenceError> {
         let envelopes = match self {
             Self::Digests { reports, .. } | Self::Faults { reports } => reports,
-            Self::Equivocation(_) => return Err(EvidenceError::Plan),
+            Self::Equivocation(_) | Self::Overstatement(_) => return Err(EvidenceError::Plan),
         };
         let count = |got| EvidenceError::Count { expected: EVIDENCE_REPORTS_MAX, got };
         if envelopes.is_empty() || envelopes.len() > EVIDENCE_REPORTS_MAX {

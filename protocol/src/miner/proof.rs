@@ -41,7 +41,7 @@ impl Miner {
         let about = |of: &PartitionIndex| match evidence {
             Evidence::Digests { partition, .. } => of == partition,
             Evidence::Faults { .. } => true,
-            Evidence::Equivocation(_) => false,
+            Evidence::Equivocation(_) | Evidence::Overstatement(_) => false,
         };
         owned.map(|(_, index)| PartitionIndex(index)).filter(about).collect()
     }

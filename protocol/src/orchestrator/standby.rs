@@ -6,7 +6,7 @@
 //! to some on purpose, or it hides what speaks against an accomplice.
 //!
 //! **Invariant:** nobody is found at fault for a judgement. What counts is owed by any leader that hears what the stand-by hears: not that
-//! somebody is silent, whom the leader may hear, nor what follows from that alone, nor a move between stages, nor an audit, which each
+//! somebody is silent, whom the leader may hear, nor what follows from that alone, nor a move between stages, nor a limit of a speed, nor an audit, which each
 //! candidate draws for itself.
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -116,6 +116,7 @@ fn subject(decision: &Decision) -> Option<Hash> {
         Decision::Evict { reason: EvictReason::Silent, .. }
         | Decision::Dismiss { reason: DismissReason::Silent, .. }
         | Decision::Move { .. }
+        | Decision::LimitSpeed { .. }
         | Decision::Undo { .. } => return None,
         // Which stage it is to join and how fast it is, candidates may see differently.
         Decision::Admit { peer, .. } => encode(&("admit", peer)),
@@ -125,6 +126,8 @@ fn subject(decision: &Decision) -> Option<Hash> {
         Decision::MergeAbort { stage, epoch, attempt, .. } => encode(&("abort", stage, epoch, attempt)),
         Decision::Evict { peer, reason, .. } => encode(&("evict", peer, reason)),
         Decision::Dismiss { peer, reason, .. } => encode(&("dismiss", peer, reason)),
+        // Who has voted by now depends on the moment.
+        Decision::Depose { leader, .. } => encode(&("depose", leader)),
         Decision::Checkpoint { epoch, .. } => encode(&("checkpoint", epoch)),
         other => encode(other),
     };

@@ -15,7 +15,7 @@ pub(super) fn record() -> PeerRecord {
 }
 
 /// Applies a decision as the next entry of the log.
-pub(super) fn apply(state: &mut RunState, decision: Decision) -> Vec<StateEvent> {
+pub(crate) fn apply(state: &mut RunState, decision: Decision) -> Vec<StateEvent> {
     let entry = Entry { proposer: PeerId([255; 32]), decision };
     state.apply(LogIndex(state.applied()), Hash::default(), Some(&entry))
 }

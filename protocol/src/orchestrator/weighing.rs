@@ -10,7 +10,7 @@
 //! ```
 //! Epochs that are compared follow each other, so that what else makes them longer or shorter, such as miners that come and go,
 //! seldom lies between. Who overstates its speed slows the run down until it is not believed any more; then nobody is, for a
-//! while.
+//! while, or until a liar has contradicted itself and is [gone](super::doubts).
 
 use std::collections::{BTreeMap, VecDeque};
 
@@ -54,6 +54,8 @@ struct Known {
     by_speed: VecDeque<f64>,
     /// Whether speed is believed, but for epochs that test what it is worth.
     believed: bool,
+    /// Whether epochs were longer for believing it when that was tested last.
+    doubted: bool,
     /// Whether the other kind is tried.
     testing: bool,
     /// The first epoch after what is done now.
@@ -70,6 +72,7 @@ impl Default for Known {
             even: VecDeque::new(),
             by_speed: VecDeque::new(),
             believed: false,
+            doubted: false,
             testing: false,
             until: after(Epoch(0), COMPARED),
             kept: KEPT_MIN,
@@ -97,10 +100,15 @@ impl Known {
                 self.compare(next);
             }
         } else if next >= self.until || self.is_slower() {
-            self.testing = true;
-            self.until = after(next, COMPARED);
-            if self.believed { self.even.clear() } else { self.by_speed.clear() }
+            self.test(next);
         }
+    }
+
+    /// From `next` on, the other kind is tried.
+    fn test(&mut self, next: Epoch) {
+        self.testing = true;
+        self.until = after(next, COMPARED);
+        if self.believed { self.even.clear() } else { self.by_speed.clear() }
     }
 
     fn compare(&mut self, next: Epoch) {
@@ -108,7 +116,7 @@ impl Known {
         let believed = self.by_speed.is_empty() || self.least <= shortest(&self.even) * LONGER_MAX;
         let most = if believed { KEPT_BELIEVED_MAX } else { KEPT_EVEN_MAX };
         self.kept = if believed == self.believed { (self.kept * 2).min(most) } else { KEPT_MIN };
-        (self.believed, self.testing) = (believed, false);
+        (self.believed, self.doubted, self.testing) = (believed, !believed, false);
         self.until = Epoch(next.0.saturating_add(self.kept));
     }
 
@@ -150,6 +158,19 @@ impl Weighing {
         while self.ways.len() > WAYS_KEPT {
             self.ways.pop_first();
         }
+    }
+
+    /// Somebody who said too much is gone: whether the others do is tried again.
+    pub(super) fn handle_liar_gone(&mut self, state: &RunState) {
+        if self.known.doubted {
+            let next = state.stage(TIMED).map(|timed| timed.version.next());
+            self.known.test(next.unwrap_or_default());
+        }
+    }
+
+    /// Whether some say that they are faster than they are, and nobody is asked to show that it is not among them.
+    pub(super) const fn is_doubted(&self) -> bool {
+        self.known.doubted && !self.known.testing
     }
 
     /// Whether all members of a stage get the same share of an epoch, whatever they say.
@@ -202,6 +223,24 @@ mod tests {
     fn who_makes_epochs_longer_is_believed_more_and_more_seldom() {
         let dealt = by_speed(|_| 10.0, |_| 24.0);
         assert_eq!(dealt, [2, 3, 36, 37, 102, 103, 168, 169]);
+    }
+
+    #[test]
+    fn claims_are_doubted_after_a_test_that_they_failed_and_not_while_they_are_tested() {
+        let (mut known, mut doubted) = (Known::default(), Vec::new());
+        for epoch in 0..40 {
+            known.took(Epoch(epoch), known.is_even(), if known.is_even() { 10.0 } else { 24.0 });
+            if known.doubted && !known.testing {
+                doubted.push(epoch);
+            }
+        }
+        // Dealt by speed are 2, 3, 36 and 37. What is known after an epoch is used from the next on.
+        let expected: Vec<u32> = (3..35).chain(37..40).collect();
+        assert_eq!(doubted, expected);
+        known.test(Epoch(40));
+        assert!(!known.is_even(), "a liar is gone");
+        (40..42).for_each(|epoch| known.took(Epoch(epoch), false, 8.0));
+        assert!(known.believed && !known.doubted);
     }
 
     #[test]

@@ -70,6 +70,9 @@ impl Book {
         if record.queue.len() > QUEUE_TOLD_MAX {
             return Err(RejectReason::Inconsistent("queue"));
         }
+        if record.no_confidence.as_ref().is_some_and(|vote| vote.voter != peer) {
+            return Err(RejectReason::Inconsistent("vote against a leader"));
+        }
         if record.incarnation > record.sequence {
             return Err(RejectReason::Inconsistent("incarnation"));
         }

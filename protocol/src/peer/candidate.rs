@@ -16,6 +16,7 @@ use crate::log::certificate::{Certified, Electorate};
 use crate::log::snapshot::Snapshots;
 use crate::log::{Certifier, Consensus, DecidedLog, LogBytes, Vote};
 use crate::miner::Outbox;
+use crate::no_confidence::NoConfidence;
 use crate::orchestrator::{Orchestrator, Room};
 use crate::pace::{Smoothed, consensus_tick, election_round};
 use crate::run_state::RunState;
@@ -108,6 +109,8 @@ pub(super) struct Candidate<S: Storage<LogBytes>> {
     pending: VecDeque<usize>,
     /// Whom it has ceased to trust, to be told.
     distrusts: Vec<(PeerId, Distrust)>,
+    /// Its last vote against a leader.
+    no_confidence: Option<NoConfidence>,
     /// Whether it led when it last looked.
     led: bool,
     /// Whether something changed that proposals depend on, other than time.
@@ -135,6 +138,7 @@ impl<S: Storage<LogBytes> + Clone> Candidate<S> {
             published: 0,
             pending: VecDeque::new(),
             distrusts: Vec::new(),
+            no_confidence: None,
             led: false,
             news: true,
             look_due: Instant::ZERO,
@@ -182,6 +186,11 @@ impl<S: Storage<LogBytes> + Clone> Candidate<S> {
     /// Whom this candidate has ceased to trust since the last call, and why.
     pub(super) fn poll_distrusts(&mut self) -> Vec<(PeerId, Distrust)> {
         std::mem::take(&mut self.distrusts)
+    }
+
+    /// Its vote against a leader that is not deposed yet, as long as it counts.
+    pub(super) fn no_confidence(&self, state: &RunState) -> Option<NoConfidence> {
+        self.no_confidence.clone().filter(|vote| state.counts_against(vote))
     }
 
     /// Compares votes whose signatures were checked with others of the same candidates.
@@ -344,6 +353,9 @@ impl<S: Storage<LogBytes> + Clone> Candidate<S> {
                     && self.consensus.distrust(elected)
                 {
                     self.distrusts.push((elected, Distrust::Undone(Box::new(undone))));
+                    let epoch = state.stages().first().map(|stage| stage.version).unwrap_or_default();
+                    let vote = NoConfidence::sign(&self.identity, state.spec().run_id(), elected, epoch);
+                    self.no_confidence = Some(vote);
                 }
             }
             return false;

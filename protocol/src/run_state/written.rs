@@ -7,7 +7,7 @@ use std::sync::Arc;
 use serde::{Deserialize, Serialize};
 
 use super::{Checkpoint, Checks, RunState, Stage};
-use crate::id::PeerId;
+use crate::id::{Epoch, PeerId};
 use crate::limits::SNAPSHOT_BYTES_MAX;
 use crate::scores::{Place, Scores};
 use crate::wire::message::EvictReason;
@@ -24,9 +24,15 @@ struct Written<'a> {
     stages: Cow<'a, [Stage]>,
     checks: Cow<'a, Checks>,
     scores: Cow<'a, Scores>,
+    #[serde(default, skip_serializing_if = "deposes_nobody")]
+    deposed: Cow<'a, BTreeMap<PeerId, Epoch>>,
     checkpoint: Cow<'a, Option<Checkpoint>>,
     snapshot: u64,
     finished: bool,
+}
+
+fn deposes_nobody(deposed: &BTreeMap<PeerId, Epoch>) -> bool {
+    deposed.is_empty()
 }
 
 impl RunState {
@@ -41,6 +47,7 @@ impl RunState {
             stages: Cow::Borrowed(&self.stages),
             checks: Cow::Borrowed(&self.checks),
             scores: Cow::Borrowed(&self.scores),
+            deposed: Cow::Borrowed(&self.deposed),
             checkpoint: Cow::Borrowed(&self.checkpoint),
             snapshot: self.snapshot,
             finished: self.finished,
@@ -65,6 +72,7 @@ impl RunState {
             members: written.members.into_owned(),
             checks: written.checks.into_owned(),
             scores: written.scores.into_owned(),
+            deposed: written.deposed.into_owned(),
             evicted: written.evicted.into_owned(),
             stages: written.stages.into_owned(),
             checkpoint: written.checkpoint.into_owned(),

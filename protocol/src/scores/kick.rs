@@ -19,6 +19,7 @@ use super::table::{in_window, micro};
 use super::{Kicks, Row, Scores};
 use crate::id::{Epoch, PeerId, StageIndex};
 use crate::limits::KICK_SAMPLES_MIN;
+use crate::overstatement::SpeedLimit;
 use crate::spec::{KickPolicy, ScoresSpec};
 
 /// The place of a member.
@@ -29,6 +30,9 @@ pub struct Place {
     pub stage: StageIndex,
     /// The version of that stage when it was admitted or moved there.
     pub since: Epoch,
+    /// How fast it may say it is, if that is limited.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub limit: Option<SpeedLimit>,
 }
 
 impl Scores {
@@ -95,7 +99,7 @@ impl Scores {
             return 0;
         }
         let here = counting().filter(|((stage, epoch), _)| *stage == place.stage && *epoch >= place.since);
-        Row::of(spec, peer, here).score_micro / u64::from(span(spec, version, place.since))
+        Row::of(spec, peer, here).work_micro(spec) / u64::from(span(spec, version, place.since))
     }
 }
 
@@ -122,7 +126,7 @@ mod tests {
     type Member = (PeerId, Place);
 
     const fn place(peer: PeerId, stage: StageIndex, since: u32) -> Member {
-        (peer, Place { stage, since: Epoch(since) })
+        (peer, Place { stage, since: Epoch(since), limit: None })
     }
 
     /// Who goes next, of all stages the first.

@@ -40,6 +40,8 @@ pub struct Row {
     pub samples: u64,
     /// Samples that it was dealt and did not process, of the same epochs.
     pub unprocessed: u64,
+    /// Samples that everybody could have done while it led and did not lead.
+    pub held_up: u64,
     /// What evaluators found of its contributions, if scores are by the loss and one was evaluated.
     pub standing: Option<Standing>,
     /// Its score, in millionths of a sample, or by the loss in millionths of a rating's point.
@@ -63,6 +65,7 @@ impl Row {
     ) -> Self {
         let mut row = Self { peer, ..Self::default() };
         for (&(stage, epoch), worked) in records {
+            row.held_up += u64::from(worked.held_up);
             if let Verdict::Failed(why) = worked.verdict {
                 row.failures.push(Failure { stage, epoch, why });
                 continue;
@@ -71,17 +74,21 @@ impl Row {
                 row.unproven += 1;
                 continue;
             }
-            row.epochs += 1;
+            row.epochs += u32::from(worked.samples > 0 || worked.unprocessed > 0);
             row.validated += u32::from(worked.verdict == Verdict::Validated);
             row.samples += u64::from(worked.samples);
             row.unprocessed += u64::from(worked.unprocessed);
         }
         if row.failures.is_empty() {
-            let earned = row.samples.saturating_mul(MICRO).min(SCORE_MICRO_MAX);
-            let lost = row.unprocessed.saturating_mul(micro(spec.penalty_unprocessed));
-            row.score_micro = earned.saturating_sub(lost);
+            row.score_micro = row.work_micro(spec).saturating_sub(row.held_up.saturating_mul(MICRO));
         }
         row
+    }
+
+    /// What its work is worth, in millionths of a sample, whatever was proved against it and whomever it held up.
+    pub(super) fn work_micro(&self, spec: &ScoresSpec) -> u64 {
+        let earned = self.samples.saturating_mul(MICRO).min(SCORE_MICRO_MAX);
+        earned.saturating_sub(self.unprocessed.saturating_mul(micro(spec.penalty_unprocessed)))
     }
 }
 
@@ -105,8 +112,9 @@ impl Scores {
             Row::of(spec, *peer, counting)
         });
         let rows = rows.map(|row| if spec.by == ScoredBy::Loss { self.by_loss(row) } else { row });
-        let mut rows: Vec<Row> =
-            rows.filter(|row| row.epochs > 0 || row.unproven > 0 || !row.failures.is_empty()).collect();
+        let says =
+            |row: &Row| row.epochs > 0 || row.unproven > 0 || row.held_up > 0 || !row.failures.is_empty();
+        let mut rows: Vec<Row> = rows.filter(says).collect();
         let scores: Vec<u64> = rows.iter().map(|row| row.score_micro).collect();
         for (row, share) in rows.iter_mut().zip(split(&scores, Share::of(spec.burn), Share::of(spec.cap))) {
             row.share = share;
@@ -116,11 +124,15 @@ impl Scores {
 }
 
 impl Scores {
-    /// The same with a score by the loss.
+    /// The same with a score by the loss. Who held others up as a leader has as much of it as it has left of its samples.
     fn by_loss(&self, row: Row) -> Row {
         let standing = self.gauntlet.standing(row.peer).copied();
         let score = standing.map_or(0.0, |standing| standing.score(&Settings::default()));
-        let score_micro = if row.failures.is_empty() { micro(score).min(SCORE_MICRO_MAX) } else { 0 };
+        let left = u128::from(row.samples.saturating_sub(row.held_up));
+        let whole = u128::from(micro(score).min(SCORE_MICRO_MAX));
+        let parts = if row.held_up == 0 { whole } else { whole * left / u128::from(row.samples.max(1)) };
+        let score_micro =
+            if row.failures.is_empty() { u64::try_from(parts).unwrap_or(SCORE_MICRO_MAX) } else { 0 };
         Row { standing, score_micro, ..row }
     }
 }

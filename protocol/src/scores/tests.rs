@@ -48,6 +48,7 @@ fn a_score_is_samples_less_what_unprocessed_ones_cost() {
         failures: Vec::new(),
         samples: 22,
         unprocessed: 4,
+        held_up: 0,
         standing: None,
         score_micro: 20_000_000,
         share: rows[0].share,
@@ -232,6 +233,7 @@ fn a_record_takes_no_more_bytes_than_the_bound_says() {
     let largest = Worked {
         samples: u32::MAX,
         unprocessed: u32::MAX,
+        held_up: u32::MAX,
         verdict: Verdict::Failed(Penalty::InvalidContribution),
     };
     let record = encode(&((StageIndex(u16::MAX), Epoch(u32::MAX)), largest));
@@ -240,12 +242,41 @@ fn a_record_takes_no_more_bytes_than_the_bound_says() {
 }
 
 #[test]
+fn who_held_everybody_up_pays_with_samples_while_that_is_in_the_window() {
+    let mut scores = worked(&[10, 7]);
+    let rows = |scores: &Scores, version| {
+        let rows = scores.table(&spec(), &[Epoch(version), Epoch(0)]);
+        let row = rows.into_iter().find(|row| row.peer == A).expect("it is remembered");
+        (row.epochs, row.samples, row.held_up, row.score_micro)
+    };
+    let without = rows(&scores, 2);
+    scores.deposed(S, Epoch(1), A, 4);
+    let (epochs, samples, _, score_micro) = without;
+    assert_eq!(rows(&scores, 2), (epochs, samples, 4, score_micro - 4_000_000));
+    scores.deposed(S, Epoch(1), A, 100);
+    assert_eq!(rows(&scores, 2), (epochs, samples, 104, 0), "it owes more than it has");
+    scores.undone(S, Epoch(1));
+    assert_eq!(rows(&scores, 1), (1, 10, 104, 0), "the work is undone, the delay is not");
+}
+
+#[test]
+fn a_leader_that_has_not_worked_owes_all_the_same() {
+    let mut scores = Scores::default();
+    scores.deposed(S, Epoch(0), A, 15);
+    scores.merged(&spec(), S, Epoch(1), [Work::of(A, 10, 10)]);
+    scores.merged(&spec(), S, Epoch(2), [Work::of(A, 10, 10)]);
+    let row = scores.table(&spec(), &[Epoch(3), Epoch(0)]).remove(0);
+    assert_eq!((row.epochs, row.held_up, row.score_micro), (2, 15, 5_000_000));
+}
+
+#[test]
 fn penalties_follow_from_evictions_that_prove_something() {
-    use EvictReason::{Equivocation, InvalidContribution, Left, Silent, WrongMerge};
+    use EvictReason::{Equivocation, InvalidContribution, Left, OverstatedSpeed, Silent, WrongMerge};
     assert_eq!([Silent, Left].map(Penalty::of), [None, None]);
     assert_eq!(
-        [InvalidContribution, WrongMerge, Equivocation].map(Penalty::of),
-        [Penalty::InvalidContribution, Penalty::WrongMerge, Penalty::Equivocation].map(Some)
+        [InvalidContribution, WrongMerge, Equivocation, OverstatedSpeed].map(Penalty::of),
+        [Penalty::InvalidContribution, Penalty::WrongMerge, Penalty::Equivocation, Penalty::OverstatedSpeed]
+            .map(Some)
     );
 }
 

@@ -11,6 +11,7 @@ use crate::join::Credential;
 use crate::limits::WIRE_VERSION_FIRST;
 use crate::log::Certificate;
 use crate::merge::evidence::Evidence;
+use crate::no_confidence::NoConfidence;
 use crate::validation::{DismissReason, Verdict};
 
 /// Gossip topics; the driver puts `iota/<run id>/` before the name. Who listens to which is in
@@ -94,7 +95,8 @@ pub struct PeerRecord {
     pub assigned: u32,
     /// Forward activations it can still take.
     pub credits: u16,
-    /// Measured speed: thousandths of a sample per second, while computing.
+    /// Measured speed: thousandths of a sample per second, while computing. No more than its
+    /// [limit](Decision::LimitSpeed), if it has one.
     pub speed_milli: u32,
     /// Tokens it has finished since it started, counted at the head and tail once each.
     pub tokens: u64,
@@ -108,6 +110,9 @@ pub struct PeerRecord {
     /// [`QUEUE_TOLD_MAX`](crate::limits::QUEUE_TOLD_MAX). Left out otherwise.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub queue: Vec<PeerId>,
+    /// As a candidate, that it does not take another for a leader any more. Left out otherwise, and once that one is deposed.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub no_confidence: Option<NoConfidence>,
     /// The newest wire version that its program speaks. Left out where it is the first, so that it can be told from the
     /// start and in every version; any other field that a version adds waits until that version is decided.
     #[serde(default = "first_version", skip_serializing_if = "is_first_version")]
@@ -228,6 +233,7 @@ impl PeerRecord {
             mirror: None,
             lacks: None,
             queue: Vec::new(),
+            no_confidence: None,
             wire_version_max: first_version(),
         }
     }
@@ -507,7 +513,7 @@ pub enum Decision {
         peer: PeerId,
         /// Why.
         reason: EvictReason,
-        /// What that rests on, if it is a merge or two messages under one number: void without. Left out otherwise.
+        /// What that rests on, if it is what was signed: void without. Left out otherwise.
         #[serde(default, skip_serializing_if = "Option::is_none")]
         evidence: Option<Evidence>,
     },
@@ -517,6 +523,16 @@ pub enum Decision {
         peer: PeerId,
         /// Its new stage.
         stage: StageIndex,
+    },
+    /// Epochs were longer for believing what members claim of their speed: this one claims no more than this for
+    /// [`SPEED_LIMIT_EPOCHS`](crate::limits::SPEED_LIMIT_EPOCHS) epochs of its stage. Void unless it is a member of it.
+    LimitSpeed {
+        /// The member.
+        peer: PeerId,
+        /// Its stage.
+        stage: StageIndex,
+        /// Thousandths of a sample per second, 1 or more.
+        speed_milli: u32,
     },
     /// An epoch of a stage begins.
     OpenEpoch {
@@ -630,6 +646,14 @@ pub enum Decision {
     /// before, or of others than those drawn, or the signature is wrong. With the last, or when its merge is too long ago,
     /// those who contributed to it are rated.
     Evaluate(Evaluation),
+    /// A leader left undone what a majority of the candidates would have decided, and pays for it with its
+    /// [score](crate::no_confidence). Void unless a majority says so now, and did not for the last time it was deposed.
+    Depose {
+        /// The leader.
+        leader: PeerId,
+        /// The votes, in the order of the voters.
+        votes: Vec<NoConfidence>,
+    },
     /// The states of all stages at one version are in the mirror. Void unless every stage has reached it, and it is newer
     /// than the last.
     Checkpoint {
@@ -673,6 +697,7 @@ impl Decision {
             Self::Admit { .. }
             | Self::Evict { .. }
             | Self::Move { .. }
+            | Self::LimitSpeed { .. }
             | Self::OpenEpoch { .. }
             | Self::Release { .. }
             | Self::Cutoff { .. }
@@ -686,6 +711,7 @@ impl Decision {
             | Self::Dismiss { .. }
             | Self::Judge(_)
             | Self::Evaluate(_)
+            | Self::Depose { .. }
             | Self::Checkpoint { .. }
             | Self::Snapshot { .. }
             | Self::Upgrade { .. }
@@ -742,6 +768,8 @@ pub enum EvictReason {
     LowScore,
     /// It signed two messages under one number.
     Equivocation,
+    /// It said that it is faster than it may say, knowing that.
+    OverstatedSpeed,
 }
 
 impl EvictReason {
@@ -749,7 +777,11 @@ impl EvictReason {
     #[must_use]
     pub const fn is_proven(self) -> bool {
         match self {
-            Self::InvalidContribution | Self::WrongMerge | Self::FailedReplay | Self::Equivocation => true,
+            Self::InvalidContribution
+            | Self::WrongMerge
+            | Self::FailedReplay
+            | Self::Equivocation
+            | Self::OverstatedSpeed => true,
             Self::Silent | Self::Left | Self::Unproven | Self::LowScore => false,
         }
     }
@@ -766,6 +798,7 @@ impl EvictReason {
             Self::Unproven => "unproven",
             Self::LowScore => "low score",
             Self::Equivocation => "equivocation",
+            Self::OverstatedSpeed => "overstated speed",
         }
     }
 }

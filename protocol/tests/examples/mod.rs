@@ -7,6 +7,7 @@ use iota_protocol::join::{Invite, Puzzle, Role};
 use iota_protocol::log::Vote;
 use iota_protocol::log::certificate::{Certificate, chain_hash, chain_start, vote_bytes};
 use iota_protocol::merge::evidence::Evidence;
+use iota_protocol::no_confidence::NoConfidence;
 use iota_protocol::receipts::{Hop, Receipt, Received, encode_receipts, merkle_root};
 use iota_protocol::samples::sample_set_hash;
 use iota_protocol::scores::{Scores, ScoresExport, Work};
@@ -67,6 +68,7 @@ pub(crate) fn record() -> PeerRecord {
         mirror: None,
         lacks: None,
         queue: Vec::new(),
+        no_confidence: None,
         wire_version_max: 1,
     }
 }
@@ -178,6 +180,8 @@ pub(crate) fn decisions() -> Vec<(&'static str, Decision)> {
         ("evict-faults", accused(5, EvictReason::InvalidContribution, faults())),
         ("evict-equivocation", accused(5, EvictReason::Equivocation, equivocation())),
         ("evict-two-votes", accused(2, EvictReason::Equivocation, two_votes())),
+        ("evict-overstatement", accused(5, EvictReason::OverstatedSpeed, overstatement())),
+        ("limit-speed", Decision::LimitSpeed { peer: peer(5), stage, speed_milli: 1500 }),
         (
             "open-epoch",
             Decision::OpenEpoch {
@@ -227,6 +231,7 @@ pub(crate) fn decisions() -> Vec<(&'static str, Decision)> {
         ),
         ("judge", Decision::Judge(verdict())),
         ("evaluate", Decision::Evaluate(evaluation())),
+        ("depose", Decision::Depose { leader: peer(2), votes: votes_against(2) }),
         ("checkpoint", Decision::Checkpoint { epoch, stages: states.clone(), moments: Vec::new() }),
         ("checkpoint-moments", Decision::Checkpoint { epoch, stages: states, moments: vec![saved] }),
         ("upgrade", Decision::Upgrade { version: 2 }),
@@ -284,6 +289,24 @@ fn two_records() -> Equivocation {
     let record = |done| PeerRecord { done, ..PeerRecord::new(1_700_000_000_000_001) };
     let messages = [0, 64].map(|done| ByteBuf::from(seal(&identity(5), run(), &record(done))));
     Equivocation { kind: MessageKind::Record, messages }
+}
+
+/// Peer 5 has signed that it does 64 samples per second, and that it knows 40 entries of the log.
+pub(crate) fn overstatement() -> Evidence {
+    let (stage, version) = (StageIndex(1), Epoch(2));
+    let weights = Some(WeightsRecord { stage, version, hash: hash("weights") });
+    let fresh = PeerRecord::new(1_700_000_000_000_001);
+    let record = PeerRecord { weights, log_length: 40, speed_milli: 64_000, ..fresh };
+    Evidence::Overstatement(ByteBuf::from(seal(&identity(5), run(), &record)))
+}
+
+/// Both other candidates have voted against one of three.
+fn votes_against(leader: u8) -> Vec<NoConfidence> {
+    let voters = [1, 2, 3].into_iter().filter(|i| *i != leader);
+    let vote = |i| NoConfidence::sign(&identity(i), run(), peer(leader), Epoch(2));
+    let mut votes: Vec<NoConfidence> = voters.map(vote).collect();
+    votes.sort_by_key(|vote| vote.voter);
+    votes
 }
 
 /// Peer 2, candidate 1, has voted for two logs up to entry 7.

@@ -230,7 +230,9 @@ impl Recorder {
                 self.show(at, EventKind::Merge, format!("stage {stage} epoch {epoch}: plan given up"));
             }
             StateEvent::Merged(stage, epoch, samples, _) => self.merged(at, *stage, *epoch, *samples),
-            StateEvent::Skipped(..)
+            StateEvent::Deposed(_)
+            | StateEvent::SpeedLimited(..)
+            | StateEvent::Skipped(..)
             | StateEvent::Undone(..)
             | StateEvent::CutOff(..)
             | StateEvent::Reassigned(..)

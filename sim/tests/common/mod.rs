@@ -29,6 +29,8 @@ pub(crate) struct Outcome {
     pub(crate) evicted: BTreeSet<(usize, &'static str)>,
     /// Evictions of silent peers.
     pub(crate) silenced: BTreeSet<usize>,
+    /// Leaders that were charged for not leading.
+    pub(crate) deposed: BTreeSet<usize>,
     pub(crate) adversaries: Vec<usize>,
 }
 
@@ -52,6 +54,7 @@ impl Outcome {
 struct Agreement {
     weights: BTreeMap<(StageIndex, Epoch), Hash>,
     evicted: Rc<RefCell<Vec<(PeerId, EvictReason)>>>,
+    deposed: Rc<RefCell<Vec<PeerId>>>,
 }
 
 impl Observer for Agreement {
@@ -67,6 +70,10 @@ impl Observer for Agreement {
             }
             Seen::Notice(Notice::State(StateEvent::Evicted(peer, reason))) => {
                 self.evicted.borrow_mut().push((*peer, *reason));
+                Ok(())
+            }
+            Seen::Notice(Notice::State(StateEvent::Deposed(leader))) => {
+                self.deposed.borrow_mut().push(*leader);
                 Ok(())
             }
             _ => Ok(()),
@@ -126,7 +133,7 @@ pub(crate) fn run_with(setup: Setup, kind: Kind, adversaries: &[usize]) -> Outco
     let setup = corrupted(setup, kind, adversaries);
     let (seed, hosts) = (setup.seed, setup.hosts.len());
     let observer = Agreement::default();
-    let evicted = Rc::clone(&observer.evicted);
+    let (evicted, deposed) = (Rc::clone(&observer.evicted), Rc::clone(&observer.deposed));
     let mut world = World::new(setup);
     world.watch(Box::new(observer));
     let ending = world.run(LIMIT);
@@ -140,6 +147,7 @@ pub(crate) fn run_with(setup: Setup, kind: Kind, adversaries: &[usize]) -> Outco
             .filter(|(_, reason)| *reason != EvictReason::Left)
             .map(|(peer, reason)| (index[peer], reason.name()))
             .collect(),
+        deposed: deposed.borrow().iter().map(|leader| index[leader]).collect(),
         silenced: of(true).map(|(peer, _)| index[peer]).collect(),
         adversaries: adversaries.to_vec(),
     }
