@@ -1,17 +1,18 @@
 //! What a leader pays that all others deposed: a cost in throughput, for it held up everybody's.
 //!
-//! A candidate that ceases to take another for a leader, since that one leaves undone what should be decided (ADR 0042), signs so and shows
-//! it in its records. Votes of a majority of the candidates stand in the log as one decision ([`Decision::Depose`]), and whoever folds it
-//! charges the leader what the run does in [`DEPOSED_EPOCHS`] epochs:
+//! A candidate that ceases to take another for a leader, since that one leaves undone what should be decided (ADR 0042), signs so
+//! and shows it in its records. Votes of a majority of the candidates stand in the log as one decision ([`Decision::Depose`]),
+//! and whoever folds it charges the leader what the run does in [`DEPOSED_EPOCHS`] epochs:
 //!
 //! ```text
 //! charge = DEPOSED_EPOCHS × samples of an epoch × stages,   samples, in the epoch of its stage that is under way
 //! ```
-//! That goes off its score ([`scores`](crate::scores)) while that epoch is in the window. Nobody can tell a leader that is deaf on purpose from one
-//! whose connection or disk is broken, so it costs no place, and nobody is barred for it: a leader that cannot lead may step down, by leaving,
-//! before the others lose patience.
+//! That goes off its score ([`scores`](crate::scores)) while that epoch is in the window. Nobody can tell a leader that is deaf
+//! on purpose from one whose connection or disk is broken, so it costs no place, and nobody is barred for it: a leader that
+//! cannot lead may step down, by leaving, before the others lose patience.
 //!
-//! A vote counts for [`NO_CONFIDENCE_EPOCHS`] epochs of the head stage, and not for a deposition before it, so that none is used twice.
+//! A vote counts for [`NO_CONFIDENCE_EPOCHS`] epochs of the head stage, and not for a deposition before it, so that none is used
+//! twice.
 //!
 //! [`Decision::Depose`]: crate::wire::message::Decision::Depose
 

@@ -8,6 +8,7 @@ mod balance;
 mod checkpoints;
 mod deadlines;
 mod departures;
+mod depositions;
 mod doubts;
 mod lapses;
 mod losses;
@@ -46,7 +47,6 @@ use crate::limits::{
 };
 use crate::merge::agreement::{AgreementMatrix, Tally, Verdict as OwnersVerdict};
 use crate::merge::evidence::{Evidence, SignedReport, witnesses};
-use crate::no_confidence::{NoConfidence, is_majority};
 use crate::pace::{Smoothed, leader_patience, proposal_repeat};
 use crate::peer::admission::Occupancy;
 use crate::peer::book::Book;
@@ -326,7 +326,7 @@ impl Orchestrator {
         if self.weighing.is_doubted() {
             wanted.extend(doubts::limits(state, book));
         }
-        wanted.extend(depositions(state, book));
+        wanted.extend(depositions::decisions(state, book));
         let mut occupancy = Occupancy::of(state, book, self.verdicts.enlisting(now, state, repeat));
         self.balance.forget(now, state, repeat);
         wanted.extend(self.balance.admissions(now, state, book, &self.queue.in_order(), &mut occupancy));
@@ -650,26 +650,6 @@ fn convictions(
 ) -> Vec<Decision> {
     let founded = accused.into_iter().filter(|(_, evidence)| evidence.is_some());
     founded.map(|(peer, evidence)| Decision::Evict { peer, reason, evidence }).collect()
-}
-
-/// Leaders against whom a majority of the candidates has voted.
-fn depositions(state: &RunState, book: &Book) -> Vec<Decision> {
-    let candidates = &state.spec().orchestrator.candidates;
-    let voters = candidates.iter().map(|candidate| candidate.peer);
-    let votes = voters.filter_map(|voter| book.record(voter)?.no_confidence.as_ref());
-    let counts = |vote: &&NoConfidence| state.counts_against(vote) && vote.verifies(state.spec().run_id());
-    let mut by_leader: BTreeMap<PeerId, Vec<NoConfidence>> = BTreeMap::new();
-    for vote in votes.filter(counts) {
-        by_leader.entry(vote.leader).or_default().push(vote.clone());
-    }
-    let by_leader = by_leader.into_iter().map(|(leader, mut votes)| {
-        votes.sort_by_key(|vote| vote.voter);
-        (leader, votes)
-    });
-    by_leader
-        .filter(|(leader, votes)| is_majority(state.spec(), *leader, votes))
-        .map(|(leader, votes)| Decision::Depose { leader, votes })
-        .collect()
 }
 
 /// The replicas of `stage` that say they hold its newest weights.

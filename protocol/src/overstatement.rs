@@ -1,17 +1,19 @@
 //! What a miner may say of its speed once epochs were longer for believing it.
 //!
-//! Samples are dealt by what members say of their speed, and how long a pass takes shows on their own machines only. What all candidates
-//! see is whether epochs are longer for believing it. Then somebody says too much, and members that claim more than the median of their stage are
-//! told so in the log ([`Decision::LimitSpeed`]): they say no more than that for [`SPEED_LIMIT_EPOCHS`] epochs of their stage.
+//! Samples are dealt by what members say of their speed, and how long a pass takes shows on their own machines only. What all
+//! candidates see is whether epochs are longer for believing it. Then somebody says too much, and members that claim more than
+//! the median of their stage are told so in the log ([`Decision::LimitSpeed`]): they say no more than that for
+//! [`SPEED_LIMIT_EPOCHS`] epochs of their stage.
 //!
 //! ```text
 //!  miner ── "1000 / s" ──▶ dealt half of the stage's samples ──▶ epochs get longer ──▶ limit-speed: 3 / s, entry 41
 //!        ── "3 / s, I know 42 entries" ──▶ dealt as many as others
 //!        ── "1000 / s, I know 42 entries" ──▶ contradicts itself: evicted, and this record is the evidence
 //! ```
-//! A limit proves nothing: whoever is faster than others may get one, and comply. Who signs that it knows the limit and
-//! that it is faster than it, in one record, has broken a rule. **Invariant:** no record of a peer that keeps to its limit is an overstatement,
-//! whenever the record was made and the limit decided, since a record counts only if it says that its log has the limit's entry.
+//! A limit proves nothing: whoever is faster than others may get one, and comply. Who signs that it knows the limit and that it
+//! is faster than it, in one record, has broken a rule. **Invariant:** no record of a peer that keeps to its limit is an
+//! overstatement, whenever the record was made and the limit decided, since a record counts only if it says that its log has the
+//! limit's entry.
 //!
 //! [`Decision::LimitSpeed`]: crate::wire::message::Decision::LimitSpeed
 

@@ -77,7 +77,10 @@ fn an_equivocator_is_evicted_for_what_it_signed_and_nobody_else() {
 #[test]
 fn a_speed_liar_is_told_its_speed_and_evicted_for_what_it_says_then() {
     for (mode, seed) in MODES.into_iter().flat_map(|mode| SEEDS.map(move |seed| (mode, seed))) {
-        let outcome = run(Kind::SpeedLiar, mode, seed);
+        // The third epoch and the fourth are the first that are dealt by speed.
+        let mut spec = spec(2, 3, mode);
+        spec.training.epochs = 8;
+        let outcome = run_with(Setup::new(spec, seed, CANDIDATES, 10), Kind::SpeedLiar, &[9]);
         assert_safe(Kind::SpeedLiar, seed, &outcome);
         assert_eq!(outcome.evicted_adversaries(EvictReason::OverstatedSpeed), 1, "{mode:?} seed {seed}");
         assert_eq!(outcome.evicted.len(), 1, "{mode:?} seed {seed}: nobody else");

@@ -6,8 +6,8 @@
 //! to some on purpose, or it hides what speaks against an accomplice.
 //!
 //! **Invariant:** nobody is found at fault for a judgement. What counts is owed by any leader that hears what the stand-by hears: not that
-//! somebody is silent, whom the leader may hear, nor what follows from that alone, nor a move between stages, nor a limit of a speed, nor an audit, which each
-//! candidate draws for itself.
+//! somebody is silent, whom the leader may hear, nor what follows from that alone, nor a move between stages, nor a limit of a speed,
+//! nor an audit, which each candidate draws for itself.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;

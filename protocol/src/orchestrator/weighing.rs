@@ -168,7 +168,7 @@ impl Weighing {
         }
     }
 
-    /// Whether some say that they are faster than they are, and nobody is asked to show that it is not among them.
+    /// Whether claims of speed have failed their last test, and none is under way.
     pub(super) const fn is_doubted(&self) -> bool {
         self.known.doubted && !self.known.testing
     }
