@@ -943,7 +943,7 @@ impl<S: Storage<LogBytes> + Clone> Peer<S> {
         }
     }
 
-    /// How fast it says it is: as it has measured, and no faster than it was seen to be.
+    /// How fast it says it is: as it has measured, within its limit.
     fn speed_milli(&self) -> u32 {
         let limit = self.state.speed_limit(self.me).map_or(u32::MAX, |limit| limit.speed_milli);
         self.miner.as_ref().map_or(0, Miner::speed_milli).min(limit)
