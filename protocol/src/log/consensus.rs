@@ -13,6 +13,7 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
+use omnipaxos::ballot_leader_election::Ballot;
 use omnipaxos::messages::Message;
 use omnipaxos::messages::ballot_leader_election::{BLEMessage, HeartbeatMsg};
 use omnipaxos::messages::sequence_paxos::{Compaction, PaxosMessage, PaxosMsg};
@@ -43,6 +44,8 @@ pub struct Consensus<S: Storage<LogBytes>> {
     kind: Kind<S>,
     /// Candidates that this one does not take for leaders, the last it ceased to trust last.
     distrusted: Vec<PeerId>,
+    /// The ballots of those that other candidates are content to be led by.
+    content: BTreeMap<PeerId, Ballot>,
     /// Entries handed out through [`poll_decided`](Self::poll_decided).
     handed_out: usize,
     next_tick: Instant,
@@ -105,15 +108,20 @@ fn fitting(mut message: Message<LogBytes>, decided: usize, trimmed: usize) -> Op
 }
 
 /// What of a message of a candidate is handled that is not to lead: its heartbeats are those of one that has the lowest ballot and is not
-/// content with any leader, and nobody prepares for it.
-fn followed(mut message: Message<LogBytes>) -> Option<Message<LogBytes>> {
+/// content with any leader, and a ballot of its that not enough others are content with is not prepared for.
+fn followed(
+    mut message: Message<LogBytes>,
+    is_followed: impl Fn(Ballot) -> bool,
+) -> Option<Message<LogBytes>> {
     match &mut message {
         Message::BLE(BLEMessage { msg: HeartbeatMsg::Reply(reply), .. }) => {
             reply.ballot.n = 0;
             reply.happy = false;
             Some(message)
         }
-        Message::SequencePaxos(PaxosMessage { msg: PaxosMsg::Prepare(_), .. }) => None,
+        Message::SequencePaxos(PaxosMessage { msg: PaxosMsg::Prepare(prepare), .. }) => {
+            is_followed(prepare.n).then_some(message)
+        }
         _ => Some(message),
     }
 }
@@ -177,8 +185,9 @@ impl<S: Storage<LogBytes> + Clone> Consensus<S> {
             },
         };
         let kind = Kind::new(&config, storage.clone())?;
-        let (distrusted, handed_out, next_tick) = (Vec::new(), 0, Instant::ZERO);
-        Ok(Self { candidates, me, config, storage, kind, distrusted, handed_out, next_tick })
+        let (distrusted, content) = (Vec::new(), BTreeMap::new());
+        let (handed_out, next_tick) = (0, Instant::ZERO);
+        Ok(Self { candidates, me, config, storage, kind, distrusted, content, handed_out, next_tick })
     }
 
     /// Who leads, as this candidate sees it, once the leader has finished its prepare phase.
@@ -209,7 +218,8 @@ impl<S: Storage<LogBytes> + Clone> Consensus<S> {
     }
 
     /// Ceases to take `peer` for a leader. Once all candidates that are heard do, one of them takes over: the library asks that nobody
-    /// who is heard is content with a leader. Until then nothing changes, and `peer` can follow and vote as before.
+    /// who is heard is content with a leader. Until then nothing changes: `peer` can follow and vote as before, and is followed, by a new
+    /// ballot too, as long as enough others are content with it to make a majority with it.
     ///
     /// Fewer than half of the candidates are distrusted at a time; one more takes the place of the first.
     ///
@@ -273,7 +283,17 @@ impl<S: Storage<LogBytes> + Clone> Consensus<S> {
         if ballots(&message).any(|n| n.saturating_sub(paxos.get_promise().n) > BALLOT_JUMP_MAX) {
             return Err(RejectReason::Inconsistent("consensus ballot"));
         }
-        let message = if self.distrusted.contains(&from) { followed(message) } else { Some(message) };
+        if let Message::BLE(BLEMessage { msg: HeartbeatMsg::Reply(reply), .. }) = &message {
+            self.content.remove(&from);
+            self.content.extend(reply.happy.then_some((from, reply.leader)));
+        }
+        let is_followed = |ballot: Ballot| {
+            let trusted = self.content.iter().filter(|(peer, _)| !self.distrusted.contains(peer));
+            let content = trusted.filter(|(_, leader)| **leader == ballot).count();
+            content + 1 > self.candidates.len() / 2
+        };
+        let distrusted = self.distrusted.contains(&from);
+        let message = if distrusted { followed(message, is_followed) } else { Some(message) };
         let fits = |message| fitting(message, paxos.get_decided_idx(), paxos.get_compacted_idx());
         if let Some(message) = message.and_then(fits) {
             paxos.handle_incoming(message);
@@ -416,7 +436,6 @@ impl<S: Storage<LogBytes> + Clone> Consensus<S> {
 
 #[cfg(test)]
 mod tests {
-    use omnipaxos::ballot_leader_election::Ballot;
     use omnipaxos::messages::ballot_leader_election::HeartbeatReply;
     use omnipaxos::messages::sequence_paxos::Prepare;
 
@@ -579,6 +598,27 @@ mod tests {
         assert_ne!(second, first);
         cluster.members[second].propose(b"a".to_vec());
         assert!(cluster.run_until(100, |c| c.logs.iter().all(|log| log.len() == 1)), "all follow the other");
+    }
+
+    #[test]
+    fn who_distrusts_a_leader_that_others_follow_catches_up_with_it_after_an_absence() {
+        let (mut cluster, first) = after_distrust(1);
+        let peer = cluster.peers[first];
+        let absent =
+            (0..3).find(|&i| cluster.members[i].distrusted.contains(&peer)).expect("one distrusts it");
+        cluster.dead[absent] = true;
+        cluster.members[first].propose(b"a".to_vec());
+        let others = |c: &Cluster| (0..3).filter(|&i| i != absent).all(|i| c.logs[i].len() == 1);
+        assert!(cluster.run_until(100, others), "a majority is there");
+        cluster.dead[absent] = false;
+        for other in (0..3).filter(|&i| i != absent) {
+            let (one, two) = (cluster.peers[absent], cluster.peers[other]);
+            cluster.members[absent].handle_reconnected(two);
+            cluster.members[other].handle_reconnected(one);
+        }
+        assert!(cluster.run_until(200, |c| c.logs.iter().all(|log| log.len() == 1)), "it is not left behind");
+        assert_eq!(cluster.leader(), Some(first), "one of two is content with it");
+        assert_eq!(cluster.members[absent].distrusted, [peer]);
     }
 
     #[test]
