@@ -23,7 +23,6 @@ use serde_bytes::ByteBuf;
 use crate::id::{PeerId, RunId};
 use crate::limits::{
     EQUIVOCATION_BYTES_MAX, EQUIVOCATIONS_MAX, WATCHED_BYTES_MAX, WATCHED_MESSAGES_MAX, WATCHED_VOTES_MAX,
-    WIRE_VERSION_FIRST,
 };
 use crate::log::Vote;
 use crate::log::certificate::VOTE_KIND;
@@ -127,7 +126,7 @@ impl Equivocation {
         version: u16,
         accused: PeerId,
     ) -> Result<u64, EquivocationError> {
-        let versions = Versions::new(WIRE_VERSION_FIRST, version.max(WIRE_VERSION_FIRST));
+        let versions = Versions::up_to(version);
         let open = |index: usize, envelope: &ByteBuf| {
             let opened = open_in::<T>(versions, run, envelope);
             let (sender, _, message) = opened.map_err(|reason| EquivocationError::Message(index, reason))?;

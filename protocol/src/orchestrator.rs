@@ -727,10 +727,8 @@ fn weigh(
     book: &Book,
     even: bool,
 ) -> Vec<(PeerId, u32)> {
-    let speed = |peer: &PeerId| {
-        let limit = state.speed_limit(*peer).map_or(u32::MAX, |limit| limit.speed_milli);
-        Some(book.speed(*peer, stage)?.newest().min(f64::from(limit)))
-    };
+    let speed =
+        |peer: &PeerId| Some(book.speed(*peer, stage)?.newest().min(f64::from(state.speed_max(*peer))));
     let speeds: Option<Vec<f64>> = peers.iter().map(speed).collect();
     let speeds = speeds.filter(|_| !even).unwrap_or_else(|| vec![1.0; peers.len()]);
     let fastest = speeds.iter().copied().fold(f64::MIN_POSITIVE, f64::max);

@@ -21,7 +21,7 @@ use serde::{Deserialize, Serialize};
 use serde_bytes::ByteBuf;
 
 use crate::id::{Epoch, PeerId, RunId, StageIndex};
-use crate::limits::{SPEED_LIMIT_EPOCHS, WIRE_VERSION_FIRST};
+use crate::limits::SPEED_LIMIT_EPOCHS;
 use crate::wire::message::PeerRecord;
 use crate::wire::{RejectReason, Versions, open_in};
 
@@ -105,7 +105,7 @@ pub(crate) fn open_record(
     accused: PeerId,
     record: &ByteBuf,
 ) -> Result<PeerRecord, OverstatementError> {
-    let versions = Versions::new(WIRE_VERSION_FIRST, version.max(WIRE_VERSION_FIRST));
+    let versions = Versions::up_to(version);
     let (sender, _, record) =
         open_in::<PeerRecord>(versions, run, record).map_err(OverstatementError::Record)?;
     if sender == accused { Ok(record) } else { Err(OverstatementError::Sender(sender)) }

@@ -945,8 +945,7 @@ impl<S: Storage<LogBytes> + Clone> Peer<S> {
 
     /// How fast it says it is: as it has measured, within its limit.
     fn speed_milli(&self) -> u32 {
-        let limit = self.state.speed_limit(self.me).map_or(u32::MAX, |limit| limit.speed_milli);
-        self.miner.as_ref().map_or(0, Miner::speed_milli).min(limit)
+        self.miner.as_ref().map_or(0, Miner::speed_milli).min(self.state.speed_max(self.me))
     }
 
     fn publish_record(&mut self, now: Instant) {

@@ -227,6 +227,12 @@ impl RunState {
         &self.scores
     }
 
+    /// The version of the head stage.
+    #[must_use]
+    pub fn head_version(&self) -> Epoch {
+        self.stages.first().map(|stage| stage.version).unwrap_or_default()
+    }
+
     /// The version of each stage, head first.
     #[must_use]
     pub fn versions(&self) -> Vec<Epoch> {
@@ -498,6 +504,12 @@ impl RunState {
         self.members.get(&peer)?.limit
     }
 
+    /// The most that `peer` may say of its speed, in thousandths of a sample per second.
+    #[must_use]
+    pub fn speed_max(&self, peer: PeerId) -> u32 {
+        self.speed_limit(peer).map_or(u32::MAX, |limit| limit.speed_milli)
+    }
+
     fn limit_speed(
         &mut self,
         index: LogIndex,
@@ -513,14 +525,13 @@ impl RunState {
 
     /// Charges a leader that a majority of the candidates has deposed.
     fn depose(&mut self, leader: PeerId, votes: &[NoConfidence]) -> Option<Vec<StateEvent>> {
-        let version = self.stages.first()?.version;
         let run = self.spec.run_id();
         let hold = is_majority(&self.spec, leader, votes)
             && votes.iter().all(|vote| self.counts_against(vote) && vote.verifies(run));
         if !hold || self.spec.candidate_index(leader).is_none() {
             return None;
         }
-        self.deposed.insert(leader, version);
+        self.deposed.insert(leader, self.head_version());
         let index = self.stage_of(leader).unwrap_or_default();
         let stage = self.stage(index)?;
         let epoch = stage.training().map_or(stage.version, |training| training.epoch);
@@ -531,8 +542,7 @@ impl RunState {
     /// Whether a vote against a leader counts now.
     #[must_use]
     pub fn counts_against(&self, vote: &NoConfidence) -> bool {
-        let version = self.stages.first().map(|stage| stage.version).unwrap_or_default();
-        vote.counts(version, self.deposed.get(&vote.leader).copied())
+        vote.counts(self.head_version(), self.deposed.get(&vote.leader).copied())
     }
 
     /// Ends the limits of members of `stage` that hold until it comes to `version`.

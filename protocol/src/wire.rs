@@ -8,6 +8,7 @@ pub mod envelope;
 pub mod frame;
 pub mod gossip;
 pub mod message;
+mod reason;
 pub mod version;
 
 use serde::Serialize;

@@ -12,7 +12,7 @@ use serde_bytes::ByteBuf;
 
 use crate::equivocation::Equivocation;
 use crate::id::{Epoch, Hash, PartitionIndex, PeerId, RunId, StageIndex};
-use crate::limits::{DIGEST_FAULTS_MAX, DIGEST_PARTITIONS_MAX, EVIDENCE_REPORTS_MAX, WIRE_VERSION_FIRST};
+use crate::limits::{DIGEST_FAULTS_MAX, DIGEST_PARTITIONS_MAX, EVIDENCE_REPORTS_MAX};
 use crate::run_state::Plan;
 use crate::wire::message::{ContributionFault, DigestReport, EvictReason, FaultKind, MergeMessage};
 use crate::wire::{RejectReason, Versions, open_in};
@@ -122,7 +122,7 @@ impl Evidence {
         if envelopes.is_empty() || envelopes.len() > EVIDENCE_REPORTS_MAX {
             return Err(count(envelopes.len()));
         }
-        let versions = Versions::new(WIRE_VERSION_FIRST, version.max(WIRE_VERSION_FIRST));
+        let versions = Versions::up_to(version);
         let mut by = BTreeMap::new();
         for (index, envelope) in envelopes.iter().enumerate() {
             let (owner, _, message) = open_in::<MergeMessage>(versions, run, envelope)
@@ -245,6 +245,7 @@ impl Reports {
 mod tests {
     use super::*;
     use crate::id::Identity;
+    use crate::limits::WIRE_VERSION_FIRST;
     use crate::wire::message::Submission;
     use crate::wire::{open, seal, seal_in};
 

@@ -353,9 +353,8 @@ impl<S: Storage<LogBytes> + Clone> Candidate<S> {
                     && self.consensus.distrust(elected)
                 {
                     self.distrusts.push((elected, Distrust::Undone(Box::new(undone))));
-                    let epoch = state.stages().first().map(|stage| stage.version).unwrap_or_default();
-                    let vote = NoConfidence::sign(&self.identity, state.spec().run_id(), elected, epoch);
-                    self.no_confidence = Some(vote);
+                    let (run, epoch) = (state.spec().run_id(), state.head_version());
+                    self.no_confidence = Some(NoConfidence::sign(&self.identity, run, elected, epoch));
                 }
             }
             return false;

@@ -4,6 +4,7 @@ use serde::{Deserialize, Serialize};
 use serde_bytes::ByteBuf;
 
 use super::Payload;
+pub use super::reason::EvictReason;
 use crate::equivocation::Equivocation;
 use crate::gauntlet::evaluation::Evaluation;
 use crate::id::{Epoch, Hash, LogIndex, PartitionIndex, PeerId, StageIndex};
@@ -647,7 +648,7 @@ pub enum Decision {
     /// those who contributed to it are rated.
     Evaluate(Evaluation),
     /// A leader left undone what a majority of the candidates would have decided, and pays for it with its
-    /// [score](crate::no_confidence). Void unless a majority says so now, and did not for the last time it was deposed.
+    /// [score](crate::no_confidence). Void unless a majority has voted so since it was deposed last.
     Depose {
         /// The leader.
         leader: PeerId,
@@ -745,67 +746,6 @@ impl Submission {
     pub const fn of(manifest: &Manifest, hash: Hash) -> Self {
         let Manifest { peer, samples, loss_micro, moments_after, .. } = *manifest;
         Self { peer, manifest: hash, samples, loss_micro, moments_after }
-    }
-}
-
-/// Why a miner lost its place.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "kebab-case")]
-pub enum EvictReason {
-    /// No record for `timing.eviction`, or longer.
-    Silent,
-    /// It left: its record no longer asks for a miner's place.
-    Left,
-    /// Its contribution's bytes are there and no valid partition.
-    InvalidContribution,
-    /// Its merged partition differs from what two others computed from the same inputs.
-    WrongMerge,
-    /// Validators replayed its epoch, and it is not what the miner committed to.
-    FailedReplay,
-    /// Nobody could get what replays of its epochs need, several times in a row.
-    Unproven,
-    /// It does too little of its stage's work, by the run's `scores.kick`.
-    LowScore,
-    /// It signed two messages under one number.
-    Equivocation,
-    /// It said that it is faster than it may say, knowing that.
-    OverstatedSpeed,
-}
-
-impl EvictReason {
-    /// Whether it was proven to have cheated, or to compute wrongly, and gets no place again.
-    #[must_use]
-    pub const fn is_proven(self) -> bool {
-        match self {
-            Self::InvalidContribution
-            | Self::WrongMerge
-            | Self::FailedReplay
-            | Self::Equivocation
-            | Self::OverstatedSpeed => true,
-            Self::Silent | Self::Left | Self::Unproven | Self::LowScore => false,
-        }
-    }
-
-    /// Its name, for people.
-    #[must_use]
-    pub const fn name(self) -> &'static str {
-        match self {
-            Self::Silent => "silent",
-            Self::Left => "left",
-            Self::InvalidContribution => "invalid contribution",
-            Self::WrongMerge => "wrong merge",
-            Self::FailedReplay => "failed replay",
-            Self::Unproven => "unproven",
-            Self::LowScore => "low score",
-            Self::Equivocation => "equivocation",
-            Self::OverstatedSpeed => "overstated speed",
-        }
-    }
-}
-
-impl std::fmt::Display for EvictReason {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.write_str(self.name())
     }
 }
 

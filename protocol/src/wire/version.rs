@@ -46,6 +46,12 @@ impl Versions {
         Self { oldest, newest }
     }
 
+    /// All that something may be written in that was signed in a run which uses `version`.
+    #[must_use]
+    pub fn up_to(version: u16) -> Self {
+        Self::new(WIRE_VERSION_FIRST, version.max(WIRE_VERSION_FIRST))
+    }
+
     /// The newest, which records announce.
     #[must_use]
     pub const fn newest(self) -> u16 {
