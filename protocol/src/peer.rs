@@ -30,7 +30,6 @@ use crate::log::snapshot::Snapshots;
 use crate::log::{DecidedLog, LogBytes, Snapshot};
 use crate::merge::evidence::SignedReport;
 use crate::miner::{Action, Context, JobDone, Miner, Notice, Outbox};
-use crate::orchestrator::verdicts::is_awaited;
 use crate::run_state::RunState;
 use crate::spec::RunSpec;
 use crate::time::Instant;
@@ -541,7 +540,7 @@ impl<S: Storage<LogBytes> + Clone> Peer<S> {
         if !self.state.validators().contains(&verdict.validator) {
             return Err(RejectReason::NotEntitled);
         }
-        if !is_awaited(&self.state, verdict) {
+        if !self.state.takes(verdict) {
             return Err(RejectReason::Stale);
         }
         if let Some(candidate) = &mut self.candidate {

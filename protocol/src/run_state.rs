@@ -595,6 +595,9 @@ impl RunState {
             self.evicted.pop_first();
         }
         self.evicted.insert(peer, reason);
+        if reason.is_proven() {
+            self.checks.close(peer);
+        }
     }
 
     fn open(
@@ -763,7 +766,8 @@ impl RunState {
             plan.submitters.iter().map(|s| s.loss_micro).try_fold(0_i64, |sum, loss| sum.checked_add(loss?));
         let loss = loss_micro.map(|sum| merge::mean_nats(sum, samples));
         let closed = Closed { training, plan, partitions: partitions.to_vec() };
-        self.checks.draw(&self.spec.validation, index, &closed);
+        let convicted = |peer| self.evicted.get(&peer).is_some_and(|reason| reason.is_proven());
+        self.checks.draw(&self.spec.validation, index, &closed, convicted);
         self.scores.merged(&self.spec.scores, index, epoch, worked(&closed));
         self.have_evaluated(&closed);
         let disputed: Vec<Epoch> = self.checks.disputed(index).collect();

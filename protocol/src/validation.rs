@@ -20,6 +20,8 @@
 //! could be the network's fault: what nobody can fetch is unproven. Unproven work counts for nothing, all work of its miner is checked until some passes, and who
 //! proves nothing several times in a row loses its place, but may ask for one again.
 
+use std::collections::BTreeSet;
+
 use serde::{Deserialize, Serialize};
 use serde_bytes::ByteBuf;
 
@@ -39,6 +41,9 @@ const ASKED_QUORUMS: usize = 3;
 
 /// Tensors of an epoch that are compared as numbers, on average, beside the first that differ.
 pub const TENSORS_DRAWN: usize = 8;
+
+/// Validators that read the receipts of a stage's epoch.
+pub const READERS: usize = 2;
 
 /// What a validator found.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
@@ -78,6 +83,14 @@ pub enum Fault {
     Moments,
     /// What a neighbour was sent of this sample, under the miner's signature, is not what the miner commits to.
     Sent(SampleId),
+}
+
+impl Fault {
+    /// Whether receipts show it, without a replay.
+    #[must_use]
+    pub const fn is_read(&self) -> bool {
+        matches!(self, Self::Receipts | Self::Sent(_))
+    }
 }
 
 impl std::fmt::Display for Fault {
@@ -233,8 +246,30 @@ pub struct Conclusion {
 }
 
 impl Challenge {
-    /// The check of this submission, if it is drawn or its miner is `suspect`: `seed` is the chain hash after the plan that
-    /// froze it.
+    /// The check of this submission, of which nobody is asked yet; none if nobody could be. `seed` is the chain hash after the plan
+    /// that froze it.
+    #[must_use]
+    pub fn of(
+        seed: Hash,
+        subject: Subject,
+        base: Hash,
+        validators: impl Iterator<Item = PeerId>,
+    ) -> Option<Self> {
+        let key = |what: &[u8]| drawn_key(what, seed, subject.peer);
+        let mut validators: Vec<PeerId> = validators.filter(|validator| *validator != subject.peer).collect();
+        shuffle(&mut validators, key(b"iota/v1/validators\0"));
+        let seed = key(b"iota/v1/tensors\0");
+        (!validators.is_empty()).then_some(Self {
+            subject,
+            base,
+            seed,
+            asked: 0,
+            validators,
+            found: Vec::new(),
+        })
+    }
+
+    /// The same, if it is drawn or its miner is `suspect`. One validator is asked.
     #[must_use]
     pub fn draw(
         spec: &ValidationSpec,
@@ -244,27 +279,31 @@ impl Challenge {
         validators: impl Iterator<Item = PeerId>,
         suspect: bool,
     ) -> Option<Self> {
-        let key = |what: &[u8]| drawn_key(what, seed, subject.peer);
-        if !suspect && !is_drawn(key(b"iota/v1/challenge\0"), spec.replay_share) {
-            return None;
-        }
-        let mut validators: Vec<PeerId> = validators.filter(|validator| *validator != subject.peer).collect();
-        shuffle(&mut validators, key(b"iota/v1/validators\0"));
-        let seed = key(b"iota/v1/tensors\0");
-        (!validators.is_empty()).then_some(Self {
-            subject,
-            base,
-            seed,
-            asked: 1,
-            validators,
-            found: Vec::new(),
-        })
+        let drawn =
+            suspect || is_drawn(drawn_key(b"iota/v1/challenge\0", seed, subject.peer), spec.replay_share);
+        let challenge = Self::of(seed, subject, base, validators).filter(|_| drawn)?;
+        Some(Self { asked: 1, ..challenge })
     }
 
     /// Those who are asked and have not answered.
     pub fn awaited(&self) -> impl Iterator<Item = PeerId> + '_ {
         let asked = self.validators.iter().take(self.asked).copied();
         asked.filter(|validator| !self.found.iter().any(|(answered, _)| answered == validator))
+    }
+
+    /// Has a validator among those who are asked, before others, if it is one of this check's.
+    pub fn hear(&mut self, validator: PeerId) {
+        let at = self.validators.iter().position(|drawn| *drawn == validator);
+        if let Some(at) = at.filter(|at| *at >= self.asked) {
+            self.validators[..=at].rotate_right(1);
+            self.asked += 1;
+        }
+    }
+
+    /// Whether somebody has found that the miner sent something else than it commits to.
+    #[must_use]
+    pub fn is_found_sent(&self) -> bool {
+        self.found.iter().any(|(_, finding)| matches!(finding, Finding::Differs(Fault::Sent(_))))
     }
 
     /// Whether somebody has found a fault.
@@ -362,6 +401,15 @@ impl Challenge {
         let outcome = found.filter(|_| failed).map_or(Outcome::Passed, Outcome::Failed);
         Conclusion { outcome, wrong }
     }
+}
+
+/// The validators drawn to read what the miners of a stage committed to in an epoch, [`READERS`] of these: `seed` is the chain hash
+/// after the plan that froze it. If the validators change meanwhile, most often the same are.
+pub fn readers(seed: Hash, validators: impl Iterator<Item = PeerId>) -> impl Iterator<Item = PeerId> {
+    // Rendezvous hashing (Thaler and Ravishankar 1998).
+    let ranked = validators.map(|validator| (drawn_key(b"iota/v1/readers\0", seed, validator), validator));
+    let ranked: BTreeSet<_> = ranked.collect();
+    ranked.into_iter().take(READERS).map(|(_, validator)| validator)
 }
 
 /// Whether a tensor that a miner sent, one of so many, is compared as numbers though others before it were: as many as

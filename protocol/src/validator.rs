@@ -15,7 +15,7 @@
 //!
 //! [`check`] has the way of one check and `evaluate` that of one evaluation, either of which is a `task`, and `base` how both come by weights;
 //! `claims` what is compared before the replay, `replay` the engine's part, `neighbours` what comes after it.
-//! Beside checks it reads losses, for [`losses`] to say whom they name.
+//! Beside checks it reads receipts: for `reader` to say whose are wrong, and for [`losses`] to say whom losses name.
 
 mod base;
 pub mod check;
@@ -24,6 +24,7 @@ mod evaluate;
 mod fetches;
 pub mod losses;
 mod neighbours;
+mod reader;
 mod reading;
 mod replay;
 mod task;
@@ -36,7 +37,8 @@ use std::time::Duration;
 use check::Check;
 use evaluate::{AllSaid, Commits, Evaluate, WHOLE};
 use losses::Losses;
-use task::{Of, Progress, Task, is_asked, kept_for};
+use reader::Reader;
+use task::{Of, Progress, Task, kept_for};
 
 use crate::gauntlet::evaluation::{Evaluation, Said};
 use crate::id::{Epoch, PeerId, StageIndex};
@@ -56,6 +58,7 @@ pub struct Validator {
     task: Option<Task>,
     commits: Commits,
     losses: Losses,
+    reader: Reader,
     /// Verdicts that are not decided yet.
     given: BTreeMap<Subject, Verdict>,
     /// Evaluations that are not decided yet.
@@ -82,6 +85,7 @@ impl Validator {
             task: None,
             commits: Commits::default(),
             losses: Losses::default(),
+            reader: Reader::default(),
             given: BTreeMap::new(),
             evaluated: BTreeMap::new(),
             engine: None,
@@ -107,10 +111,11 @@ impl Validator {
         }
     }
 
-    /// Whether it needs what is kept under this name: for what it works on, or since it reads losses there.
+    /// Whether it needs what is kept under this name: for what it works on, or since it reads receipts there.
     #[must_use]
     pub fn needs(&self, kept: Kept) -> bool {
-        self.works_on().is_some_and(|of| kept_for(of).contains(&kept)) || self.losses.keeps() == Some(kept)
+        self.works_on().is_some_and(|of| kept_for(of).contains(&kept))
+            || [self.losses.keeps(), self.reader.keeps()].contains(&Some(kept))
     }
 
     /// Takes the end of a fetch.
@@ -120,6 +125,7 @@ impl Validator {
         } else {
             self.task.iter_mut().for_each(|task| task.fetched(id, bytes));
             self.losses.fetched(id, bytes);
+            self.reader.fetched(id, bytes);
         }
         self.pump(cx);
     }
@@ -153,7 +159,7 @@ impl Validator {
 
     /// Does everything that the state, the time and finished work allow.
     pub fn pump(&mut self, cx: &mut Context<'_>) {
-        self.given.retain(|subject, _| is_asked(cx, self.me, subject));
+        self.given.retain(|_, verdict| cx.state.takes(verdict));
         self.evaluated.retain(|_, evaluation| cx.state.awaits(evaluation));
         if let Some(task) = self.task.take_if(|task| !task.is_open(cx, self.me)) {
             self.end(cx, &task);
@@ -188,7 +194,9 @@ impl Validator {
         }
         let (named, read) = self.losses.pump(cx);
         named.into_iter().for_each(|suspicion| cx.out.notice(Notice::Suspected(suspicion)));
-        read.into_iter().for_each(|kept| self.release(cx, kept));
+        let (faults, also_read) = self.reader.pump(cx, self.me, &self.spec);
+        faults.into_iter().for_each(|(subject, fault)| self.give(cx, subject, Finding::Differs(fault)));
+        read.into_iter().chain(also_read).for_each(|kept| self.release(cx, kept));
         self.announce(cx);
     }
 
@@ -238,10 +246,18 @@ impl Validator {
         let Some(task) = self.task.take() else { return };
         self.end(cx, &task);
         let Task::Check(check) = task else { return };
-        let verdict = cx.out.sign_verdict(check.subject, finding);
-        self.given.insert(check.subject, verdict);
+        self.give(cx, check.subject, finding);
+    }
+
+    /// Gives a verdict, if the log takes one.
+    fn give(&mut self, cx: &mut Context<'_>, subject: Subject, finding: Finding) {
+        let verdict = cx.out.sign_verdict(subject, finding);
+        if !cx.state.takes(&verdict) {
+            return;
+        }
+        self.given.insert(subject, verdict);
         (self.announce_due, self.announce_pause) = (cx.now, Duration::ZERO);
-        cx.out.notice(Notice::Checked(check.subject, finding));
+        cx.out.notice(Notice::Checked(subject, finding));
     }
 
     fn said(&mut self, cx: &mut Context<'_>, said: AllSaid) {

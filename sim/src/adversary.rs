@@ -219,9 +219,9 @@ kinds! {
         |_| Box::new(fabricator::Fabricator);
     Withholding "withholding" "Takes activations and never sends anything on." |_| Box::new(withholding::Withholding);
     Flooder "flooder" "Publishes a stream of valid messages and garbage." |_| Box::new(flooder::Flooder::default());
-    FalseAccuser "false-accuser" "As a validator, says that honest work differs." |_| Box::new(false_accuser::FalseAccuser);
+    FalseAccuser "false-accuser" "As a validator, says that honest work differs." |_| Box::<false_accuser::FalseAccuser>::default();
     ColludingAccusers "colluding-accusers" "As a validator, accuses the same miners as its accomplices."
-        |_| Box::new(colluding_accusers::ColludingAccusers);
+        |_| Box::<colluding_accusers::ColludingAccusers>::default();
     LazyApprover "lazy-approver" "As a validator, approves all work without a replay."
         |_| Box::<lazy_approver::LazyApprover>::default();
     FalseEvaluator "false-evaluator" "As a validator, says that contributions do harm that do good."

@@ -26,15 +26,8 @@ pub(super) struct Verdicts {
     trained_since: Option<Instant>,
 }
 
-/// Whether the log waits for this verdict.
-pub(crate) fn is_awaited(state: &RunState, verdict: &Verdict) -> bool {
-    let mut challenges = state.challenges().iter();
-    let challenge = challenges.find(|challenge| challenge.subject == verdict.subject);
-    challenge.is_some_and(|challenge| challenge.awaited().any(|awaited| awaited == verdict.validator))
-}
-
 impl Verdicts {
-    /// Takes a verdict whose signature was checked, and that the log [waits](is_awaited) for.
+    /// Takes a verdict whose signature was checked, and that the log [takes](RunState::takes).
     pub(super) fn handle(&mut self, verdict: Verdict) {
         self.heard.insert((verdict.subject, verdict.validator), verdict);
     }
@@ -46,7 +39,7 @@ impl Verdicts {
 
     /// Forgets what is decided or came too late.
     pub(super) fn observe(&mut self, now: Instant, state: &RunState) {
-        self.heard.retain(|_, verdict| is_awaited(state, verdict));
+        self.heard.retain(|_, verdict| state.takes(verdict));
         self.evaluations.retain(|_, evaluation| state.awaits(evaluation));
         if is_trained(state) {
             self.trained_since.get_or_insert(now);

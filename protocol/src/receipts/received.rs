@@ -26,6 +26,16 @@ pub struct Hop {
 }
 
 impl Hop {
+    /// The stage that sends; none if there is none on that side.
+    #[must_use]
+    pub fn sender(&self) -> Option<StageIndex> {
+        let sender = match self.direction {
+            Direction::Forward => self.stage.0.checked_sub(1),
+            Direction::Backward => self.stage.0.checked_add(1),
+        };
+        sender.map(StageIndex)
+    }
+
     /// The bytes that the sender of `hash` signs, in every version of the wire format:
     /// `"iota/v1/push\0" ‖ run id ‖ CBOR [direction, stage, epoch, sample, nonce, hash]`.
     #[must_use]

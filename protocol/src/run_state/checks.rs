@@ -13,7 +13,7 @@ use crate::limits::{
 };
 use crate::scores::Penalty;
 use crate::spec::ValidationSpec;
-use crate::validation::{Challenge, DismissReason, Outcome, Subject, Verdict};
+use crate::validation::{Challenge, DismissReason, Finding, Outcome, Subject, Verdict, readers};
 use crate::wire::message::EvictReason;
 
 use super::Closed;
@@ -64,17 +64,35 @@ impl Checks {
         disputed.map(|challenge| challenge.subject.epoch)
     }
 
-    /// Draws which submissions of a merge that closed are checked.
-    pub(super) fn draw(&mut self, spec: &ValidationSpec, stage: StageIndex, closed: &Closed) {
+    /// Draws which submissions of a merge that closed are checked, of those whose miners are not `convicted`.
+    pub(super) fn draw(
+        &mut self,
+        spec: &ValidationSpec,
+        stage: StageIndex,
+        closed: &Closed,
+        convicted: impl Fn(PeerId) -> bool,
+    ) {
         let (epoch, base, seed) = (closed.training.epoch, closed.training.base, closed.plan.seed);
         for submission in &closed.plan.submitters {
             let subject = Subject::of(stage, epoch, submission);
+            if convicted(subject.peer) || self.open.iter().any(|open| open.subject == subject) {
+                continue;
+            }
             let validators = self.validators.iter().copied();
             let suspect = self.suspects.contains_key(&subject.peer);
             self.open.extend(Challenge::draw(spec, seed, subject, base, validators, suspect));
         }
+        self.bound();
+    }
+
+    fn bound(&mut self) {
         let excess = self.open.len().saturating_sub(CHALLENGES_MAX);
         self.open.drain(..excess);
+    }
+
+    /// Forgets what would be found of a miner that has lost its place for good: it is punished, and validators have others to look at.
+    pub(super) fn close(&mut self, peer: PeerId) {
+        self.open.retain(|challenge| challenge.subject.peer != peer);
     }
 
     /// Forgets what cannot be checked any more when `stage` has come to `version`: what it was made from is gone, or it was
@@ -158,14 +176,65 @@ impl RunState {
         self.checks.dismiss(peer, reason).then(|| vec![StateEvent::Dismissed(peer, reason)])
     }
 
+    /// Whether the log takes this verdict, its signature aside: its validator is asked for it, or has read what is at fault.
+    #[must_use]
+    pub fn takes(&self, verdict: &Verdict) -> bool {
+        let open = self.checks.open.iter().find(|challenge| challenge.subject == verdict.subject);
+        let asked =
+            open.is_some_and(|challenge| challenge.awaited().any(|awaited| awaited == verdict.validator));
+        asked || self.is_accusation(verdict, open)
+    }
+
+    /// Whether `validator` is one of those drawn to read what the miners of `stage` committed to in `epoch`, and a plan has frozen
+    /// that.
+    #[must_use]
+    pub fn reads(&self, validator: PeerId, stage: StageIndex, epoch: Epoch) -> bool {
+        let plan = self.stage(stage).and_then(|stage| stage.merge(epoch));
+        plan.is_some_and(|(_, plan)| {
+            readers(plan.seed, self.checks.validators.iter().copied()).any(|reader| reader == validator)
+        })
+    }
+
+    /// Whether this is the verdict of a reader whom nobody asked, on a submission that can be checked still.
+    fn is_accusation(&self, verdict: &Verdict, open: Option<&Challenge>) -> bool {
+        let Verdict { validator, subject, finding: Finding::Differs(fault), .. } = verdict else {
+            return false;
+        };
+        let Subject { stage, epoch, peer, .. } = *subject;
+        let plan = self.stage(stage).and_then(|stage| stage.merge(epoch));
+        let mut submitted = plan.iter().flat_map(|(_, plan)| &plan.submitters);
+        fault.is_read()
+            && self.reads(*validator, stage, epoch)
+            && self.keeps(stage, epoch)
+            && submitted.any(|submission| Subject::of(stage, epoch, submission) == *subject)
+            && *validator != peer
+            && !self.eviction(peer).is_some_and(|reason| reason.is_proven())
+            && !open.is_some_and(|open| open.found.iter().any(|(found, _)| found == validator))
+    }
+
+    /// The check of this subject: an open one, or a new one of what a plan has frozen. Where it is among the open ones.
+    fn challenge(&mut self, subject: &Subject) -> Option<usize> {
+        let open = |checks: &Checks| checks.open.iter().position(|challenge| challenge.subject == *subject);
+        if let Some(at) = open(&self.checks) {
+            return Some(at);
+        }
+        let (training, plan) = self.stage(subject.stage)?.merge(subject.epoch)?;
+        let validators = self.checks.validators.iter().copied();
+        let challenge = Challenge::of(plan.seed, *subject, training.base, validators)?;
+        self.checks.open.push(challenge);
+        self.checks.bound();
+        open(&self.checks)
+    }
+
     /// Takes a verdict, and draws the conclusion if it is the last that was missing. `chain` is the chain hash after it.
     pub(super) fn judge(&mut self, run: RunId, chain: Hash, verdict: &Verdict) -> Option<Vec<StateEvent>> {
         let Verdict { validator, subject, finding, .. } = verdict;
-        let at = self.checks.open.iter().position(|challenge| challenge.subject == *subject)?;
-        let challenge = self.checks.open.get_mut(at)?;
-        if !challenge.awaited().any(|awaited| awaited == *validator) || !verdict.verifies(run) {
+        if !self.takes(verdict) || !verdict.verifies(run) {
             return None;
         }
+        let at = self.challenge(subject)?;
+        let challenge = self.checks.open.get_mut(at)?;
+        challenge.hear(*validator);
         challenge.take(*validator, *finding);
         let mut events = vec![StateEvent::Judged(*subject, *validator, *finding)];
         let Some(conclusion) = challenge.conclude(&self.spec.validation, chain) else {

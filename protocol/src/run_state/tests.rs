@@ -512,7 +512,7 @@ mod checks {
         spec.validation.replay_share = 0.0;
         let closed = fold.0.stages()[0].closed_epoch(Epoch(0)).expect("the merge").clone();
         fold.0.checks.open.clear();
-        fold.0.checks.draw(&spec.validation, S, &closed);
+        fold.0.checks.draw(&spec.validation, S, &closed, |_| false);
         let subjects: Vec<PeerId> =
             fold.0.challenges().iter().map(|challenge| challenge.subject.peer).collect();
         assert_eq!(subjects, [A], "whoever proved nothing is checked, whatever is drawn");
@@ -529,7 +529,7 @@ mod checks {
             judged(&mut fold, Finding::Unavailable);
             let spec = fold.0.spec().clone();
             fold.0.checks.open.clear();
-            fold.0.checks.draw(&spec.validation, S, &closed);
+            fold.0.checks.draw(&spec.validation, S, &closed, |_| false);
         }
         assert_eq!(fold.0.eviction(A), Some(EvictReason::Unproven));
         assert_eq!(fold.apply(Decision::Admit { peer: A, stage: S }), [StateEvent::Admitted(A, S)]);

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use super::base::{Base, Search, holders, load};
-use super::claims::{goes_on, read_manifest, read_receipts, was_received};
+use super::claims::{goes_on, read_manifest, read_receipts};
 use super::fetches::{Fetches, Wanted};
 use super::neighbours::Neighbours;
 use super::replay::{Next, Replay};
@@ -27,7 +27,8 @@ enum Step {
     Preparing(Box<Replay>, Option<StateOffer>),
     Replaying(Box<Replay>),
     Theirs(Box<Replay>, Fetches),
-    Neighbours(Box<Neighbours>),
+    /// With the replay that is still to come, if it is.
+    Neighbours(Box<Neighbours>, Option<Box<Replay>>),
     Over(Finding),
 }
 
@@ -37,6 +38,8 @@ pub(super) struct Check {
     pub(super) subject: Subject,
     base: Base,
     seed: Hash,
+    /// Whether the neighbours are read before the replay: somebody has found there what the miner sent, which takes no engine.
+    sent_first: bool,
     spec: Arc<RunSpec>,
     step: Step,
 }
@@ -46,7 +49,8 @@ impl Check {
         let Challenge { subject, base, seed, .. } = *challenge;
         let base = Base { stage: subject.stage, epoch: subject.epoch, hash: base };
         let manifest = Wanted::read(subject.manifest, vec![subject.peer], GOSSIP_BYTES_MAX);
-        Self { subject, base, seed, spec: Arc::clone(spec), step: Step::Manifest(Fetches::of([manifest])) }
+        let step = Step::Manifest(Fetches::of([manifest]));
+        Self { subject, base, seed, sent_first: challenge.is_found_sent(), spec: Arc::clone(spec), step }
     }
 
     /// The fetches that have not ended.
@@ -56,7 +60,7 @@ impl Check {
             | Step::Receipts(_, fetches)
             | Step::Inputs(_, _, fetches)
             | Step::Theirs(_, fetches) => (Some(fetches), None),
-            Step::Neighbours(neighbours) => (None, Some(neighbours)),
+            Step::Neighbours(neighbours, _) => (None, Some(neighbours)),
             Step::Asking(..) | Step::Preparing(..) | Step::Replaying(_) | Step::Over(_) => (None, None),
         };
         let fetches = fetches.into_iter().flat_map(|fetches| fetches.in_flight.keys().copied());
@@ -69,7 +73,7 @@ impl Check {
             | Step::Receipts(_, fetches)
             | Step::Inputs(_, _, fetches)
             | Step::Theirs(_, fetches) => fetches.ended(id, bytes),
-            Step::Neighbours(neighbours) => neighbours.fetched(id, bytes),
+            Step::Neighbours(neighbours, _) => neighbours.fetched(id, bytes),
             Step::Asking(..) | Step::Preparing(..) | Step::Replaying(_) | Step::Over(_) => {}
         }
     }
@@ -181,14 +185,17 @@ impl Check {
                         (Step::Theirs(replay, Fetches::of(wanted)), None)
                     }
                     Next::Found(Finding::Matches) => {
-                        (Step::Neighbours(Box::new(replay.neighbours(subject, cx.now))), None)
+                        (Step::Neighbours(Box::new(replay.neighbours(subject, cx.now)), None), None)
                     }
                     Next::Found(finding) => (Step::Over(finding), None),
                 }
             }
-            Step::Neighbours(mut neighbours) => match neighbours.pump(cx) {
-                None => (Step::Neighbours(neighbours), Some(Progress::Waits)),
-                Some(finding) => (Step::Over(finding), None),
+            Step::Neighbours(mut neighbours, replay) => match (neighbours.pump(cx), replay) {
+                (None, replay) => (Step::Neighbours(neighbours, replay), Some(Progress::Waits)),
+                (Some(Finding::Matches | Finding::Unavailable), Some(replay)) => {
+                    (self.replay(cx, replay), None)
+                }
+                (Some(finding), _) => (Step::Over(finding), None),
             },
             Step::Theirs(replay, mut fetches) => {
                 fetches.start(cx, subject.stage, subject.epoch);
@@ -216,20 +223,22 @@ impl Check {
         let Some(bytes) = bytes else { return Step::Over(Finding::Unavailable) };
         let wrong = Step::Over(Finding::Differs(Fault::Receipts));
         let Some(receipts) = read_receipts(&manifest, bytes) else { return wrong };
-        let Subject { stage, epoch, .. } = self.subject;
-        let mut received = receipts.iter().flat_map(|receipt| receipt.received(stage, epoch));
-        let (run, state) = (cx.out.run(), cx.state);
-        let invented = received.any(|(hop, received)| !was_received(run, state, &hop, received));
-        drop(received);
-        if invented {
-            return wrong;
+        match Replay::of(cx, &self.spec, &self.subject, *manifest, receipts, self.seed) {
+            None => wrong,
+            Some(replay) if self.sent_first => {
+                let neighbours = Box::new(replay.neighbours(self.subject, cx.now));
+                Step::Neighbours(neighbours, Some(Box::new(replay)))
+            }
+            Some(replay) => self.replay(cx, Box::new(replay)),
         }
-        match Replay::new(&self.spec, *manifest, receipts, self.seed) {
-            Err(_) => wrong,
-            // More passes open at once than a miner may hold: they need not fit this engine's memory.
-            Ok(replay) if !replay.is_bounded() => wrong,
-            Ok(replay) if epoch == Epoch(0) => self.inputs(cx, Box::new(replay), None),
-            Ok(replay) => Step::Asking(Box::new(replay), Search::default()),
+    }
+
+    /// Goes for what the replay needs.
+    fn replay(&self, cx: &Context<'_>, replay: Box<Replay>) -> Step {
+        if self.subject.epoch == Epoch(0) {
+            self.inputs(cx, replay, None)
+        } else {
+            Step::Asking(replay, Search::default())
         }
     }
 
@@ -246,7 +255,7 @@ impl Check {
     pub(super) fn deadline(&self) -> Option<Instant> {
         match &self.step {
             Step::Asking(_, search) => search.deadline(),
-            Step::Neighbours(neighbours) => neighbours.deadline(),
+            Step::Neighbours(neighbours, _) => neighbours.deadline(),
             _ => None,
         }
     }

@@ -1,6 +1,6 @@
 //! What a manifest and its receipts claim, beside what the log and the neighbours' signatures say.
 
-use crate::id::{Epoch, Hash, RunId, StageIndex};
+use crate::id::{Epoch, Hash, RunId};
 use crate::limits::GOSSIP_BYTES_MAX;
 use crate::moments;
 use crate::receipts::{Hop, Receipt, Received, decode_receipts, merkle_root};
@@ -8,7 +8,6 @@ use crate::run_state::RunState;
 use crate::samples::sample_set_hash;
 use crate::validation::Subject;
 use crate::wire::decode;
-use crate::wire::frame::Direction;
 use crate::wire::message::Manifest;
 
 /// What was committed to, if these bytes are the manifest of `subject`, whose epoch started from `base`.
@@ -54,11 +53,7 @@ pub(super) fn goes_on(state: &RunState, manifest: &Manifest) -> bool {
 
 /// Whether a tensor was sent over this hop by whom its receipt names, who was on the path of the sample.
 pub(super) fn was_received(run: RunId, state: &RunState, hop: &Hop, received: &Received) -> bool {
-    let sender = match hop.direction {
-        Direction::Forward => hop.stage.0.checked_sub(1),
-        Direction::Backward => hop.stage.0.checked_add(1),
-    };
-    let training = sender.and_then(|stage| state.stage(StageIndex(stage))?.epoch(hop.epoch));
+    let training = hop.sender().and_then(|stage| state.stage(stage)?.epoch(hop.epoch));
     // An epoch that had to begin again may have had other members before, who are not remembered; one that is forgotten, too.
     let known = training.filter(|training| training.attempt == 0);
     known.is_none_or(|training| training.deal.may_have_handled(hop.sample, received.from))
@@ -70,10 +65,11 @@ mod tests {
     use std::sync::Arc;
 
     use super::*;
-    use crate::id::{Identity, LogIndex, PeerId, SampleId};
+    use crate::id::{Identity, LogIndex, PeerId, SampleId, StageIndex};
     use crate::run_state::{Closed, Plan, Training};
     use crate::samples::Deal;
     use crate::spec::RunSpec;
+    use crate::wire::frame::Direction;
     use crate::wire::message::{SavedMoments, Submission};
 
     const STAGE: StageIndex = StageIndex(1);

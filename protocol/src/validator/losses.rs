@@ -177,8 +177,9 @@ impl EpochReading {
             match self.receipts.next(cx, self.stage, self.epoch) {
                 Read::Waits => return false,
                 Read::Over => return true,
-                Read::Receipts(_, receipts) => {
-                    self.read.extend(receipts.into_iter().flatten().filter_map(|receipt| {
+                Read::Missing | Read::Wrong(_) => {}
+                Read::Receipts(.., receipts) => {
+                    self.read.extend(receipts.into_iter().filter_map(|receipt| {
                         let nats = receipt.loss_micro? as f64 / 1e6;
                         Some(((receipt.gradient_step, receipt.sample), nats))
                     }));

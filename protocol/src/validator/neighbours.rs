@@ -1,4 +1,4 @@
-//! What a miner sent, as its neighbours' receipts tell: the last part of a check.
+//! What a miner sent, as its neighbours' receipts tell: the last part of a check, and the first where somebody has found that.
 //!
 //! A replay shows that a miner computed what it commits to. Its neighbours show, under its own signature, what it sent. If that
 //! is something else, it has signed both.
@@ -6,23 +6,86 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use super::reading::{Read, Reading};
-use crate::id::{Hash, PeerId, RunId, SampleId, StageIndex};
+use crate::id::{Epoch, Hash, PeerId, RunId, SampleId, StageIndex};
 use crate::limits::TRANSFER_DEADLINE;
 use crate::miner::Context;
-use crate::receipts::{Receipt, Received};
-use crate::run_state::RunState;
+use crate::receipts::{Hop, Receipt, Received};
+use crate::run_state::{RunState, Training};
 use crate::time::Instant;
-use crate::validation::{Fault, Finding, Subject};
+use crate::validation::{Challenge, Fault, Finding, Subject};
 use crate::wire::frame::Direction;
 use crate::wire::message::Manifest;
 
-/// The neighbours of a miner whose work was replayed.
+/// What a miner commits to have sent in an epoch, and what of that others contradict.
 #[derive(Debug)]
-pub(super) struct Neighbours {
+pub(super) struct Sent {
     subject: Subject,
     nonce: u64,
-    /// What it commits to have sent.
-    sent: BTreeMap<(Direction, SampleId), Hash>,
+    tensors: BTreeMap<(Direction, SampleId), Hash>,
+    /// A sample of which it sent something else.
+    differs: Option<SampleId>,
+    /// Whether it sent something else in another try at the epoch.
+    before: bool,
+}
+
+impl Sent {
+    /// What `subject` says in these.
+    pub(super) fn of(subject: Subject, manifest: &Manifest, receipts: &[Receipt]) -> Self {
+        let sent = receipts
+            .iter()
+            .flat_map(|receipt| receipt.sent().map(|(direction, hash)| ((direction, receipt.sample), hash)));
+        Self { subject, nonce: manifest.nonce, tensors: sent.collect(), differs: None, before: false }
+    }
+
+    /// Puts beside it what another received over `hop`.
+    pub(super) fn compare(&mut self, run: RunId, hop: &Hop, received: &Received) {
+        let Received { from, hash, nonce, .. } = received;
+        let of = (*from, hop.sender(), hop.epoch);
+        if of != (self.subject.peer, Some(self.subject.stage), self.subject.epoch) {
+            return;
+        }
+        let other = self.tensors.get(&(hop.direction, hop.sample)).is_some_and(|sent| sent != hash);
+        // A claim that the miner has not signed is the other's fault.
+        if other && received.verifies(run, hop) {
+            if *nonce == self.nonce {
+                self.differs.get_or_insert(hop.sample);
+            } else {
+                self.before = true;
+            }
+        }
+    }
+
+    /// Who says so.
+    pub(super) const fn subject(&self) -> Subject {
+        self.subject
+    }
+
+    /// The fault that was found, if one was.
+    pub(super) fn fault(&self) -> Option<Fault> {
+        self.differs.map(Fault::Sent)
+    }
+}
+
+/// The stages beside one.
+pub(super) fn beside(stage: StageIndex) -> impl Iterator<Item = StageIndex> {
+    [stage.0.checked_sub(1), stage.0.checked_add(1)].into_iter().flatten().map(StageIndex)
+}
+
+/// What the miners of a stage committed to in an epoch, each with the weights that it started from; nothing if there is no
+/// plan that froze it.
+pub(super) fn committed(
+    state: &RunState,
+    stage: StageIndex,
+    epoch: Epoch,
+) -> Option<impl Iterator<Item = (Subject, Hash)> + '_> {
+    let (Training { base, .. }, plan) = state.stage(stage)?.merge(epoch)?;
+    Some(plan.submitters.iter().map(move |submission| (Subject::of(stage, epoch, submission), *base)))
+}
+
+/// The neighbours of a miner.
+#[derive(Debug)]
+pub(super) struct Neighbours {
+    sent: Sent,
     /// Who sent it something.
     peers: BTreeSet<PeerId>,
     /// Until when the plans that freeze their receipts are waited for.
@@ -30,30 +93,19 @@ pub(super) struct Neighbours {
     reading: Option<Reading>,
     /// Whether some could not be read.
     unread: bool,
-    /// A sample of which it sent something else.
-    differs: Option<SampleId>,
-    /// Whether it sent something else in another try at the epoch.
-    before: bool,
 }
 
 impl Neighbours {
     /// The neighbours of `subject`, which committed to these.
     pub(super) fn new(subject: Subject, now: Instant, manifest: &Manifest, receipts: &[Receipt]) -> Self {
-        let sent = receipts
-            .iter()
-            .flat_map(|receipt| receipt.sent().map(|(direction, hash)| ((direction, receipt.sample), hash)));
         let received = receipts.iter().flat_map(|receipt| receipt.received(subject.stage, subject.epoch));
         let peers = received.map(|(_, received)| received.from).collect();
         Self {
-            subject,
-            nonce: manifest.nonce,
-            sent: sent.collect(),
+            sent: Sent::of(subject, manifest, receipts),
             peers,
             until: now + TRANSFER_DEADLINE,
             reading: None,
             unread: false,
-            differs: None,
-            before: false,
         }
     }
 
@@ -79,13 +131,18 @@ impl Neighbours {
             None => self.begin(cx)?,
         };
         loop {
-            match reading.next(cx, self.subject.stage, self.subject.epoch) {
+            let Subject { stage, epoch, .. } = self.sent.subject;
+            match reading.next(cx, stage, epoch) {
                 Read::Waits => {
                     self.reading = Some(reading);
                     return None;
                 }
-                Read::Receipts(of, Some(receipts)) => self.compare(cx.out.run(), &of, &receipts),
-                Read::Receipts(_, None) => self.unread = true,
+                Read::Receipts(of, _, receipts) => {
+                    let run = cx.out.run();
+                    let received = receipts.iter().flat_map(|receipt| receipt.received(of.stage, of.epoch));
+                    received.for_each(|(hop, received)| self.sent.compare(run, &hop, received));
+                }
+                Read::Missing | Read::Wrong(_) => self.unread = true,
                 Read::Over => return Some(self.finding(cx.state)),
             }
         }
@@ -94,36 +151,18 @@ impl Neighbours {
     /// Begins to read once the plans of both neighbouring stages are there, or at the latest when they were waited for long
     /// enough: a stage may stand still.
     fn begin(&mut self, cx: &Context<'_>) -> Option<Reading> {
-        let Subject { stage, epoch, .. } = self.subject;
-        let (mut committed, mut unplanned) = (Vec::new(), false);
-        for index in [stage.0.checked_sub(1), stage.0.checked_add(1)].into_iter().flatten().map(StageIndex) {
+        let Subject { stage, epoch, .. } = self.sent.subject;
+        let (mut named, mut unplanned) = (Vec::new(), false);
+        for index in beside(stage) {
             let Some(neighbour) = cx.state.stage(index) else { continue };
-            let Some((training, plan)) = neighbour.merge(epoch) else {
+            let Some(committed) = committed(cx.state, index, epoch) else {
                 unplanned |= neighbour.version <= epoch;
                 self.unread = true;
                 continue;
             };
-            let named = plan.submitters.iter().filter(|submission| self.peers.contains(&submission.peer));
-            committed.extend(named.map(|submission| (Subject::of(index, epoch, submission), training.base)));
+            named.extend(committed.filter(|(subject, _)| self.peers.contains(&subject.peer)));
         }
-        (!unplanned || cx.now >= self.until).then(|| Reading::of(committed))
-    }
-
-    /// Compares what a neighbour was sent with what the miner commits to.
-    fn compare(&mut self, run: RunId, of: &Subject, receipts: &[Receipt]) {
-        for (hop, received) in receipts.iter().flat_map(|receipt| receipt.received(of.stage, of.epoch)) {
-            let Received { from, hash, nonce, .. } = received;
-            let sent = self.sent.get(&(hop.direction, hop.sample));
-            let other = *from == self.subject.peer && sent.is_some_and(|sent| sent != hash);
-            // A claim that the miner has not signed is the neighbour's fault.
-            if other && received.verifies(run, &hop) {
-                if *nonce == self.nonce {
-                    self.differs.get_or_insert(hop.sample);
-                } else {
-                    self.before = true;
-                }
-            }
-        }
+        (!unplanned || cx.now >= self.until).then(|| Reading::of(named))
     }
 
     /// What was found. A miner that began an epoch again computes other tensors than those that its neighbours went on
@@ -131,14 +170,12 @@ impl Neighbours {
     fn finding(&self, state: &RunState) -> Finding {
         let accused = || {
             let mut challenges = state.challenges().iter();
-            let challenge = challenges.find(|challenge| challenge.subject == self.subject);
-            challenge.is_some_and(|challenge| {
-                challenge.found.iter().any(|(_, finding)| matches!(finding, Finding::Differs(Fault::Sent(_))))
-            })
+            let challenge = challenges.find(|challenge| challenge.subject == self.sent.subject);
+            challenge.is_some_and(Challenge::is_found_sent)
         };
-        match self.differs {
-            Some(sample) => Finding::Differs(Fault::Sent(sample)),
-            None if self.before || (self.unread && accused()) => Finding::Unavailable,
+        match self.sent.fault() {
+            Some(fault) => Finding::Differs(fault),
+            None if self.sent.before || (self.unread && accused()) => Finding::Unavailable,
             None => Finding::Matches,
         }
     }

@@ -30,9 +30,12 @@ enum Step {
 pub(super) enum Read {
     /// Nothing more yet.
     Waits,
-    /// These receipts; none if they cannot be had, or are not what their miner committed to: whether that is a fault is for a
-    /// check of it to say.
-    Receipts(Subject, Option<Vec<Receipt>>),
+    /// What a miner committed to.
+    Receipts(Subject, Box<Manifest>, Vec<Receipt>),
+    /// Nothing of one miner: it cannot be had.
+    Missing,
+    /// Something that is not what this miner committed to.
+    Wrong(Subject),
     /// All.
     Over,
 }
@@ -88,17 +91,20 @@ impl Reading {
                 return Read::Waits;
             };
             let bytes = step.fetches_mut().delivered.take().filter(|_| there);
+            let Some(bytes) = bytes else { return Read::Missing };
             match step {
                 Step::Manifest(_) => {
-                    let manifest = bytes.and_then(|bytes| read_manifest(&subject, base, &bytes));
-                    let Some(manifest) = manifest else { return Read::Receipts(subject, None) };
+                    let manifest = read_manifest(&subject, base, &bytes);
+                    let Some(manifest) = manifest else { return Read::Wrong(subject) };
                     let receipts = Wanted::read(manifest.receipts, vec![subject.peer], RECEIPTS_BYTES_MAX);
                     let receipts = Step::Receipts(Box::new(manifest), Fetches::of([receipts]));
                     self.step = Some((subject, base, receipts));
                 }
                 Step::Receipts(manifest, _) => {
-                    let receipts = bytes.and_then(|bytes| read_receipts(&manifest, &bytes));
-                    return Read::Receipts(subject, receipts);
+                    let receipts = read_receipts(&manifest, &bytes);
+                    return receipts.map_or(Read::Wrong(subject), |receipts| {
+                        Read::Receipts(subject, manifest, receipts)
+                    });
                 }
             }
         }

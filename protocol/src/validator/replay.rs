@@ -2,10 +2,11 @@
 
 use std::sync::Arc;
 
-use super::neighbours::Neighbours;
+use super::claims::was_received;
+use super::neighbours::{Neighbours, Sent};
 use crate::difference::{Difference, ONE_PPM};
 use crate::id::{Hash, PeerId};
-use crate::miner::{Job, JobDone, Tensor};
+use crate::miner::{Context, Job, JobDone, Tensor};
 use crate::moments;
 use crate::receipts::Receipt;
 use crate::receipts::order::{BadReceipts, Step, replay, waiting_max};
@@ -73,8 +74,26 @@ pub(super) struct Replay {
 }
 
 impl Replay {
+    /// The replay that what `subject` committed to asks for; nothing if it tells of what cannot have been: tensors that nobody on
+    /// the path of their sample has signed, an order that no miner can have worked in, or more passes that wait for their gradient
+    /// at once than may in a miner, which need not fit this engine's memory.
+    pub(super) fn of(
+        cx: &Context<'_>,
+        spec: &Arc<RunSpec>,
+        subject: &Subject,
+        manifest: Manifest,
+        receipts: Vec<Receipt>,
+        seed: Hash,
+    ) -> Option<Self> {
+        let mut received = receipts.iter().flat_map(|receipt| receipt.received(subject.stage, subject.epoch));
+        let invented = received.any(|(hop, received)| !was_received(cx.out.run(), cx.state, &hop, received));
+        drop(received);
+        let replay = Self::new(spec, manifest, receipts, seed).ok().filter(|_| !invented)?;
+        replay.is_bounded().then_some(replay)
+    }
+
     /// The replay that these receipts ask for.
-    pub(super) fn new(
+    fn new(
         spec: &Arc<RunSpec>,
         manifest: Manifest,
         receipts: Vec<Receipt>,
@@ -97,7 +116,7 @@ impl Replay {
     }
 
     /// Whether no more passes wait for their gradient at once than may in a miner.
-    pub(super) fn is_bounded(&self) -> bool {
+    fn is_bounded(&self) -> bool {
         let pipeline = &self.spec.pipeline;
         let most = if self.manifest.stage.0 == 0 { pipeline.window } else { pipeline.credits };
         waiting_max(&self.steps) <= usize::from(most)
@@ -108,6 +127,11 @@ impl Replay {
         let received =
             self.receipts.iter().flat_map(|receipt| receipt.input.iter().chain(&receipt.output_gradient));
         received.map(|received| (received.hash, received.from))
+    }
+
+    /// What the miner commits to have sent.
+    pub(super) fn sent(&self, subject: Subject) -> Sent {
+        Sent::of(subject, &self.manifest, &self.receipts)
     }
 
     /// Those who can tell what the miner sent.

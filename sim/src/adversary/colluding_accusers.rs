@@ -3,20 +3,30 @@
 
 use iota_protocol::Hash;
 use iota_protocol::miner::Action;
+use iota_protocol::validation::Subject;
 
-use super::false_accuser::accuses;
+use super::false_accuser::Accusations;
 use super::forgery::own_verdict;
 use super::{Behaviour, Emission, Means};
 
 /// One miner in so many is accused: whom, all accomplices derive from its name.
 const VICTIMS: u8 = 3;
 
-pub(super) struct ColludingAccusers;
+#[derive(Default)]
+pub(super) struct ColludingAccusers(Accusations);
+
+fn is_victim(subject: &Subject) -> bool {
+    Hash::of(&subject.peer.0).0[0].is_multiple_of(VICTIMS)
+}
 
 impl Behaviour for ColludingAccusers {
     fn acts(&mut self, means: &mut Means<'_>, action: Action) -> Vec<Emission> {
-        let victim = own_verdict(means, &action)
-            .is_some_and(|announce| Hash::of(&announce.verdict.subject.peer.0).0[0].is_multiple_of(VICTIMS));
-        if victim { accuses(means, action) } else { vec![Emission::Act(action)] }
+        let accused =
+            own_verdict(means, &action).is_some_and(|announce| is_victim(&announce.verdict.subject));
+        if accused { self.0.in_place(means, action) } else { vec![Emission::Act(action)] }
+    }
+
+    fn wakes(&mut self, means: &mut Means<'_>) -> Vec<Emission> {
+        self.0.unasked(means, is_victim)
     }
 }

@@ -1,26 +1,70 @@
-//! Validator that says of all honest work it is asked about that it differs, to take its miner's place.
+//! Validator that says of all honest work it is asked about that it differs, to take its miner's place. Of what it is drawn to
+//! read it says so unasked.
+
+use std::collections::BTreeSet;
 
 use iota_protocol::miner::Action;
-use iota_protocol::validation::{Fault, Finding};
+use iota_protocol::validation::{Fault, Finding, Subject};
 
 use super::forgery::{judged, own_verdict};
 use super::{Behaviour, Emission, Means};
 
-pub(super) struct FalseAccuser;
+/// Verdicts of an accuser's own.
+#[derive(Default)]
+pub(super) struct Accusations {
+    sequence: u64,
+    /// Whom it has accused though nobody asked.
+    unasked: BTreeSet<Subject>,
+}
 
-/// A verdict in place of the machine's own, if that approves.
-pub(super) fn accuses(means: &Means<'_>, action: Action) -> Vec<Emission> {
-    match own_verdict(means, &action) {
-        Some(announce) if announce.verdict.finding == Finding::Matches => {
-            let finding = Finding::Differs(Fault::Contribution);
-            vec![judged(means, announce.sequence, announce.verdict.subject, finding)]
+impl Accusations {
+    /// A verdict in place of the machine's own, if that approves.
+    pub(super) fn in_place(&mut self, means: &Means<'_>, action: Action) -> Vec<Emission> {
+        match own_verdict(means, &action) {
+            Some(announce) if announce.verdict.finding == Finding::Matches => {
+                vec![self.accuse(means, announce.verdict.subject, Fault::Contribution)]
+            }
+            _ => vec![Emission::Act(action)],
         }
-        _ => vec![Emission::Act(action)],
+    }
+
+    /// Verdicts on the submissions of these, of those that it is drawn to read.
+    pub(super) fn unasked(
+        &mut self,
+        means: &Means<'_>,
+        is_victim: impl Fn(&Subject) -> bool,
+    ) -> Vec<Emission> {
+        let (me, state) = (means.identity.peer(), means.peer.state());
+        let mut accused = Vec::new();
+        for (index, stage) in state.spec().stages().zip(state.stages()) {
+            let closed = stage.closed.iter().map(|closed| (&closed.training, &closed.plan));
+            for (training, plan) in closed.chain(stage.plan()) {
+                if state.reads(me, index, training.epoch) {
+                    let subject = |submission| Subject::of(index, training.epoch, submission);
+                    accused.extend(plan.submitters.iter().map(subject).filter(&is_victim));
+                }
+            }
+        }
+        accused.retain(|subject| self.unasked.insert(*subject));
+        accused.into_iter().map(|subject| self.accuse(means, subject, Fault::Receipts)).collect()
+    }
+
+    fn accuse(&mut self, means: &Means<'_>, subject: Subject, fault: Fault) -> Emission {
+        // As a process numbers its messages that starts now.
+        self.sequence = (self.sequence + 1).max(means.now.as_nanos() / 1_000);
+        judged(means, self.sequence, subject, Finding::Differs(fault))
     }
 }
 
+#[derive(Default)]
+pub(super) struct FalseAccuser(Accusations);
+
 impl Behaviour for FalseAccuser {
     fn acts(&mut self, means: &mut Means<'_>, action: Action) -> Vec<Emission> {
-        accuses(means, action)
+        self.0.in_place(means, action)
+    }
+
+    fn wakes(&mut self, means: &mut Means<'_>) -> Vec<Emission> {
+        self.0.unasked(means, |_| true)
     }
 }
