@@ -300,6 +300,12 @@ impl Challenge {
         }
     }
 
+    /// Whether somebody has found a fault that receipts show.
+    #[must_use]
+    pub fn is_found_by_reading(&self) -> bool {
+        self.found.iter().any(|(_, finding)| matches!(finding, Finding::Differs(fault) if fault.is_read()))
+    }
+
     /// Whether somebody has found that the miner sent something else than it commits to.
     #[must_use]
     pub fn is_found_sent(&self) -> bool {

@@ -115,7 +115,7 @@ impl Validator {
     #[must_use]
     pub fn needs(&self, kept: Kept) -> bool {
         self.works_on().is_some_and(|of| kept_for(of).contains(&kept))
-            || [self.losses.keeps(), self.reader.keeps()].contains(&Some(kept))
+            || self.losses.keeps().into_iter().chain(self.reader.keeps()).any(|keeps| keeps == kept)
     }
 
     /// Takes the end of a fetch.

@@ -27,8 +27,7 @@ enum Step {
     Preparing(Box<Replay>, Option<StateOffer>),
     Replaying(Box<Replay>),
     Theirs(Box<Replay>, Fetches),
-    /// With the replay that is still to come, if it is.
-    Neighbours(Box<Neighbours>, Option<Box<Replay>>),
+    Neighbours(Box<Neighbours>),
     Over(Finding),
 }
 
@@ -38,8 +37,6 @@ pub(super) struct Check {
     pub(super) subject: Subject,
     base: Base,
     seed: Hash,
-    /// Whether the neighbours are read before the replay: somebody has found there what the miner sent, which takes no engine.
-    sent_first: bool,
     spec: Arc<RunSpec>,
     step: Step,
 }
@@ -49,8 +46,7 @@ impl Check {
         let Challenge { subject, base, seed, .. } = *challenge;
         let base = Base { stage: subject.stage, epoch: subject.epoch, hash: base };
         let manifest = Wanted::read(subject.manifest, vec![subject.peer], GOSSIP_BYTES_MAX);
-        let step = Step::Manifest(Fetches::of([manifest]));
-        Self { subject, base, seed, sent_first: challenge.is_found_sent(), spec: Arc::clone(spec), step }
+        Self { subject, base, seed, spec: Arc::clone(spec), step: Step::Manifest(Fetches::of([manifest])) }
     }
 
     /// The fetches that have not ended.
@@ -60,7 +56,7 @@ impl Check {
             | Step::Receipts(_, fetches)
             | Step::Inputs(_, _, fetches)
             | Step::Theirs(_, fetches) => (Some(fetches), None),
-            Step::Neighbours(neighbours, _) => (None, Some(neighbours)),
+            Step::Neighbours(neighbours) => (None, Some(neighbours)),
             Step::Asking(..) | Step::Preparing(..) | Step::Replaying(_) | Step::Over(_) => (None, None),
         };
         let fetches = fetches.into_iter().flat_map(|fetches| fetches.in_flight.keys().copied());
@@ -73,7 +69,7 @@ impl Check {
             | Step::Receipts(_, fetches)
             | Step::Inputs(_, _, fetches)
             | Step::Theirs(_, fetches) => fetches.ended(id, bytes),
-            Step::Neighbours(neighbours, _) => neighbours.fetched(id, bytes),
+            Step::Neighbours(neighbours) => neighbours.fetched(id, bytes),
             Step::Asking(..) | Step::Preparing(..) | Step::Replaying(_) | Step::Over(_) => {}
         }
     }
@@ -185,17 +181,14 @@ impl Check {
                         (Step::Theirs(replay, Fetches::of(wanted)), None)
                     }
                     Next::Found(Finding::Matches) => {
-                        (Step::Neighbours(Box::new(replay.neighbours(subject, cx.now)), None), None)
+                        (Step::Neighbours(Box::new(replay.neighbours(subject, cx.now))), None)
                     }
                     Next::Found(finding) => (Step::Over(finding), None),
                 }
             }
-            Step::Neighbours(mut neighbours, replay) => match (neighbours.pump(cx), replay) {
-                (None, replay) => (Step::Neighbours(neighbours, replay), Some(Progress::Waits)),
-                (Some(Finding::Matches | Finding::Unavailable), Some(replay)) => {
-                    (self.replay(cx, replay), None)
-                }
-                (Some(finding), _) => (Step::Over(finding), None),
+            Step::Neighbours(mut neighbours) => match neighbours.pump(cx) {
+                None => (Step::Neighbours(neighbours), Some(Progress::Waits)),
+                Some(finding) => (Step::Over(finding), None),
             },
             Step::Theirs(replay, mut fetches) => {
                 fetches.start(cx, subject.stage, subject.epoch);
@@ -225,20 +218,8 @@ impl Check {
         let Some(receipts) = read_receipts(&manifest, bytes) else { return wrong };
         match Replay::of(cx, &self.spec, &self.subject, *manifest, receipts, self.seed) {
             None => wrong,
-            Some(replay) if self.sent_first => {
-                let neighbours = Box::new(replay.neighbours(self.subject, cx.now));
-                Step::Neighbours(neighbours, Some(Box::new(replay)))
-            }
-            Some(replay) => self.replay(cx, Box::new(replay)),
-        }
-    }
-
-    /// Goes for what the replay needs.
-    fn replay(&self, cx: &Context<'_>, replay: Box<Replay>) -> Step {
-        if self.subject.epoch == Epoch(0) {
-            self.inputs(cx, replay, None)
-        } else {
-            Step::Asking(replay, Search::default())
+            Some(replay) if self.subject.epoch == Epoch(0) => self.inputs(cx, Box::new(replay), None),
+            Some(replay) => Step::Asking(Box::new(replay), Search::default()),
         }
     }
 
@@ -255,7 +236,7 @@ impl Check {
     pub(super) fn deadline(&self) -> Option<Instant> {
         match &self.step {
             Step::Asking(_, search) => search.deadline(),
-            Step::Neighbours(neighbours, _) => neighbours.deadline(),
+            Step::Neighbours(neighbours) => neighbours.deadline(),
             _ => None,
         }
     }

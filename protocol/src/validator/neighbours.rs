@@ -1,4 +1,4 @@
-//! What a miner sent, as its neighbours' receipts tell: the last part of a check, and the first where somebody has found that.
+//! What a miner sent, as its neighbours' receipts tell: the last part of a check.
 //!
 //! A replay shows that a miner computed what it commits to. Its neighbours show, under its own signature, what it sent. If that
 //! is something else, it has signed both.
@@ -22,7 +22,7 @@ pub(super) struct Sent {
     subject: Subject,
     nonce: u64,
     tensors: BTreeMap<(Direction, SampleId), Hash>,
-    /// A sample of which it sent something else.
+    /// The first sample of which it sent something else.
     differs: Option<SampleId>,
     /// Whether it sent something else in another try at the epoch.
     before: bool,
@@ -48,7 +48,7 @@ impl Sent {
         // A claim that the miner has not signed is the other's fault.
         if other && received.verifies(run, hop) {
             if *nonce == self.nonce {
-                self.differs.get_or_insert(hop.sample);
+                self.differs = Some(self.differs.map_or(hop.sample, |differs| differs.min(hop.sample)));
             } else {
                 self.before = true;
             }

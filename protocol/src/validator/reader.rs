@@ -4,7 +4,8 @@
 //! sent on something else than it commits to, claims to have received what nobody signed, or tells of what cannot have been.
 //! So those of every epoch are read, by [`READERS`](crate::validation::READERS) validators that are drawn anew for each stage and
 //! epoch, as soon as the plans have frozen them. A reader that finds a fault says so unasked, at its own risk: as after any
-//! such verdict a panel looks again, and one of the two loses its place.
+//! such verdict a panel looks again, and one of the two loses its place. The panel reads first, too, and who finds the fault so
+//! does not replay.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -14,10 +15,10 @@ use super::reading::{Read, Reading};
 use super::replay::Replay;
 use crate::id::{Epoch, Hash, PeerId, StageIndex};
 use crate::miner::{Context, Kept};
-use crate::receipts::Receipt;
+use crate::receipts::{Hop, Receipt, Received};
 use crate::run_state::RunState;
 use crate::spec::RunSpec;
-use crate::validation::{Fault, Subject};
+use crate::validation::{Challenge, Fault, Subject};
 use crate::wire::message::Manifest;
 
 /// What is read, and what has been.
@@ -25,10 +26,13 @@ use crate::wire::message::Manifest;
 pub(super) struct Reader {
     /// Plans, by their seeds, that were come to: their submissions are read, or for others to read.
     seen: BTreeSet<Hash>,
-    reading: Option<StageReading>,
+    /// Submissions in dispute that were come to.
+    looked_at: BTreeSet<Subject>,
+    epoch: Option<StageReading>,
+    dispute: Option<StageReading>,
 }
 
-/// An epoch of a stage whose receipts are read.
+/// An epoch of a stage whose receipts are read, or one miner's of them.
 #[derive(Debug)]
 struct StageReading {
     stage: StageIndex,
@@ -36,18 +40,22 @@ struct StageReading {
     receipts: Reading,
     /// What those who were read commit to have sent.
     sent: BTreeMap<PeerId, Sent>,
+    /// What the miners of the stages beside received.
+    received: Vec<(Hop, Received)>,
     faults: Vec<(Subject, Fault)>,
 }
 
 impl Reader {
     /// What blobs are kept for that are read now.
-    pub(super) fn keeps(&self) -> Option<Kept> {
-        self.reading.as_ref().map(|reading| Kept::Epoch(reading.stage, reading.epoch))
+    pub(super) fn keeps(&self) -> impl Iterator<Item = Kept> + '_ {
+        let under_way = self.epoch.iter().chain(&self.dispute);
+        under_way.map(|reading| Kept::Epoch(reading.stage, reading.epoch))
     }
 
     /// Takes the end of a fetch.
     pub(super) fn fetched(&mut self, id: u64, bytes: Option<&[u8]>) {
-        self.reading.iter_mut().for_each(|reading| reading.receipts.fetched(id, bytes));
+        let under_way = self.epoch.iter_mut().chain(&mut self.dispute);
+        under_way.for_each(|reading| reading.receipts.fetched(id, bytes));
     }
 
     /// Goes on as far as it can. Returns what is at fault, and what blobs are not needed any more.
@@ -56,20 +64,25 @@ impl Reader {
         cx: &mut Context<'_>,
         me: PeerId,
         spec: &Arc<RunSpec>,
-    ) -> (Vec<(Subject, Fault)>, Option<Kept>) {
-        if self.reading.is_none() {
-            self.reading = self.begin(cx.state, me);
+    ) -> (Vec<(Subject, Fault)>, Vec<Kept>) {
+        if self.epoch.is_none() {
+            self.epoch = self.next_epoch(cx.state, me);
         }
-        if !self.reading.as_mut().is_some_and(|reading| reading.advance(cx, spec)) {
-            return (Vec::new(), None);
+        if self.dispute.is_none() {
+            self.dispute = self.next_dispute(cx.state, me);
         }
-        let done = self.keeps();
-        let faults = self.reading.take().map(StageReading::faults);
-        (faults.unwrap_or_default(), done)
+        let (mut faults, mut read) = (Vec::new(), Vec::new());
+        for slot in [&mut self.epoch, &mut self.dispute] {
+            if let Some(reading) = slot.take_if(|reading| reading.advance(cx, spec)) {
+                read.push(Kept::Epoch(reading.stage, reading.epoch));
+                faults.extend(reading.faults(cx));
+            }
+        }
+        (faults, read)
     }
 
     /// The oldest epoch that `me` is drawn to read and has not, once the stages beside have a plan for it, too, or none any more.
-    fn begin(&mut self, state: &RunState, me: PeerId) -> Option<StageReading> {
+    fn next_epoch(&mut self, state: &RunState, me: PeerId) -> Option<StageReading> {
         let plans = state.spec().stages().zip(state.stages()).flat_map(|(index, stage)| {
             let closed = stage.closed.iter().map(|closed| (&closed.training, &closed.plan));
             closed.chain(stage.plan()).map(move |(training, plan)| (index, training.epoch, plan.seed))
@@ -85,15 +98,31 @@ impl Reader {
                 && state.keeps(*stage, *epoch)
                 && state.reads(me, *stage, *epoch)
         })?;
-        let own = committed(state, stage, epoch).into_iter().flatten();
-        let others = beside(stage).filter_map(|stage| committed(state, stage, epoch)).flatten();
-        // Of the stage itself first: what the others received is put beside that.
-        let receipts = Reading::of(own.chain(others));
-        Some(StageReading { stage, epoch, receipts, sent: BTreeMap::new(), faults: Vec::new() })
+        Some(StageReading::of(state, stage, epoch, |_| true))
+    }
+
+    /// A submission of which `me` is asked since somebody has found a fault that receipts show.
+    fn next_dispute(&mut self, state: &RunState, me: PeerId) -> Option<StageReading> {
+        let asked = |challenge: &&Challenge| {
+            challenge.is_found_by_reading() && challenge.awaited().any(|awaited| awaited == me)
+        };
+        let open: BTreeSet<Subject> =
+            state.challenges().iter().filter(asked).map(|challenge| challenge.subject).collect();
+        self.looked_at.retain(|subject| open.contains(subject));
+        let subject = open.into_iter().find(|subject| self.looked_at.insert(*subject))?;
+        Some(StageReading::of(state, subject.stage, subject.epoch, |other| *other == subject))
     }
 }
 
 impl StageReading {
+    /// Reads those of a stage's submissions that are `wanted`, and those of the stages beside.
+    fn of(state: &RunState, stage: StageIndex, epoch: Epoch, wanted: impl Fn(&Subject) -> bool) -> Self {
+        let own = committed(state, stage, epoch).into_iter().flatten().filter(|(subject, _)| wanted(subject));
+        let others = beside(stage).filter_map(|stage| committed(state, stage, epoch)).flatten();
+        let receipts = Reading::of(own.chain(others));
+        Self { stage, epoch, receipts, sent: BTreeMap::new(), received: Vec::new(), faults: Vec::new() }
+    }
+
     /// Reads on; whether there is nothing left to read. Whose receipts cannot be had is left out.
     fn advance(&mut self, cx: &mut Context<'_>, spec: &Arc<RunSpec>) -> bool {
         // What was settled long ago is gone with those who had it.
@@ -113,13 +142,8 @@ impl StageReading {
                     self.note(cx, spec, subject, *manifest, receipts);
                 }
                 Read::Receipts(subject, _, receipts) => {
-                    for (hop, received) in
-                        receipts.iter().flat_map(|r| r.received(subject.stage, subject.epoch))
-                    {
-                        if let Some(sent) = self.sent.get_mut(&received.from) {
-                            sent.compare(cx.out.run(), &hop, received);
-                        }
-                    }
+                    let received = receipts.iter().flat_map(|of| of.received(subject.stage, subject.epoch));
+                    self.received.extend(received.map(|(hop, received)| (hop, received.clone())));
                 }
             }
         }
@@ -141,7 +165,12 @@ impl StageReading {
     }
 
     /// What was found.
-    fn faults(self) -> Vec<(Subject, Fault)> {
+    fn faults(mut self, cx: &Context<'_>) -> Vec<(Subject, Fault)> {
+        for (hop, received) in &self.received {
+            if let Some(sent) = self.sent.get_mut(&received.from) {
+                sent.compare(cx.out.run(), hop, received);
+            }
+        }
         let sent = self.sent.into_values().filter_map(|sent| Some((sent.subject(), sent.fault()?)));
         self.faults.into_iter().chain(sent).collect()
     }

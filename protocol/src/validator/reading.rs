@@ -1,4 +1,4 @@
-//! What several miners committed to, fetched one miner's after another's.
+//! What several miners committed to, fetched from a few of them at once.
 
 use std::collections::VecDeque;
 
@@ -11,12 +11,15 @@ use crate::receipts::Receipt;
 use crate::validation::Subject;
 use crate::wire::message::Manifest;
 
+/// Miners that are read at once.
+const AT_ONCE: usize = 8;
+
 /// Receipts that are fetched.
 #[derive(Debug)]
 pub(super) struct Reading {
     /// Whose, and what their epoch started from.
     waiting: VecDeque<(Subject, Hash)>,
-    step: Option<(Subject, Hash, Step)>,
+    under_way: VecDeque<(Subject, Hash, Step)>,
 }
 
 #[derive(Debug)]
@@ -57,56 +60,64 @@ impl Step {
 impl Reading {
     /// Reads what these committed to, whose epochs started from weights of these hashes.
     pub(super) fn of(committed: impl IntoIterator<Item = (Subject, Hash)>) -> Self {
-        Self { waiting: committed.into_iter().collect(), step: None }
+        Self { waiting: committed.into_iter().collect(), under_way: VecDeque::new() }
     }
 
     /// The fetches that have not ended.
     pub(super) fn fetching(&self) -> impl Iterator<Item = u64> + '_ {
-        self.step.iter().flat_map(|(_, _, step)| step.fetches().in_flight.keys().copied())
+        self.under_way.iter().flat_map(|(_, _, step)| step.fetches().in_flight.keys().copied())
     }
 
     /// Takes the end of a fetch.
     pub(super) fn fetched(&mut self, id: u64, bytes: Option<&[u8]>) {
-        self.step.iter_mut().for_each(|(_, _, step)| step.fetches_mut().ended(id, bytes));
+        self.under_way.iter_mut().for_each(|(_, _, step)| step.fetches_mut().ended(id, bytes));
     }
 
     /// Asks for nothing more; what is under way still comes.
     pub(super) fn give_up(&mut self) {
         self.waiting.clear();
-        self.step.iter_mut().for_each(|(_, _, step)| step.fetches_mut().give_up());
+        self.under_way.iter_mut().for_each(|(_, _, step)| step.fetches_mut().give_up());
     }
 
     /// Goes on as far as it can. Blobs are kept for this epoch of a stage.
     pub(super) fn next(&mut self, cx: &mut Context<'_>, stage: StageIndex, epoch: Epoch) -> Read {
-        loop {
-            let Some((subject, base, mut step)) = self.step.take() else {
-                let Some((subject, base)) = self.waiting.pop_front() else { return Read::Over };
-                let manifest = Wanted::read(subject.manifest, vec![subject.peer], GOSSIP_BYTES_MAX);
-                self.step = Some((subject, base, Step::Manifest(Fetches::of([manifest]))));
-                continue;
-            };
+        while self.under_way.len() < AT_ONCE {
+            let Some((subject, base)) = self.waiting.pop_front() else { break };
+            let manifest = Wanted::read(subject.manifest, vec![subject.peer], GOSSIP_BYTES_MAX);
+            self.under_way.push_back((subject, base, Step::Manifest(Fetches::of([manifest]))));
+        }
+        for _ in 0..self.under_way.len() {
+            let Some((subject, base, mut step)) = self.under_way.pop_front() else { break };
             step.fetches_mut().start(cx, stage, epoch);
             let Some(there) = step.fetches().ended_as() else {
-                self.step = Some((subject, base, step));
-                return Read::Waits;
+                self.under_way.push_back((subject, base, step));
+                continue;
             };
             let bytes = step.fetches_mut().delivered.take().filter(|_| there);
-            let Some(bytes) = bytes else { return Read::Missing };
-            match step {
-                Step::Manifest(_) => {
-                    let manifest = read_manifest(&subject, base, &bytes);
-                    let Some(manifest) = manifest else { return Read::Wrong(subject) };
-                    let receipts = Wanted::read(manifest.receipts, vec![subject.peer], RECEIPTS_BYTES_MAX);
-                    let receipts = Step::Receipts(Box::new(manifest), Fetches::of([receipts]));
-                    self.step = Some((subject, base, receipts));
+            match read(subject, base, step, bytes.as_deref()) {
+                Ok(mut step) => {
+                    step.fetches_mut().start(cx, stage, epoch);
+                    self.under_way.push_back((subject, base, step));
                 }
-                Step::Receipts(manifest, _) => {
-                    let receipts = read_receipts(&manifest, &bytes);
-                    return receipts.map_or(Read::Wrong(subject), |receipts| {
-                        Read::Receipts(subject, manifest, receipts)
-                    });
-                }
+                Err(read) => return read,
             }
+        }
+        if self.under_way.is_empty() { Read::Over } else { Read::Waits }
+    }
+}
+
+/// Takes what was fetched for a step: the next one, or what has been read.
+fn read(subject: Subject, base: Hash, step: Step, bytes: Option<&[u8]>) -> Result<Step, Read> {
+    let bytes = bytes.ok_or(Read::Missing)?;
+    match step {
+        Step::Manifest(_) => {
+            let manifest = read_manifest(&subject, base, bytes).ok_or(Read::Wrong(subject))?;
+            let receipts = Wanted::read(manifest.receipts, vec![subject.peer], RECEIPTS_BYTES_MAX);
+            Ok(Step::Receipts(Box::new(manifest), Fetches::of([receipts])))
+        }
+        Step::Receipts(manifest, _) => {
+            let receipts = read_receipts(&manifest, bytes).ok_or(Read::Wrong(subject))?;
+            Err(Read::Receipts(subject, manifest, receipts))
         }
     }
 }
