@@ -167,19 +167,19 @@ pub(crate) fn round_to_f32(value: f64) -> f32 {
 }
 
 /// A stream of standard normal numbers.
-struct Normal {
+pub(crate) struct Normal {
     stream: ChaCha20Rng,
 }
 
 impl Normal {
-    fn new(seed: u64, path: &str) -> Self {
+    pub(crate) fn new(seed: u64, path: &str) -> Self {
         let mut hasher = blake3::Hasher::new();
         hasher.update(b"iota-model init").update(&seed.to_le_bytes()).update(path.as_bytes());
         Self { stream: ChaCha20Rng::from_seed(*hasher.finalize().as_bytes()) }
     }
 
     /// Draws one number, wasting the sine half of Box–Muller to keep the draw stateless.
-    fn sample(&mut self) -> f64 {
+    pub(crate) fn sample(&mut self) -> f64 {
         let radius = (-2.0 * libm::log(1.0 - self.uniform())).sqrt();
         radius * libm::cos(std::f64::consts::TAU * self.uniform())
     }

@@ -28,6 +28,7 @@ pub mod codec;
 pub mod compare;
 pub mod hash;
 pub mod outer;
+pub mod outliers;
 pub mod reduce;
 pub mod schedule;
 

@@ -193,7 +193,7 @@ fn trimmed(column: &mut [(f64, f64)], trim: f64) -> f64 {
 }
 
 /// The middle of some numbers, at least one; of an even number the mean of the middle two.
-fn median(mut values: Vec<f64>) -> f64 {
+pub(crate) fn median(mut values: Vec<f64>) -> f64 {
     values.sort_unstable_by(f64::total_cmp);
     let middle = values.len() / 2;
     if values.len() % 2 == 1 { values[middle] } else { f64::midpoint(values[middle - 1], values[middle]) }

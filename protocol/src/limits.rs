@@ -35,8 +35,8 @@ pub const PARTITIONS_MAX: usize = 4096;
 pub const DIGEST_PARTITIONS_MAX: usize = 1024;
 /// Submitters whose faults one digest report tells of: those of one group of so many in the order of the plan.
 pub const DIGEST_SUBMITTERS_MAX: usize = 128;
-/// Faults of one digest report: two kinds for each submitter.
-pub const DIGEST_FAULTS_MAX: usize = 2 * DIGEST_SUBMITTERS_MAX;
+/// Faults of one digest report: three kinds for each submitter.
+pub const DIGEST_FAULTS_MAX: usize = 3 * DIGEST_SUBMITTERS_MAX;
 /// Bytes of a digest report's envelope: 38 for each partition, 60 for each fault, and its frame.
 const DIGEST_BYTES_MAX: usize = DIGEST_PARTITIONS_MAX * 38 + DIGEST_FAULTS_MAX * 60 + 1024;
 /// Digest reports of one owner and plan that a candidate keeps. An owner that tells the truth has one for each group.

@@ -54,7 +54,7 @@ use crate::run_state::{Closed, Phase, Plan, RunState, Stage, Training};
 use crate::samples::sample_set_hash;
 use crate::spec::RunSpec;
 use crate::time::Instant;
-use crate::validation::{Verdict, is_drawn};
+use crate::validation::{Verdict, is_drawn, outliers_max};
 use crate::wire::encode;
 use crate::wire::gossip::{HashedManifest, Signed};
 use crate::wire::message::{Decision, EvictReason, Submission};
@@ -637,7 +637,8 @@ impl Orchestrator {
         }
         decisions.extend(convictions(EvictReason::WrongMerge, liars));
         if agreed.len() == plan.owners.len() {
-            decisions.push(Decision::MergeOutcome { stage, epoch, attempt, partitions: agreed });
+            let outliers = tally.outliers(outliers_max(plan.submitters.len()));
+            decisions.push(Decision::MergeOutcome { stage, epoch, attempt, partitions: agreed, outliers });
         }
         decisions
     }

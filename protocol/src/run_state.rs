@@ -37,7 +37,7 @@ use crate::overstatement::{OverstatementError, SpeedLimit, open_record};
 use crate::samples::{Deal, epoch_samples};
 use crate::scores::{Penalty, Place, Scores, Work};
 use crate::spec::RunSpec;
-use crate::validation::{DismissReason, Finding, Outcome as CheckOutcome, Subject};
+use crate::validation::{DismissReason, Finding, Outcome as CheckOutcome, Subject, outliers_max};
 use crate::wire::message::{Decision, Entry, EvictReason, PeerRecord, SavedMoments, Submission};
 
 use checks::Checks;
@@ -335,8 +335,8 @@ impl RunState {
             Decision::MergeAbort { stage, epoch, attempt, lost } => {
                 self.abort(*stage, *epoch, *attempt, lost)
             }
-            Decision::MergeOutcome { stage, epoch, attempt, partitions } => {
-                self.close(*stage, *epoch, *attempt, partitions)
+            Decision::MergeOutcome { stage, epoch, attempt, partitions, outliers } => {
+                self.close(*stage, *epoch, *attempt, partitions, outliers)
             }
             Decision::Enlist { peer } => self.enlist(*peer),
             Decision::Dismiss { peer, reason, evidence } => {
@@ -755,10 +755,15 @@ impl RunState {
         epoch: Epoch,
         attempt: u16,
         partitions: &[Hash],
+        outliers: &[PeerId],
     ) -> Option<Vec<StateEvent>> {
         let remembers = self.spec.mirror.is_set();
         let (stage, training, plan) = self.plan_mut(index, epoch, attempt)?;
-        if partitions.len() != stage.partitions {
+        let submitted = |peer: &PeerId| plan.submitters.iter().any(|submission| submission.peer == *peer);
+        let stand_out = outliers.len() <= outliers_max(plan.submitters.len())
+            && outliers.is_sorted_by(|a, b| a < b)
+            && outliers.iter().all(submitted);
+        if partitions.len() != stage.partitions || !stand_out {
             return None;
         }
         let samples: u64 = plan.submitters.iter().map(|submission| u64::from(submission.samples)).sum();
@@ -767,7 +772,7 @@ impl RunState {
         let loss = loss_micro.map(|sum| merge::mean_nats(sum, samples));
         let closed = Closed { training, plan, partitions: partitions.to_vec() };
         let convicted = |peer| self.evicted.get(&peer).is_some_and(|reason| reason.is_proven());
-        self.checks.draw(&self.spec.validation, index, &closed, convicted);
+        self.checks.draw(&self.spec.validation, index, &closed, outliers, convicted);
         self.scores.merged(&self.spec.scores, index, epoch, worked(&closed));
         self.have_evaluated(&closed);
         let disputed: Vec<Epoch> = self.checks.disputed(index).collect();

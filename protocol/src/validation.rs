@@ -427,6 +427,12 @@ pub fn is_compared(seed: Hash, direction: Direction, sample: SampleId, of: usize
     is_drawn(number, TENSORS_DRAWN as f64 / of.max(TENSORS_DRAWN) as f64)
 }
 
+/// Contributions to a merge of so many that are checked since they stand out, at most: what most do is no exception.
+#[must_use]
+pub const fn outliers_max(submitters: usize) -> usize {
+    submitters.saturating_sub(1) / 2
+}
+
 /// Replays of a contribution, on average: what checks cost for each of a miner's epochs, in such epochs. Suspects and findings,
 /// which are repeated, come on top.
 #[must_use]

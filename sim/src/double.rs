@@ -80,8 +80,9 @@ impl Behaviour for Broken {
             (Double::MisnamesWeights, Job::Apply { .. }, JobDone::Weights { stage, version, hash }) => {
                 JobDone::Weights { stage, version, hash: Hash::of(&hash.0) }
             }
-            (Double::MisreducesPartitions, _, JobDone::Reduced { stage, partition, merged }) => {
-                JobDone::Reduced { stage, partition, merged: merged.map(|hash| Hash::of(&hash.0)) }
+            (Double::MisreducesPartitions, _, JobDone::Reduced { stage, partition, merged, outliers }) => {
+                let merged = merged.map(|hash| Hash::of(&hash.0));
+                JobDone::Reduced { stage, partition, merged, outliers }
             }
             (Double::FailsToReduce, Job::Reduce { .. }, _) => JobDone::Failed("a broken engine".to_owned()),
             (Double::RepeatsSamples, _, JobDone::Finished { epoch, sample, input_gradient, loss_micro }) => {

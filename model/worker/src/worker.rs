@@ -6,6 +6,7 @@ use bytes::Bytes;
 use iota_model::checkpoint::Checkpoint;
 use iota_model::codec::Codec;
 use iota_model::data::Corpus;
+use iota_model::outliers::outliers;
 use iota_model::reduce::reduce;
 use iota_model::{Device, Frame, OptimizerState, StageInput, TokenBatch};
 use iota_protocol::limits::PARTITION_BYTES_MAX;
@@ -295,7 +296,8 @@ impl Worker {
                 Ok(values) => parts.push((f64::from(*weight), values)),
                 Err(error) => {
                     tracing::warn!(peer = %peer.short(), %error, "contribution is no valid partition");
-                    return Ok(JobDone::Reduced { stage: index, partition, merged: Err(*peer) });
+                    let (merged, outliers) = (Err(*peer), Vec::new());
+                    return Ok(JobDone::Reduced { stage: index, partition, merged, outliers });
                 }
             }
         }
@@ -305,7 +307,9 @@ impl Worker {
         let merged = Bytes::from(codec.encode(&reduce(&views, reducer)?)?);
         let hash = Hash::of(&merged);
         blobs.publish(vec![merged], &tag(index, epoch))?;
-        Ok(JobDone::Reduced { stage: index, partition, merged: Ok(hash) })
+        let values: Vec<&[f32]> = views.into_iter().map(|(_, values)| values).collect();
+        let outliers = outliers(&values).into_iter().filter_map(|part| Some(inputs.get(part)?.0)).collect();
+        Ok(JobDone::Reduced { stage: index, partition, merged: Ok(hash), outliers })
     }
 
     fn apply(

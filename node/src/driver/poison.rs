@@ -36,12 +36,12 @@ impl Poison {
             (
                 Self::Merge,
                 Job::Reduce { epoch, .. },
-                JobDone::Reduced { stage, partition, merged: Ok(hash) },
+                JobDone::Reduced { stage, partition, merged: Ok(hash), outliers },
             ) => flipped(&[hash], stage, *epoch, codec, blobs)
                 .and_then(|hashes| hashes.first().copied())
                 .map_or_else(
                     || JobDone::Failed("poison a merged partition that is not here".to_owned()),
-                    |hash| JobDone::Reduced { stage, partition, merged: Ok(hash) },
+                    |hash| JobDone::Reduced { stage, partition, merged: Ok(hash), outliers },
                 ),
             (_, _, done) => done,
         }

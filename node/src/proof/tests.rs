@@ -310,6 +310,7 @@ fn judged(swarm: &mut Swarm, verdicts: usize, finding: impl Fn(usize) -> Finding
         epoch: E,
         attempt: 0,
         partitions: vec![Hash::default(); 3],
+        outliers: Vec::new(),
     });
     let mut events = Vec::new();
     for number in 0..verdicts {

@@ -35,7 +35,7 @@ fn newest_merges(entries: &[Vec<u8>]) -> Vec<Merge> {
             Decision::MergePlan { stage, epoch, attempt, submitters } => {
                 plans.insert((stage, epoch, attempt), submitters);
             }
-            Decision::MergeOutcome { stage, epoch, attempt, partitions } => {
+            Decision::MergeOutcome { stage, epoch, attempt, partitions, .. } => {
                 let submitters = plans.remove(&(stage, epoch, attempt)).expect("a plan before its outcome");
                 merges.insert(stage, Merge { stage, submitters, partitions });
             }

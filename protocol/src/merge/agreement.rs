@@ -1,5 +1,6 @@
 //! When redundant results count: the owners' digests of one plan, compared.
 
+use std::cmp::Reverse;
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
@@ -129,6 +130,17 @@ impl Tally {
     #[must_use]
     pub fn invalid(&self, witnesses: usize) -> Vec<PeerId> {
         self.faulty(FaultKind::Invalid, witnesses)
+    }
+
+    /// Submitters whose contributions stand out, as at least one owner says, at most so many: those of whom most say so. In the order of
+    /// their keys.
+    #[must_use]
+    pub fn outliers(&self, most: usize) -> Vec<PeerId> {
+        let found = self.faults.iter().filter(|(fault, _)| fault.kind == FaultKind::Outlier);
+        let mut found: Vec<_> = found.map(|(fault, owners)| (owners.len(), fault.submitter)).collect();
+        found.sort_by_key(|(owners, submitter)| (Reverse(*owners), *submitter));
+        found.truncate(most);
+        found.into_iter().map(|(_, submitter)| submitter).collect::<BTreeSet<_>>().into_iter().collect()
     }
 
     /// Submitters whose contributions at least one owner could not fetch.

@@ -76,9 +76,9 @@ impl Miner {
             JobDone::Contributed { epoch, partitions, moments, moments_after } => {
                 self.commit(cx, epoch, Contribution { partitions, moments, moments_after });
             }
-            JobDone::Reduced { stage, partition, merged } => {
+            JobDone::Reduced { stage, partition, merged, outliers } => {
                 if let Some(merge) = self.merges.get_mut(&stage).filter(|merge| merge.asks_for(&job)) {
-                    merge.reduced(partition, merged);
+                    merge.reduced(partition, merged, &outliers);
                 }
             }
             JobDone::Snapshot(offer) => {

@@ -216,6 +216,8 @@ pub enum JobDone {
         partition: PartitionIndex,
         /// The merged partition, stored, or whose contribution is no valid partition.
         merged: Result<Hash, PeerId>,
+        /// Whose contributions stand out from the others'. Nothing is proved by that.
+        outliers: Vec<PeerId>,
     },
     /// After [`Job::Snapshot`].
     Snapshot(StateOffer),

@@ -276,7 +276,14 @@ impl MergeWork {
     }
 
     /// The engine has reduced a partition, or found a contribution that is none.
-    pub(super) fn reduced(&mut self, partition: PartitionIndex, merged: Result<Hash, PeerId>) {
+    pub(super) fn reduced(
+        &mut self,
+        partition: PartitionIndex,
+        merged: Result<Hash, PeerId>,
+        outliers: &[PeerId],
+    ) {
+        let outlier = |&submitter: &PeerId| ContributionFault { submitter, kind: FaultKind::Outlier };
+        self.faults.extend(outliers.iter().map(outlier));
         match merged {
             Ok(hash) => {
                 if let Some(owned) = self.owned.get_mut(&partition) {
@@ -301,7 +308,9 @@ impl MergeWork {
     pub(super) fn report(&mut self, due: bool, sequence: &mut u64) -> Vec<DigestReport> {
         let merged: Vec<_> =
             self.owned.iter().filter_map(|(partition, owned)| Some((*partition, owned.merged?))).collect();
-        let known = (merged.len(), self.faults.len());
+        // Of outliers it is time enough to tell at the end.
+        let urgent = self.faults.iter().filter(|fault| fault.kind != FaultKind::Outlier).count();
+        let known = (merged.len(), urgent);
         let complete = merged.len() == self.owned.len();
         let news = known != self.reported && (complete || known.1 != self.reported.1);
         if known == (0, 0) || !(news || due) {
@@ -465,11 +474,14 @@ mod tests {
         let mut done = |samples| {
             merging.miner.busy = Some((job(samples), NOW));
             let (stage, partition, merged) = (STAGE, PartitionIndex(0), Ok(Hash::of(b"merged")));
-            merging
-                .with(|miner, cx| miner.handle_job_done(cx, JobDone::Reduced { stage, partition, merged }));
-            merging.merge().report(true, &mut 0).len()
+            let done = JobDone::Reduced { stage, partition, merged, outliers: vec![SUBMITTER] };
+            merging.with(|miner, cx| miner.handle_job_done(cx, done));
+            merging.merge().report(true, &mut 0)
         };
-        assert_eq!(done(1), 0);
-        assert_eq!(done(2), 1);
+        assert_eq!(done(1), []);
+        let reports = done(2);
+        let outlier = ContributionFault { submitter: SUBMITTER, kind: FaultKind::Outlier };
+        let said: Vec<_> = reports.iter().map(|report| (report.merged.len(), &report.faults[..])).collect();
+        assert_eq!(said, [(1, &[outlier][..])]);
     }
 }

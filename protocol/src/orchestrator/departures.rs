@@ -176,7 +176,10 @@ mod tests {
         };
         apply(&mut state, Decision::MergePlan { stage, epoch, attempt: 0, submitters: vec![submission] });
         let partitions = vec![Hash::default(); state.stages()[0].partitions];
-        apply(&mut state, Decision::MergeOutcome { stage, epoch, attempt: 0, partitions });
+        apply(
+            &mut state,
+            Decision::MergeOutcome { stage, epoch, attempt: 0, partitions, outliers: Vec::new() },
+        );
         let mut book = Book::default();
         say(&mut book, START, LEAVER, 1, false);
         assert_eq!(kick(&state, &book, TOP), None, "it alone has the weights");

@@ -441,7 +441,7 @@ fn merge(state: &mut RunState, epoch: Epoch, members: &[(PeerId, u32)]) {
     let submitters = members.iter().map(submitted).collect();
     apply(state, Decision::MergePlan { stage, epoch, attempt, submitters });
     let partitions = vec![Hash::default(); state.stages()[0].partitions];
-    apply(state, Decision::MergeOutcome { stage, epoch, attempt, partitions });
+    apply(state, Decision::MergeOutcome { stage, epoch, attempt, partitions, outliers: Vec::new() });
     assert_eq!(state.stages()[0].version, epoch.next());
 }
 

@@ -177,7 +177,7 @@ mod tests {
             };
             self.decides(Decision::MergePlan { stage, epoch, attempt, submitters: vec![submission] });
             let partitions = vec![base; self.state.stages()[0].partitions];
-            self.decides(Decision::MergeOutcome { stage, epoch, attempt, partitions });
+            self.decides(Decision::MergeOutcome { stage, epoch, attempt, partitions, outliers: Vec::new() });
             self.holder = holder;
         }
 

@@ -64,12 +64,13 @@ impl Checks {
         disputed.map(|challenge| challenge.subject.epoch)
     }
 
-    /// Draws which submissions of a merge that closed are checked, of those whose miners are not `convicted`.
+    /// Draws which submissions of a merge that closed are checked, of those whose miners are not `convicted`; those of `outliers` are.
     pub(super) fn draw(
         &mut self,
         spec: &ValidationSpec,
         stage: StageIndex,
         closed: &Closed,
+        outliers: &[PeerId],
         convicted: impl Fn(PeerId) -> bool,
     ) {
         let (epoch, base, seed) = (closed.training.epoch, closed.training.base, closed.plan.seed);
@@ -79,7 +80,7 @@ impl Checks {
                 continue;
             }
             let validators = self.validators.iter().copied();
-            let suspect = self.suspects.contains_key(&subject.peer);
+            let suspect = self.suspects.contains_key(&subject.peer) || outliers.contains(&subject.peer);
             self.open.extend(Challenge::draw(spec, seed, subject, base, validators, suspect));
         }
         self.bound();

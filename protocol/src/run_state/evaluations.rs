@@ -132,7 +132,7 @@ mod tests {
         let submitters = MINERS.map(submission).to_vec();
         apply(state, Decision::MergePlan { stage, epoch, attempt, submitters });
         let partitions = vec![Hash::default(); state.stages()[0].partitions];
-        apply(state, Decision::MergeOutcome { stage, epoch, attempt, partitions })
+        apply(state, Decision::MergeOutcome { stage, epoch, attempt, partitions, outliers: Vec::new() })
     }
 
     /// What those who are asked say of the merge of `epoch`, each that the miners improve the loss by these shares, in thousandths.

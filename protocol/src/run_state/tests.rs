@@ -59,7 +59,7 @@ fn plan(attempt: u16, peers: &[PeerId]) -> Decision {
 
 fn outcome(fold: &Fold, attempt: u16) -> Decision {
     let partitions = vec![Hash::default(); fold.0.stages()[0].partitions];
-    Decision::MergeOutcome { stage: S, epoch: Epoch(0), attempt, partitions }
+    Decision::MergeOutcome { stage: S, epoch: Epoch(0), attempt, partitions, outliers: Vec::new() }
 }
 
 #[test]
@@ -175,7 +175,7 @@ fn a_low_score_costs_the_place_once_it_is_due_and_bars_until_the_work_is_forgott
         }];
         fold.apply(Decision::MergePlan { stage: S, epoch, attempt: 0, submitters });
         let partitions = vec![Hash::default(); fold.0.stages()[0].partitions];
-        fold.apply(Decision::MergeOutcome { stage: S, epoch, attempt: 0, partitions });
+        fold.apply(Decision::MergeOutcome { stage: S, epoch, attempt: 0, partitions, outliers: Vec::new() });
         assert_eq!(fold.0.stages()[0].version, epoch.next());
     };
     fold.apply(admit(A));
@@ -455,7 +455,7 @@ mod checks {
             let Decision::MergePlan { attempt, submitters, .. } = plan(0, &[A, B]) else { panic!("a plan") };
             fold.apply(Decision::MergePlan { stage: S, epoch, attempt, submitters });
             let partitions = vec![Hash::default(); fold.0.stages()[0].partitions];
-            fold.apply(Decision::MergeOutcome { stage: S, epoch, attempt, partitions });
+            fold.apply(Decision::MergeOutcome { stage: S, epoch, attempt, partitions, outliers: Vec::new() });
             assert_eq!(fold.0.stages()[0].version, epoch.next());
         };
         let remembers = |fold: &Fold| fold.0.stages()[0].merge(Epoch(0)).is_some();
@@ -512,7 +512,7 @@ mod checks {
         spec.validation.replay_share = 0.0;
         let closed = fold.0.stages()[0].closed_epoch(Epoch(0)).expect("the merge").clone();
         fold.0.checks.open.clear();
-        fold.0.checks.draw(&spec.validation, S, &closed, |_| false);
+        fold.0.checks.draw(&spec.validation, S, &closed, &[], |_| false);
         let subjects: Vec<PeerId> =
             fold.0.challenges().iter().map(|challenge| challenge.subject.peer).collect();
         assert_eq!(subjects, [A], "whoever proved nothing is checked, whatever is drawn");
@@ -529,7 +529,7 @@ mod checks {
             judged(&mut fold, Finding::Unavailable);
             let spec = fold.0.spec().clone();
             fold.0.checks.open.clear();
-            fold.0.checks.draw(&spec.validation, S, &closed, |_| false);
+            fold.0.checks.draw(&spec.validation, S, &closed, &[], |_| false);
         }
         assert_eq!(fold.0.eviction(A), Some(EvictReason::Unproven));
         assert_eq!(fold.apply(Decision::Admit { peer: A, stage: S }), [StateEvent::Admitted(A, S)]);

@@ -365,6 +365,9 @@ pub enum FaultKind {
     Unavailable,
     /// The bytes are there and no valid partition: wrong length, or not finite.
     Invalid,
+    /// A valid partition that stands out from the others': another length, another direction, or the same as one of them. Nothing
+    /// is proved by that; a replay tells.
+    Outlier,
 }
 
 impl MergeMessage {
@@ -624,6 +627,9 @@ pub enum Decision {
         attempt: u16,
         /// The merged partitions, in order.
         partitions: Vec<Hash>,
+        /// Whose contributions stood out, and are checked, in the order of their keys. Left out if there are none.
+        #[serde(default, skip_serializing_if = "Vec::is_empty")]
+        outliers: Vec<PeerId>,
     },
     /// A peer validates from now on. Void for one against which something was proved, or that the spec does not let in.
     Enlist {

@@ -29,10 +29,10 @@ pub(super) fn agreed_lie(means: &mut Means<'_>, job: &Job, honest: Hash) -> Hash
 
 impl Behaviour for ColludingOwners {
     fn computed(&mut self, means: &mut Means<'_>, job: &Job, done: JobDone) -> JobDone {
-        let JobDone::Reduced { stage, partition, merged: Ok(honest) } = done else { return done };
+        let JobDone::Reduced { stage, partition, merged: Ok(honest), outliers } = done else { return done };
         let owners = owners(means, stage, partition);
         let among_us = owners.iter().all(|owner| means.is_accomplice(Kind::ColludingOwners, *owner));
         let merged = if among_us { agreed_lie(means, job, honest) } else { honest };
-        JobDone::Reduced { stage, partition, merged: Ok(merged) }
+        JobDone::Reduced { stage, partition, merged: Ok(merged), outliers }
     }
 }

@@ -10,10 +10,10 @@ pub(super) struct Framers;
 
 impl Behaviour for Framers {
     fn computed(&mut self, means: &mut Means<'_>, job: &Job, done: JobDone) -> JobDone {
-        let JobDone::Reduced { stage, partition, merged: Ok(honest) } = done else { return done };
+        let JobDone::Reduced { stage, partition, merged: Ok(honest), outliers } = done else { return done };
         let pair =
             means.peer.state().replicas(stage).filter(|peer| means.is_accomplice(Kind::Framers, *peer));
         let merged = if pair.count() > 1 { agreed_lie(means, job, honest) } else { honest };
-        JobDone::Reduced { stage, partition, merged: Ok(merged) }
+        JobDone::Reduced { stage, partition, merged: Ok(merged), outliers }
     }
 }

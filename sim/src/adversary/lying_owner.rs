@@ -20,6 +20,7 @@ impl Behaviour for LyingOwner {
         let wrong = altered(means, *honest, &tag(*stage, *epoch), |values| {
             values.iter().map(|value| value + random.normal()).collect()
         });
-        JobDone::Reduced { stage: *stage, partition: *partition, merged: Ok(wrong) }
+        let (stage, partition) = (*stage, *partition);
+        JobDone::Reduced { stage, partition, merged: Ok(wrong), outliers: Vec::new() }
     }
 }

@@ -259,7 +259,13 @@ impl Run {
             submitters.sort_unstable_by_key(|submission| submission.peer);
             let partitions = vec![Hash::default(); stage.partitions];
             self.decide(Decision::MergePlan { stage: index, epoch, attempt, submitters });
-            self.decide(Decision::MergeOutcome { stage: index, epoch, attempt, partitions });
+            self.decide(Decision::MergeOutcome {
+                stage: index,
+                epoch,
+                attempt,
+                partitions,
+                outliers: Vec::new(),
+            });
             for instance in &mut self.instances {
                 if let Some(weights) = instance.weights.as_mut().filter(|weights| weights.stage == index) {
                     weights.version = epoch.next();

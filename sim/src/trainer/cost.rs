@@ -217,7 +217,8 @@ impl CostTrainer {
             }
             Job::Reduce { stage, epoch, partition, inputs } => {
                 let hash = keep(merged(inputs), self.partition_bytes, &tag(*stage, *epoch))?;
-                JobDone::Reduced { stage: *stage, partition: *partition, merged: Ok(hash) }
+                let (stage, partition) = (*stage, *partition);
+                JobDone::Reduced { stage, partition, merged: Ok(hash), outliers: Vec::new() }
             }
             Job::Apply { stage, epoch, partitions } => {
                 let passed_over = partitions.is_empty();

@@ -14,6 +14,7 @@
 use std::collections::BTreeSet;
 use std::sync::Arc;
 
+use iota_model::outliers::outliers;
 use iota_model::reduce::combine;
 use iota_protocol::difference::Difference;
 use iota_protocol::merge::partition_range;
@@ -183,14 +184,17 @@ pub fn reduce(
     inputs: &[(PeerId, u32, Hash)],
     store: &BlobStore,
     len: usize,
-) -> Result<Vec<f64>, PeerId> {
+) -> Result<(Vec<f64>, Vec<PeerId>), PeerId> {
     let part = |&(peer, weight, hash): &(PeerId, u32, Hash)| {
         let values = store.content(&hash).and_then(from_bytes).filter(|values| values.len() == len);
         values.map(|values| (f64::from(weight), values)).ok_or(peer)
     };
     let parts = inputs.iter().map(part).collect::<Result<Vec<_>, _>>()?;
     let views: Vec<(f64, &[f64])> = parts.iter().map(|(weight, values)| (*weight, &values[..])).collect();
-    Ok(combine(&views, bridge::reducer(&spec.merge)))
+    let merged = combine(&views, bridge::reducer(&spec.merge));
+    let values: Vec<&[f64]> = views.into_iter().map(|(_, values)| values).collect();
+    let outliers = outliers(&values).into_iter().filter_map(|part| Some(inputs.get(part)?.0)).collect();
+    Ok((merged, outliers))
 }
 
 impl Trainer for ToyTrainer {
@@ -308,13 +312,14 @@ impl ToyTrainer {
             Job::Reduce { stage, epoch, partition, inputs } => {
                 let count = self.spec.partitions(self.len);
                 let len = partition_range(partition.0 as usize, count, self.len).len();
-                let merged = match reduce(&self.spec, inputs, store, len) {
-                    Ok(merged) => {
-                        Ok(keep(store, to_bytes(&merged), Some(self.partition_bytes), &tag(*stage, *epoch))?)
+                let (merged, outliers) = match reduce(&self.spec, inputs, store, len) {
+                    Ok((merged, outliers)) => {
+                        let (bytes, tag) = (to_bytes(&merged), tag(*stage, *epoch));
+                        (Ok(keep(store, bytes, Some(self.partition_bytes), &tag)?), outliers)
                     }
-                    Err(peer) => Err(peer),
+                    Err(peer) => (Err(peer), Vec::new()),
                 };
-                JobDone::Reduced { stage: *stage, partition: *partition, merged }
+                JobDone::Reduced { stage: *stage, partition: *partition, merged, outliers }
             }
             Job::Apply { stage, epoch, partitions } if partitions.is_empty() => {
                 self.take(self.base.clone());
