@@ -132,13 +132,18 @@ impl Tally {
         self.faulty(FaultKind::Invalid, witnesses)
     }
 
-    /// Submitters whose contributions stand out, as at least one owner says, at most so many: those of whom most say so. In the order of
-    /// their keys.
+    /// Submitters whose contributions stand out, as most owners say that have reduced something, at most so many: those of whom most of
+    /// them do. In the order of their keys. Who does not work stands out everywhere; in one partition anybody may, such as where an embedding
+    /// has the rows of rare tokens.
     #[must_use]
     pub fn outliers(&self, most: usize) -> Vec<PeerId> {
-        let found = self.faults.iter().filter(|(fault, _)| fault.kind == FaultKind::Outlier);
-        let mut found: Vec<_> = found.map(|(fault, owners)| (owners.len(), fault.submitter)).collect();
-        found.sort_by_key(|(owners, submitter)| (Reverse(*owners), *submitter));
+        let owners = self.merged.values().filter(|merged| !merged.is_empty()).count();
+        let found = self
+            .faults
+            .iter()
+            .filter(|(fault, said)| fault.kind == FaultKind::Outlier && said.len() * 2 > owners);
+        let mut found: Vec<_> = found.map(|(fault, said)| (said.len(), fault.submitter)).collect();
+        found.sort_by_key(|(said, submitter)| (Reverse(*said), *submitter));
         found.truncate(most);
         found.into_iter().map(|(_, submitter)| submitter).collect::<BTreeSet<_>>().into_iter().collect()
     }
