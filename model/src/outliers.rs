@@ -1,8 +1,8 @@
 //! Which of several peers' vectors stand out from the rest.
 //!
-//! Miners of a stage that work on samples of the same text come to contributions of similar length and direction. One that is many
-//! times longer or shorter than the others, that does not point where they do, or that is the same as another's to the last bit
-//! is likely no work. That proves nothing, and changes nothing in what is merged: it says at whom to look first.
+//! Miners of a stage that work on samples of the same text come to contributions of similar length that agree in direction, if only
+//! a little. One that is many times longer or shorter than the others, that points nowhere or to the other side, or that is the
+//! same as another's to the last bit is likely no work. That proves nothing, and changes nothing in what is merged: it says at whom to look first.
 
 use crate::reduce::median;
 
@@ -12,10 +12,11 @@ const PARTS_MIN: usize = 3;
 const ELEMENTS_MAX: usize = 1 << 16;
 /// How many times longer or shorter than the median length a vector is that stands out.
 const LENGTH_FACTOR: f64 = 4.0;
-/// Of the median cosine between a vector and the sum of the others, the share below which one stands out.
-const COSINE_SHARE: f64 = 0.25;
-/// By how many standard deviations of the cosine of random directions, 1/√n in n dimensions, it has to be below the median.
-const COSINE_DEVIATIONS: f64 = 4.0;
+/// A vector points nowhere whose cosine with the sum of the others is below so many standard deviations of that of random
+/// directions, 1/√n in n dimensions: one in a thousand random vectors has more.
+const NOWHERE_DEVIATIONS: f64 = 3.0;
+/// It stands out by that where the median of these cosines is above so many.
+const SOMEWHERE_DEVIATIONS: f64 = 6.0;
 
 /// Indices of those of `parts` that stand out, ascending; none of fewer than three, or if lengths differ.
 ///
@@ -37,11 +38,12 @@ pub fn outliers<T: Copy + Into<f64> + PartialEq>(parts: &[&[T]]) -> Vec<usize> {
     }
     let cosines = cosines(&vectors, &lengths);
     let usual = median(cosines.clone());
-    let deviation = COSINE_DEVIATIONS / (vectors[0].len() as f64).sqrt();
+    let deviation = 1.0 / (vectors[0].len() as f64).sqrt();
     let stands_out = |index: &usize| {
         let (length, cosine) = (lengths[*index], cosines[*index]);
         let is_like_others = length <= middle * LENGTH_FACTOR && length * LENGTH_FACTOR >= middle;
-        let is_elsewhere = cosine < usual * COSINE_SHARE && usual - cosine > deviation;
+        let is_elsewhere =
+            cosine < NOWHERE_DEVIATIONS * deviation && usual > SOMEWHERE_DEVIATIONS * deviation;
         let mut others = parts.iter().enumerate().filter(|(other, _)| other != index);
         let is_copied = length > 0.0 && others.any(|(_, other)| *other == parts[*index]);
         !is_like_others || is_elsewhere || is_copied

@@ -133,8 +133,7 @@ impl Tally {
     }
 
     /// Submitters whose contributions stand out, as most owners say that have reduced something, at most so many: those of whom most of
-    /// them do. In the order of their keys. Who does not work stands out everywhere; in one partition anybody may, such as where an embedding
-    /// has the rows of rare tokens.
+    /// them do. In the order of their keys.
     #[must_use]
     pub fn outliers(&self, most: usize) -> Vec<PeerId> {
         let owners = self.merged.values().filter(|merged| !merged.is_empty()).count();

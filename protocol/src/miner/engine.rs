@@ -78,7 +78,7 @@ impl Miner {
             }
             JobDone::Reduced { stage, partition, merged, outliers } => {
                 if let Some(merge) = self.merges.get_mut(&stage).filter(|merge| merge.asks_for(&job)) {
-                    merge.reduced(partition, merged, &outliers);
+                    merge.reduced(partition, merged, outliers);
                 }
             }
             JobDone::Snapshot(offer) => {

@@ -64,6 +64,8 @@ struct Owned {
     have: BTreeSet<PeerId>,
     reducing: bool,
     merged: Option<Hash>,
+    /// Whose inputs stand out.
+    outliers: BTreeSet<PeerId>,
 }
 
 /// One merge.
@@ -280,14 +282,12 @@ impl MergeWork {
         &mut self,
         partition: PartitionIndex,
         merged: Result<Hash, PeerId>,
-        outliers: &[PeerId],
+        outliers: Vec<PeerId>,
     ) {
-        let outlier = |&submitter: &PeerId| ContributionFault { submitter, kind: FaultKind::Outlier };
-        self.faults.extend(outliers.iter().map(outlier));
         match merged {
             Ok(hash) => {
                 if let Some(owned) = self.owned.get_mut(&partition) {
-                    owned.merged = Some(hash);
+                    (owned.merged, owned.outliers) = (Some(hash), outliers.into_iter().collect());
                 }
             }
             Err(submitter) => {
@@ -308,22 +308,22 @@ impl MergeWork {
     pub(super) fn report(&mut self, due: bool, sequence: &mut u64) -> Vec<DigestReport> {
         let merged: Vec<_> =
             self.owned.iter().filter_map(|(partition, owned)| Some((*partition, owned.merged?))).collect();
-        // Of outliers it is time enough to tell at the end.
-        let urgent = self.faults.iter().filter(|fault| fault.kind != FaultKind::Outlier).count();
-        let known = (merged.len(), urgent);
+        let known = (merged.len(), self.faults.len());
         let complete = merged.len() == self.owned.len();
         let news = known != self.reported && (complete || known.1 != self.reported.1);
         if known == (0, 0) || !(news || due) {
             return Vec::new();
         }
         self.reported = known;
+        let outliers = if complete { self.outliers() } else { Vec::new() };
+        let faults: BTreeSet<ContributionFault> = self.faults.iter().copied().chain(outliers).collect();
         let place = |peer: PeerId| self.submitters.partition_point(|submission| submission.peer < peer);
         let groups = self.partitions.div_ceil(DIGEST_PARTITIONS_MAX);
         let groups = groups.max(self.submitters.len().div_ceil(DIGEST_SUBMITTERS_MAX));
         let report = |group: usize| {
             let merged = merged.iter().filter(|(of, _)| of.0 as usize / DIGEST_PARTITIONS_MAX == group);
             let faults =
-                self.faults.iter().filter(|fault| place(fault.submitter) / DIGEST_SUBMITTERS_MAX == group);
+                faults.iter().filter(|fault| place(fault.submitter) / DIGEST_SUBMITTERS_MAX == group);
             let (merged, faults): (Vec<_>, Vec<_>) = (merged.copied().collect(), faults.copied().collect());
             let says = !merged.is_empty() || !faults.is_empty();
             says.then(|| {
@@ -339,6 +339,16 @@ impl MergeWork {
             })
         };
         (0..groups).filter_map(report).collect()
+    }
+
+    /// Whose contributions stand out in each partition that was reduced. In a single one anybody's may, such as where an embedding has the
+    /// rows of rare tokens.
+    fn outliers(&self) -> Vec<ContributionFault> {
+        let reduced = || self.owned.values().filter(|owned| owned.merged.is_some());
+        let first = reduced().next().map(|owned| &owned.outliers);
+        let everywhere = |submitter: &&PeerId| reduced().all(|owned| owned.outliers.contains(*submitter));
+        let outliers = first.into_iter().flatten().filter(everywhere).copied();
+        outliers.map(|submitter| ContributionFault { submitter, kind: FaultKind::Outlier }).collect()
     }
 
     /// When the next try of a failed fetch is due.

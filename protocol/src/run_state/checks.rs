@@ -91,9 +91,12 @@ impl Checks {
         self.open.drain(..excess);
     }
 
-    /// Forgets what would be found of a miner that has lost its place for good: it is punished, and validators have others to look at.
+    /// Forgets what would be found of a miner that has lost its place for good: it is punished, and validators have others to look
+    /// at. What somebody has approved stays, who may have to answer for that.
     pub(super) fn close(&mut self, peer: PeerId) {
-        self.open.retain(|challenge| challenge.subject.peer != peer);
+        let is_approved =
+            |challenge: &Challenge| challenge.found.iter().any(|(_, finding)| *finding == Finding::Matches);
+        self.open.retain(|challenge| challenge.subject.peer != peer || is_approved(challenge));
     }
 
     /// Forgets what cannot be checked any more when `stage` has come to `version`: what it was made from is gone, or it was

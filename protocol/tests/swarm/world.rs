@@ -846,7 +846,12 @@ impl World {
                     );
                 }
                 let merged = self.keep(i, sum, &tag(*stage, *epoch));
-                JobDone::Reduced { stage: *stage, partition: *partition, merged: Ok(merged) }
+                JobDone::Reduced {
+                    stage: *stage,
+                    partition: *partition,
+                    merged: Ok(merged),
+                    outliers: Vec::new(),
+                }
             }
             Job::Apply { stage, epoch, partitions } => {
                 let engine = &mut self.nodes[i].engine;
