@@ -32,6 +32,7 @@ use iota_protocol::{Epoch, Hash, Instant, LogIndex, PartitionIndex, PeerId, RunS
 use proptest::collection::vec;
 use proptest::option;
 use proptest::prelude::*;
+use proptest::sample::select;
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use serde_bytes::ByteBuf;
@@ -279,10 +280,8 @@ fn manifest() -> impl Strategy<Value = Manifest> {
 fn merge_message() -> impl Strategy<Value = MergeMessage> {
     let announce = (any::<u64>(), manifest())
         .prop_map(|(sequence, manifest)| MergeMessage::Manifest(ManifestAnnounce { sequence, manifest }));
-    let fault = (peer_id(), any::<bool>()).prop_map(|(submitter, invalid)| ContributionFault {
-        submitter,
-        kind: if invalid { FaultKind::Invalid } else { FaultKind::Unavailable },
-    });
+    let kind = select(vec![FaultKind::Invalid, FaultKind::Unavailable, FaultKind::Outlier]);
+    let fault = (peer_id(), kind).prop_map(|(submitter, kind)| ContributionFault { submitter, kind });
     let merged = vec((any::<u32>().prop_map(PartitionIndex), hash()), 0..5);
     let report = (any::<(u64, u16, u32, u16)>(), merged, vec(fault, 0..3)).prop_map(
         |((sequence, stage, epoch, attempt), merged, faults)| {
@@ -377,12 +376,13 @@ fn decision() -> impl Strategy<Value = Decision> {
         ),
         (stage(), epoch(), any::<u16>(), vec(peer_id(), 0..4))
             .prop_map(|(stage, epoch, attempt, lost)| Decision::MergeAbort { stage, epoch, attempt, lost }),
-        (stage(), epoch(), any::<u16>(), vec(hash(), 0..5)).prop_map(
-            |(stage, epoch, attempt, partitions)| Decision::MergeOutcome {
+        (stage(), epoch(), any::<u16>(), vec(hash(), 0..5), vec(peer_id(), 0..4)).prop_map(
+            |(stage, epoch, attempt, partitions, outliers)| Decision::MergeOutcome {
                 stage,
                 epoch,
                 attempt,
-                partitions
+                partitions,
+                outliers
             }
         ),
         any::<u16>().prop_map(|version| Decision::Upgrade { version }),

@@ -217,6 +217,17 @@ pub(crate) fn decisions() -> Vec<(&'static str, Decision)> {
                 epoch,
                 attempt,
                 partitions: vec![hash("merged 0"), hash("merged 1")],
+                outliers: Vec::new(),
+            },
+        ),
+        (
+            "merge-outcome-outliers",
+            Decision::MergeOutcome {
+                stage,
+                epoch,
+                attempt,
+                partitions: vec![hash("merged 0"), hash("merged 1")],
+                outliers: vec![peer(7)],
             },
         ),
         ("enlist", Decision::Enlist { peer: peer(8) }),
