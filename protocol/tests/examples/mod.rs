@@ -210,26 +210,8 @@ pub(crate) fn decisions() -> Vec<(&'static str, Decision)> {
             Decision::MergeReassign { stage, epoch, attempt, partition: PartitionIndex(1), owner: peer(6) },
         ),
         ("merge-abort", Decision::MergeAbort { stage, epoch, attempt, lost: vec![peer(7)] }),
-        (
-            "merge-outcome",
-            Decision::MergeOutcome {
-                stage,
-                epoch,
-                attempt,
-                partitions: vec![hash("merged 0"), hash("merged 1")],
-                outliers: Vec::new(),
-            },
-        ),
-        (
-            "merge-outcome-outliers",
-            Decision::MergeOutcome {
-                stage,
-                epoch,
-                attempt,
-                partitions: vec![hash("merged 0"), hash("merged 1")],
-                outliers: vec![peer(7)],
-            },
-        ),
+        ("merge-outcome", outcome(Vec::new())),
+        ("merge-outcome-outliers", outcome(vec![peer(7)])),
         ("enlist", Decision::Enlist { peer: peer(8) }),
         ("dismiss", Decision::Dismiss { peer: peer(8), reason: DismissReason::Left, evidence: None }),
         (
@@ -248,6 +230,11 @@ pub(crate) fn decisions() -> Vec<(&'static str, Decision)> {
         ("upgrade", Decision::Upgrade { version: 2 }),
         ("finish", Decision::Finish),
     ]
+}
+
+fn outcome(outliers: Vec<PeerId>) -> Decision {
+    let partitions = vec![hash("merged 0"), hash("merged 1")];
+    Decision::MergeOutcome { stage: StageIndex(1), epoch: Epoch(2), attempt: 0, partitions, outliers }
 }
 
 fn submission(i: u8, samples: u32) -> Submission {
