@@ -269,6 +269,26 @@ mod tests {
         assert_eq!(reports.iter().map(|envelope| envelope[0]).collect::<Vec<_>>(), [1, 2]);
     }
 
+    #[test]
+    fn who_stands_out_for_most_owners_is_an_outlier_and_so_are_few() {
+        let says = |outliers: &[(u8, &[u8])]| {
+            let mut tally = Tally::default();
+            for (owner, outliers) in outliers {
+                let signed = signed(*owner, &[(P, Hash::of(b"x"))], outliers);
+                let mut report = signed.report.clone();
+                report.faults.iter_mut().for_each(|fault| fault.kind = FaultKind::Outlier);
+                tally
+                    .add(peer(*owner), &Arc::new(SignedReport { report, envelope: signed.envelope.clone() }));
+            }
+            tally
+        };
+        let tally = says(&[(1, &[7, 9]), (2, &[7, 8, 9]), (3, &[9])]);
+        assert_eq!(tally.outliers(3), [peer(7), peer(9)]);
+        assert_eq!(tally.outliers(1), [peer(9)], "all say so of it");
+        assert_eq!((tally.invalid(1), tally.unavailable()), (vec![], vec![]), "nothing is proved");
+        assert_eq!(says(&[(1, &[7]), (2, &[])]).outliers(3), [], "one of two is not most");
+    }
+
     fn judge(reports: &[(u8, &[u8])], owners: &[u8], absent: &[u8]) -> Verdict {
         let owners: Vec<_> = owners.iter().map(|&i| peer(i)).collect();
         tally(reports).judge(P, &owners, |owner| absent.iter().any(|&i| peer(i) == owner))

@@ -266,7 +266,7 @@ fn what_was_said_of_a_plan_does_not_hold_for_the_plan_of_an_epoch_that_opened_ag
 
 mod checks {
     use super::*;
-    use crate::id::Identity;
+    use crate::id::{Identity, SampleId};
     use crate::limits::{BLOB_EPOCHS_KEPT, DISPUTED_EPOCHS_KEPT};
     use crate::validation::{Challenge, DismissReason, Fault, Finding, Subject, Verdict};
 
@@ -279,9 +279,17 @@ mod checks {
 
     /// A merge of A and B has closed, all contributions are checked, and these validate.
     fn closed(secrets: &[u8]) -> Fold {
+        let mut fold = planned(secrets, 1.0, &[A, B]);
+        let close = outcome(&fold, 0);
+        fold.apply(close);
+        fold
+    }
+
+    /// A merge of these miners is under way, this share of contributions will be checked, and these validate.
+    fn planned(secrets: &[u8], replay_share: f64, miners: &[PeerId]) -> Fold {
         let mut fold = Fold::new();
         let mut spec = fold.0.spec().clone();
-        (spec.validation.replay_share, spec.validation.repeat_share) = (1.0, 0.0);
+        (spec.validation.replay_share, spec.validation.repeat_share) = (replay_share, 0.0);
         spec.training.epochs = 8;
         fold.0 = RunState::new(Arc::new(spec), &[1000]);
         for secret in secrets {
@@ -289,12 +297,13 @@ mod checks {
             assert_eq!(fold.apply(Decision::Enlist { peer }), [StateEvent::Enlisted(peer)]);
             assert_eq!(fold.apply(Decision::Enlist { peer }), [], "it is one already");
         }
-        fold.apply(Decision::Admit { peer: A, stage: S });
-        fold.apply(Decision::Admit { peer: B, stage: S });
-        fold.apply(open(0));
-        fold.apply(plan(0, &[A, B]));
-        let close = outcome(&fold, 0);
-        fold.apply(close);
+        for peer in miners {
+            fold.apply(Decision::Admit { peer: *peer, stage: S });
+        }
+        let Decision::OpenEpoch { stage, epoch, base, .. } = open(0) else { panic!("an epoch") };
+        let members = miners.iter().map(|peer| (*peer, 1)).collect();
+        fold.apply(Decision::OpenEpoch { stage, epoch, base, members });
+        fold.apply(plan(0, miners));
         fold
     }
 
@@ -321,7 +330,6 @@ mod checks {
     fn every_submission_is_checked_by_somebody() {
         let fold = closed(&SECRETS);
         let subjects: Vec<Subject> = fold.0.challenges().iter().map(|challenge| challenge.subject).collect();
-        let subject = |peer| Subject { stage: S, epoch: Epoch(0), peer, manifest: Hash::default() };
         assert_eq!(subjects, [subject(A), subject(B)]);
         assert!(fold.0.challenges().iter().all(|challenge| challenge.awaited().count() == 1));
         assert!(closed(&[]).0.challenges().is_empty(), "nobody validates");
@@ -473,6 +481,99 @@ mod checks {
         let mut fold = closed(&SECRETS);
         (1..3).for_each(|epoch| pass(&mut fold, epoch));
         assert!(!remembers(&fold), "nothing was found");
+    }
+
+    const SENT: Finding = Finding::Differs(Fault::Sent(SampleId(1)));
+
+    /// The validators that read the epoch, and the one that does not.
+    fn readers(fold: &Fold) -> ([Identity; 2], Identity) {
+        let (reads, others): (Vec<_>, Vec<_>) =
+            SECRETS.map(identity).into_iter().partition(|signer| fold.0.reads(signer.peer(), S, Epoch(0)));
+        let [other] = others.try_into().expect("one of three");
+        (reads.try_into().expect("two of three"), other)
+    }
+
+    fn accuse(fold: &mut Fold, by: &Identity, subject: Subject, finding: Finding) -> Vec<StateEvent> {
+        fold.apply(Decision::Judge(Verdict::sign(by, fold.0.spec().run_id(), subject, finding)))
+    }
+
+    fn subject(peer: PeerId) -> Subject {
+        Subject { stage: S, epoch: Epoch(0), peer, manifest: Hash::default() }
+    }
+
+    #[test]
+    fn a_reader_accuses_unasked_and_a_panel_decides() {
+        let mut fold = planned(&SECRETS, 0.0, &[A, B]);
+        let ([reader, second], other) = readers(&fold);
+        for by in [&reader, &other] {
+            assert_eq!(accuse(&mut fold, by, subject(A), Finding::Matches), [], "nobody asked");
+            assert_eq!(accuse(&mut fold, by, subject(A), DIFFERS), [], "no receipt shows that");
+            let elsewhere = Subject { manifest: Hash([1; 32]), ..subject(A) };
+            assert_eq!(accuse(&mut fold, by, elsewhere, SENT), [], "nobody committed to it");
+        }
+        assert_eq!(accuse(&mut fold, &other, subject(A), SENT), [], "it is no reader");
+        assert_eq!(
+            accuse(&mut fold, &reader, subject(A), SENT),
+            [StateEvent::Judged(subject(A), reader.peer(), SENT)]
+        );
+        assert_eq!(accuse(&mut fold, &reader, subject(A), SENT), [], "said twice");
+        assert_eq!(challenge(&fold, A).awaited().count(), 1, "a quorum of two");
+        let close = outcome(&fold, 0);
+        fold.apply(close);
+        assert_eq!(fold.0.challenges().len(), 1, "it is checked once");
+        let events = accuse(&mut fold, &second, subject(A), SENT);
+        assert_eq!(events.last(), Some(&StateEvent::Evicted(A, EvictReason::FailedReplay)));
+        assert_eq!(accuse(&mut fold, &reader, subject(A), SENT), [], "it is judged");
+    }
+
+    #[test]
+    fn a_reader_that_accuses_falsely_is_dismissed() {
+        let mut fold = planned(&SECRETS, 0.0, &[A, B]);
+        let ([reader, _], _) = readers(&fold);
+        accuse(&mut fold, &reader, subject(A), Finding::Differs(Fault::Receipts));
+        judge(&mut fold, A, Finding::Matches);
+        let events = judge(&mut fold, A, Finding::Matches);
+        assert_eq!(events.last(), Some(&StateEvent::Dismissed(reader.peer(), DismissReason::WrongVerdict)));
+        assert_eq!(fold.0.stage_of(A), Some(S));
+        assert_eq!(accuse(&mut fold, &reader, subject(B), SENT), [], "it is heard no more");
+    }
+
+    #[test]
+    fn what_stands_out_is_checked_though_nothing_is_drawn() {
+        let c = PeerId([3; 32]);
+        let closed = |outliers: &[PeerId]| {
+            let mut fold = planned(&SECRETS, 0.0, &[A, B, c]);
+            let Decision::MergeOutcome { stage, epoch, attempt, partitions, .. } = outcome(&fold, 0) else {
+                panic!("an outcome")
+            };
+            let outliers = outliers.to_vec();
+            fold.apply(Decision::MergeOutcome { stage, epoch, attempt, partitions, outliers });
+            let open: Vec<_> = fold.0.challenges().iter().map(|challenge| challenge.subject.peer).collect();
+            (fold.0.stages()[0].version, open)
+        };
+        assert_eq!(closed(&[]), (Epoch(1), vec![]));
+        assert_eq!(closed(&[B]), (Epoch(1), vec![B]));
+        assert_eq!(closed(&[A, B]), (Epoch(0), vec![]), "void: most do not stand out");
+        assert_eq!(closed(&[PeerId([9; 32])]), (Epoch(0), vec![]), "void: it submitted nothing");
+    }
+
+    #[test]
+    fn of_who_is_convicted_only_what_somebody_approved_is_still_judged() {
+        let mut fold = closed(&SECRETS);
+        let again = challenge(&fold, A).clone();
+        for (epoch, found) in
+            [(1, vec![]), (2, vec![Finding::Unavailable]), (3, vec![Finding::Matches, DIFFERS])]
+        {
+            let found = again.validators.iter().copied().zip(found).collect();
+            let subject = Subject { epoch: Epoch(epoch), ..again.subject };
+            fold.0.checks.open.push(Challenge { subject, found, ..again.clone() });
+        }
+        judge(&mut fold, A, DIFFERS);
+        judge(&mut fold, A, DIFFERS);
+        assert_eq!(fold.0.eviction(A), Some(EvictReason::FailedReplay));
+        let open: Vec<_> =
+            fold.0.challenges().iter().map(|open| (open.subject.peer, open.subject.epoch)).collect();
+        assert_eq!(open, [(B, Epoch(0)), (A, Epoch(3))]);
     }
 
     #[test]
