@@ -74,6 +74,8 @@ pub enum StateEvent {
     Aborted(StageIndex, Epoch, Vec<PeerId>),
     /// A merge closed over this many samples, with their mean loss in nats if the stage is the tail.
     Merged(StageIndex, Epoch, u64, Option<f64>),
+    /// The contributions of these to a merge that closed stand out, and are checked.
+    StoodOut(StageIndex, Epoch, Vec<PeerId>),
     /// A peer validates.
     Enlisted(PeerId),
     /// A peer validates no more.
@@ -779,7 +781,8 @@ impl RunState {
         self.stages.get_mut(index.as_usize())?.settle(closed, remembers, &disputed);
         self.checks.expire(index, epoch.next());
         self.end_limits(index, epoch.next());
-        Some(vec![StateEvent::Merged(index, epoch, samples, loss)])
+        let stood_out = (!outliers.is_empty()).then(|| StateEvent::StoodOut(index, epoch, outliers.to_vec()));
+        Some([StateEvent::Merged(index, epoch, samples, loss)].into_iter().chain(stood_out).collect())
     }
 }
 

@@ -5,11 +5,16 @@
 //! whole epoch from the weights that it started from and the tensors that its receipts name; see
 //! [`validator`](crate::validator).
 //!
+//! Beside those drawn, a submission is checked that owners found to stand out from the others to its merge, and one that a *reader*
+//! accuses: of each stage and epoch two validators are drawn to read all receipts, which takes no replay, and say unasked what
+//! these show to be wrong.
+//!
 //! Validators are checked by each other. Whether anybody looks again after a first verdict, and who, is drawn from the chain
 //! hash after that verdict: who approves without looking does not know whether another will look, and who accuses falsely
 //! does not know whether accomplices will be asked.
 //!
 //! ```text
+//!    drawn, or an outlier; or a reader accuses, which is a first verdict
 //!           first verdict: matches ───────────────────────────────▶ passed
 //! challenge ┤  (a share, drawn now, is repeated by a second validator)
 //!           ├ differs ─▶ a panel of seven, drawn now, repeats it ─▶ majority: failed, or passed

@@ -23,7 +23,7 @@ use std::rc::Rc;
 
 use iota_protocol::miner::Notice;
 use iota_protocol::run_state::StateEvent;
-use iota_protocol::{Epoch, Hash, StageIndex};
+use iota_protocol::{Epoch, Hash, PeerId, StageIndex};
 
 use crate::observe::{Observation, Observer, Seconds, Seen, Violation};
 
@@ -184,6 +184,11 @@ fn change(seen: &Seen<'_>) -> Option<Change> {
     }
 }
 
+fn shown(peers: &[PeerId]) -> String {
+    let peers: Vec<String> = peers.iter().map(|peer| peer.short()).collect();
+    peers.join(" ")
+}
+
 fn decided(event: &StateEvent) -> Change {
     let (stage, epoch, what, details) = match event {
         StateEvent::Admitted(peer, stage) => (Some(stage), None, "admitted", peer.short()),
@@ -209,10 +214,8 @@ fn decided(event: &StateEvent) -> Change {
             "reassigned",
             format!("partition {} to {}", partition.0, owner.short()),
         ),
-        StateEvent::Aborted(stage, epoch, lost) => {
-            let lost: Vec<String> = lost.iter().map(|peer| peer.short()).collect();
-            (Some(stage), Some(epoch), "aborted", lost.join(" "))
-        }
+        StateEvent::Aborted(stage, epoch, lost) => (Some(stage), Some(epoch), "aborted", shown(lost)),
+        StateEvent::StoodOut(stage, epoch, peers) => (Some(stage), Some(epoch), "stands-out", shown(peers)),
         StateEvent::Merged(stage, epoch, samples, loss) => {
             let loss = loss.map(|loss| format!(", loss {loss:.6}")).unwrap_or_default();
             (Some(stage), Some(epoch), "merged", format!("{samples} samples{loss}"))

@@ -378,6 +378,11 @@ impl Reporter {
                 self.merged(stage, epoch, samples, loss);
                 self.metrics.merges.inc_by(u64::from(own(stage)));
             }
+            StateEvent::StoodOut(stage, epoch, members) => {
+                for member in members {
+                    tracing::info!(stage = stage.0, epoch = epoch.0, peer = %member.short(), "contribution stands out, it is checked");
+                }
+            }
             StateEvent::Enlisted(_)
             | StateEvent::Dismissed(..)
             | StateEvent::Judged(..)

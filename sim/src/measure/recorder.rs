@@ -231,6 +231,7 @@ impl Recorder {
             }
             StateEvent::Merged(stage, epoch, samples, _) => self.merged(at, *stage, *epoch, *samples),
             StateEvent::Deposed(_)
+            | StateEvent::StoodOut(..)
             | StateEvent::SpeedLimited(..)
             | StateEvent::Skipped(..)
             | StateEvent::Undone(..)
