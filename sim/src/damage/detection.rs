@@ -2,8 +2,8 @@
 //!
 //! Found is a peer against which something was proved: it lost its place for bytes that are no contribution, a merge that
 //! others contradict or a replay that differs, was dismissed for a wrong verdict, or signed two messages
-//! under one number. Who was only silent, or proved nothing, is not found. An honest peer counts as wronged if it lost its place
-//! for anything but silence and leaving: what is no proof counts against the swarm, not for it.
+//! under one number; or one that a majority of the candidates deposed. Who was only silent, or proved nothing, is not found. An honest peer counts
+//! as wronged if it lost its place for anything but silence and leaving, or was deposed: what is no proof counts against the swarm, not for it.
 //!
 //! ```text
 //! precision = found / (found + wronged)     recall = found / (found + missed)     F1 = 2 found / (2 found + missed + wronged)

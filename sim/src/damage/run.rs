@@ -62,9 +62,9 @@ struct Collected {
     opened: Option<Instant>,
     weights: BTreeMap<(StageIndex, Epoch), Hash>,
     evicted: BTreeSet<(PeerId, &'static str)>,
-    /// Against whom something was proved.
-    proven: BTreeSet<PeerId>,
-    /// Who lost its place for anything but silence and leaving.
+    /// Against whom something was proved, or whom a majority of the candidates deposed.
+    named: BTreeSet<PeerId>,
+    /// Who lost its place for anything but silence and leaving, or paid for having been deposed.
     punished: BTreeSet<PeerId>,
     /// Samples merged, by who contributed them.
     merged: BTreeMap<(StageIndex, Epoch), BTreeMap<PeerId, u32>>,
@@ -77,7 +77,7 @@ impl Collected {
             StateEvent::Evicted(peer, reason) => {
                 self.evicted.insert((*peer, reason.name()));
                 if Penalty::of(*reason).is_some() {
-                    self.proven.insert(*peer);
+                    self.named.insert(*peer);
                 }
                 if !matches!(reason, EvictReason::Silent | EvictReason::Left) {
                     self.punished.insert(*peer);
@@ -85,13 +85,17 @@ impl Collected {
             }
             // It may have left before its check was concluded.
             StateEvent::Checked(subject, Outcome::Failed(_)) => {
-                self.proven.insert(subject.peer);
+                self.named.insert(subject.peer);
                 self.punished.insert(subject.peer);
+            }
+            StateEvent::Deposed(peer) => {
+                self.named.insert(*peer);
+                self.punished.insert(*peer);
             }
             StateEvent::Dismissed(peer, reason) => {
                 self.evicted.insert((*peer, dismissal(*reason)));
                 if reason.is_proven() {
-                    self.proven.insert(*peer);
+                    self.named.insert(*peer);
                     self.punished.insert(*peer);
                 }
             }
@@ -124,7 +128,7 @@ impl Observer for Collector {
             Notice::State(event) => seen.state(event),
             // Two histories are proof even where the log can take no decision any more.
             Notice::Distrusts(peer, Distrust::Equivocates(_)) => {
-                seen.proven.insert(*peer);
+                seen.named.insert(*peer);
                 seen.punished.insert(*peer);
             }
             _ => {}
@@ -279,7 +283,7 @@ fn count(world: &World, parts: &Parts, seen: &Collected) -> Counts {
             continue;
         }
         if host.has_deviated() {
-            let found = seen.proven.contains(&peer);
+            let found = seen.named.contains(&peer);
             *(if found { &mut counts.found } else { &mut counts.missed }) += 1;
         } else {
             counts.honest += 1;
