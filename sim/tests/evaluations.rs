@@ -114,7 +114,9 @@ fn whoever_contributes_something_else_than_its_work_earns_next_to_nothing() {
             assert!(10 * score(host) < mean, "seed {seed}, {}: {} of {mean}", kind.name(), score(host));
         }
         let trust = |host: usize| record.rows[&identity(seed, host).peer()].standing.map(|of| of.trust);
-        assert_eq!(trust(MINERS - 1), Some(0.0), "who copies is named for it");
+        // A copy stands out, too, and may have been replayed before it is rated.
+        let convicted = !record.rows[&identity(seed, MINERS - 1).peer()].failures.is_empty();
+        assert!(convicted || trust(MINERS - 1) == Some(0.0), "seed {seed}: who copies is named for it");
         assert!((0..MINERS - kinds.len()).all(|host| trust(host) == Some(1.0)), "and nobody honest is");
     }
 }

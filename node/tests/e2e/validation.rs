@@ -113,7 +113,8 @@ fn where_scores_are_by_the_loss_every_merge_is_evaluated_and_whose_contributions
     spec.scores.evaluators = 2;
     // However much it takes.
     spec.scores.evaluation_cost = 10.0;
-    spec.validation.replay_share = 0.0;
+    // Evaluations alone: of what stands out and is replayed nobody is convicted by fewer.
+    (spec.validation.replay_share, spec.validation.quorum) = (0.0, 64);
     // Long beside an evaluation, or as long as one.
     spec.training.samples_per_epoch = 240;
     spec.mirror.url = format!("file://{}", mirror.path().display());
