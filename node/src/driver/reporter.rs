@@ -280,6 +280,11 @@ impl Reporter {
                 tracing::debug!(stage, epoch, peer = %subject.peer.short(), validator, %finding, "verdict");
             }
             StateEvent::Checked(subject, outcome) => self.checked(&subject, outcome),
+            StateEvent::StoodOut(stage, epoch, members) => {
+                for member in members {
+                    tracing::info!(stage = stage.0, epoch = epoch.0, peer = %member.short(), "contribution stands out, it is checked");
+                }
+            }
             StateEvent::Evaluated(epoch, evaluator) => {
                 tracing::debug!(epoch = epoch.0, evaluator = %evaluator.short(), "evaluation");
             }
@@ -378,15 +383,11 @@ impl Reporter {
                 self.merged(stage, epoch, samples, loss);
                 self.metrics.merges.inc_by(u64::from(own(stage)));
             }
-            StateEvent::StoodOut(stage, epoch, members) => {
-                for member in members {
-                    tracing::info!(stage = stage.0, epoch = epoch.0, peer = %member.short(), "contribution stands out, it is checked");
-                }
-            }
             StateEvent::Enlisted(_)
             | StateEvent::Dismissed(..)
             | StateEvent::Judged(..)
             | StateEvent::Checked(..)
+            | StateEvent::StoodOut(..)
             | StateEvent::Evaluated(..)
             | StateEvent::Rated(_) => self.check_event(event),
             StateEvent::Checkpointed(epoch) => {
