@@ -590,7 +590,7 @@ impl Orchestrator {
         if waited >= deadline * 3 {
             lost.extend(plan.submitters.iter().map(|submission| submission.peer).filter(|&peer| gone(peer)));
         }
-        lost.retain(|peer| plan.submitters.iter().any(|submission| submission.peer == *peer));
+        lost.retain(|peer| plan.has(*peer));
         if !lost.is_empty() {
             let found = invalid.into_iter().map(|peer| (peer, tally.invalidity(peer, witnesses)));
             let mut decisions = convictions(EvictReason::InvalidContribution, found);

@@ -871,8 +871,7 @@ impl<S: Storage<LogBytes> + Clone> Peer<S> {
     /// Notes the first merge that counts a contribution of this process.
     fn note_merged(&mut self, stage: StageIndex, epoch: Epoch) {
         let closed = self.state.stage(stage).and_then(|stage| stage.closed_epoch(epoch));
-        let counts = closed
-            .is_some_and(|closed| closed.plan.submitters.iter().any(|submission| submission.peer == self.me));
+        let counts = closed.is_some_and(|closed| closed.plan.has(self.me));
         if counts && self.arrival.note(self.now, Step::Counted) {
             self.out.notice(Notice::Arrived(self.arrival));
         }

@@ -37,7 +37,7 @@ use crate::overstatement::{OverstatementError, SpeedLimit, open_record};
 use crate::samples::{Deal, epoch_samples};
 use crate::scores::{Penalty, Place, Scores, Work};
 use crate::spec::RunSpec;
-use crate::validation::{DismissReason, Finding, Outcome as CheckOutcome, Subject, outliers_max};
+use crate::validation::{DismissReason, Finding, Outcome as CheckOutcome, Subject};
 use crate::wire::message::{Decision, Entry, EvictReason, PeerRecord, SavedMoments, Submission};
 
 use checks::Checks;
@@ -736,9 +736,7 @@ impl RunState {
         lost: &[PeerId],
     ) -> Option<Vec<StateEvent>> {
         let (stage, mut training, plan) = self.plan_mut(index, epoch, attempt)?;
-        let submitted =
-            lost.iter().all(|peer| plan.submitters.iter().any(|submission| submission.peer == *peer));
-        if lost.is_empty() || !submitted {
+        if lost.is_empty() || !lost.iter().all(|peer| plan.has(*peer)) {
             return None;
         }
         training.attempt = attempt.saturating_add(1);
@@ -761,11 +759,7 @@ impl RunState {
     ) -> Option<Vec<StateEvent>> {
         let remembers = self.spec.mirror.is_set();
         let (stage, training, plan) = self.plan_mut(index, epoch, attempt)?;
-        let submitted = |peer: &PeerId| plan.submitters.iter().any(|submission| submission.peer == *peer);
-        let stand_out = outliers.len() <= outliers_max(plan.submitters.len())
-            && outliers.is_sorted_by(|a, b| a < b)
-            && outliers.iter().all(submitted);
-        if partitions.len() != stage.partitions || !stand_out {
+        if partitions.len() != stage.partitions || !plan.may_have_outliers(outliers) {
             return None;
         }
         let samples: u64 = plan.submitters.iter().map(|submission| u64::from(submission.samples)).sum();

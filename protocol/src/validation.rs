@@ -305,22 +305,18 @@ impl Challenge {
         }
     }
 
-    /// Whether somebody has found a fault that receipts show.
-    #[must_use]
-    pub fn is_found_by_reading(&self) -> bool {
-        self.found.iter().any(|(_, finding)| matches!(finding, Finding::Differs(fault) if fault.is_read()))
-    }
-
-    /// Whether somebody has found that the miner sent something else than it commits to.
-    #[must_use]
-    pub fn is_found_sent(&self) -> bool {
-        self.found.iter().any(|(_, finding)| matches!(finding, Finding::Differs(Fault::Sent(_))))
+    /// The faults that were found.
+    pub fn faults(&self) -> impl Iterator<Item = Fault> + '_ {
+        self.found.iter().filter_map(|(_, finding)| match finding {
+            Finding::Differs(fault) => Some(*fault),
+            Finding::Matches | Finding::Unavailable => None,
+        })
     }
 
     /// Whether somebody has found a fault.
     #[must_use]
     pub fn is_disputed(&self) -> bool {
-        self.found.iter().any(|(_, finding)| matches!(finding, Finding::Differs(_)))
+        self.faults().next().is_some()
     }
 
     /// Takes the verdict of one who is asked; whether it is news.
@@ -395,11 +391,7 @@ impl Challenge {
 
     /// Those who found what the check has shown were right, and those who found the contrary wrong.
     fn conclusion(&self, failed: bool) -> Conclusion {
-        let fault = |finding: &Finding| match finding {
-            Finding::Differs(fault) => Some(*fault),
-            Finding::Matches | Finding::Unavailable => None,
-        };
-        let found = self.found.iter().find_map(|(_, finding)| fault(finding));
+        let found = self.faults().next();
         // Who approves what neighbours contradict may not have been served by them.
         let was_shown = !matches!(found, Some(Fault::Sent(_)));
         let is_wrong = |finding: &Finding| match finding {

@@ -6,7 +6,7 @@ use iota_model::reduce::Reducer;
 use iota_model::schedule::Schedule;
 use iota_model::{AdamWConfig, DType, EngineConfig, MatmulPrecision, ModelConfig, StageSelect};
 use iota_protocol::spec::{self, Bottleneck, MergeSpec, ReducerName, TrainingMode, WireDtype};
-use iota_protocol::{Epoch, RunSpec};
+use iota_protocol::{Epoch, Hash, PeerId, RunSpec};
 
 /// The network of the run.
 #[must_use]
@@ -127,6 +127,17 @@ pub fn reducer(merge: &MergeSpec) -> Reducer {
         ReducerName::Median => Reducer::Median,
         ReducerName::ClippedMean => Reducer::ClippedMean,
     }
+}
+
+/// Whose inputs to a merge stand out, of these in the same order: submitter, samples and blob, and what is in it.
+#[must_use]
+pub fn outliers<T: Copy + Into<f64> + PartialEq>(
+    inputs: &[(PeerId, u32, Hash)],
+    parts: &[(f64, &[T])],
+) -> Vec<PeerId> {
+    let values: Vec<&[T]> = parts.iter().map(|(_, values)| *values).collect();
+    let places = iota_model::outliers::outliers(&values).into_iter();
+    places.filter_map(|place| inputs.get(place).map(|(peer, ..)| *peer)).collect()
 }
 
 /// The shape of what is pushed between stages: sequences, tokens, channels.

@@ -6,7 +6,6 @@ use bytes::Bytes;
 use iota_model::checkpoint::Checkpoint;
 use iota_model::codec::Codec;
 use iota_model::data::Corpus;
-use iota_model::outliers::outliers;
 use iota_model::reduce::reduce;
 use iota_model::{Device, Frame, OptimizerState, StageInput, TokenBatch};
 use iota_protocol::limits::PARTITION_BYTES_MAX;
@@ -307,8 +306,7 @@ impl Worker {
         let merged = Bytes::from(codec.encode(&reduce(&views, reducer)?)?);
         let hash = Hash::of(&merged);
         blobs.publish(vec![merged], &tag(index, epoch))?;
-        let values: Vec<&[f32]> = views.into_iter().map(|(_, values)| values).collect();
-        let outliers = outliers(&values).into_iter().filter_map(|part| Some(inputs.get(part)?.0)).collect();
+        let outliers = bridge::outliers(inputs, &views);
         Ok(JobDone::Reduced { stage: index, partition, merged: Ok(hash), outliers })
     }
 

@@ -220,7 +220,7 @@ impl Reports {
     /// Owners have signed that the accused's contribution is none.
     fn find_invalid(&self, accused: PeerId, plan: &Plan) -> Result<(), EvidenceError> {
         self.counts(witnesses(plan.submitters.len()))?;
-        if !plan.submitters.iter().any(|submission| submission.peer == accused) {
+        if !plan.has(accused) {
             return Err(EvidenceError::Accused(accused));
         }
         let fault = ContributionFault { submitter: accused, kind: FaultKind::Invalid };

@@ -344,11 +344,13 @@ impl MergeWork {
     /// Whose contributions stand out in each partition that was reduced. In a single one anybody's may, such as where an embedding has the
     /// rows of rare tokens.
     fn outliers(&self) -> Vec<ContributionFault> {
-        let reduced = || self.owned.values().filter(|owned| owned.merged.is_some());
-        let first = reduced().next().map(|owned| &owned.outliers);
-        let everywhere = |submitter: &&PeerId| reduced().all(|owned| owned.outliers.contains(*submitter));
-        let outliers = first.into_iter().flatten().filter(everywhere).copied();
-        outliers.map(|submitter| ContributionFault { submitter, kind: FaultKind::Outlier }).collect()
+        let reduced = self.owned.values().filter(|owned| owned.merged.is_some());
+        let everywhere = reduced.map(|owned| owned.outliers.clone()).reduce(|all, here| &all & &here);
+        everywhere
+            .into_iter()
+            .flatten()
+            .map(|submitter| ContributionFault { submitter, kind: FaultKind::Outlier })
+            .collect()
     }
 
     /// When the next try of a failed fetch is due.

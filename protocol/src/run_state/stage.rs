@@ -7,6 +7,7 @@ use serde::{Deserialize, Serialize};
 use crate::id::{Epoch, Hash, LogIndex, PeerId};
 use crate::limits::{CLOSED_EPOCHS_KEPT, OUTCOMES_KEPT_MAX};
 use crate::samples::Deal;
+use crate::validation::outliers_max;
 use crate::wire::message::Submission;
 
 /// An epoch under way.
@@ -39,6 +40,22 @@ pub struct Plan {
     pub submitters: Vec<Submission>,
     /// Owners of each partition, first those drawn, then those added.
     pub owners: Vec<Vec<PeerId>>,
+}
+
+impl Plan {
+    /// Whether it has a contribution of `peer`.
+    #[must_use]
+    pub fn has(&self, peer: PeerId) -> bool {
+        self.submitters.iter().any(|submission| submission.peer == peer)
+    }
+
+    /// Whether the contributions of these may be said to stand out: they are a few of its submitters, in the order of their keys.
+    #[must_use]
+    pub fn may_have_outliers(&self, peers: &[PeerId]) -> bool {
+        peers.len() <= outliers_max(self.submitters.len())
+            && peers.is_sorted_by(|a, b| a < b)
+            && peers.iter().all(|peer| self.has(*peer))
+    }
 }
 
 /// A merge that is done.
@@ -117,6 +134,11 @@ impl Stage {
             Phase::Merging(training, plan) => Some((training, plan)),
             _ => None,
         }
+    }
+
+    /// The merges lately done, oldest first, and then the one under way.
+    pub fn merges(&self) -> impl Iterator<Item = (&Training, &Plan)> {
+        self.closed.iter().map(|closed| (&closed.training, &closed.plan)).chain(self.plan())
     }
 
     /// The merge of this epoch, under way or lately done.

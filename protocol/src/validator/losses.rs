@@ -169,10 +169,6 @@ impl Losses {
 impl EpochReading {
     /// Reads on; whether there is nothing left to read. Whose receipts cannot be had is left out.
     fn advance(&mut self, cx: &mut Context<'_>) -> bool {
-        // What was settled long ago is gone with those who had it.
-        if !cx.state.keeps(self.stage, self.epoch) {
-            self.receipts.give_up();
-        }
         loop {
             match self.receipts.next(cx, self.stage, self.epoch) {
                 Read::Waits => return false,

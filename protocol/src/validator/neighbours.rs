@@ -12,7 +12,7 @@ use crate::miner::Context;
 use crate::receipts::{Hop, Receipt, Received};
 use crate::run_state::{RunState, Training};
 use crate::time::Instant;
-use crate::validation::{Challenge, Fault, Finding, Subject};
+use crate::validation::{Fault, Finding, Subject};
 use crate::wire::frame::Direction;
 use crate::wire::message::Manifest;
 
@@ -171,7 +171,8 @@ impl Neighbours {
         let accused = || {
             let mut challenges = state.challenges().iter();
             let challenge = challenges.find(|challenge| challenge.subject == self.sent.subject);
-            challenge.is_some_and(Challenge::is_found_sent)
+            let is_sent = |fault| matches!(fault, Fault::Sent(_));
+            challenge.is_some_and(|challenge| challenge.faults().any(is_sent))
         };
         match self.sent.fault() {
             Some(fault) => Finding::Differs(fault),

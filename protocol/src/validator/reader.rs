@@ -84,8 +84,7 @@ impl Reader {
     /// The oldest epoch that `me` is drawn to read and has not, once the stages beside have a plan for it, too, or none any more.
     fn next_epoch(&mut self, state: &RunState, me: PeerId) -> Option<StageReading> {
         let plans = state.spec().stages().zip(state.stages()).flat_map(|(index, stage)| {
-            let closed = stage.closed.iter().map(|closed| (&closed.training, &closed.plan));
-            closed.chain(stage.plan()).map(move |(training, plan)| (index, training.epoch, plan.seed))
+            stage.merges().map(move |(training, plan)| (index, training.epoch, plan.seed))
         });
         let plans: Vec<(StageIndex, Epoch, Hash)> = plans.collect();
         self.seen.retain(|seen| plans.iter().any(|(_, _, seed)| seed == seen));
@@ -104,7 +103,8 @@ impl Reader {
     /// A submission of which `me` is asked since somebody has found a fault that receipts show.
     fn next_dispute(&mut self, state: &RunState, me: PeerId) -> Option<StageReading> {
         let asked = |challenge: &&Challenge| {
-            challenge.is_found_by_reading() && challenge.awaited().any(|awaited| awaited == me)
+            challenge.faults().any(|fault| fault.is_read())
+                && challenge.awaited().any(|awaited| awaited == me)
         };
         let open: BTreeSet<Subject> =
             state.challenges().iter().filter(asked).map(|challenge| challenge.subject).collect();
@@ -125,10 +125,6 @@ impl StageReading {
 
     /// Reads on; whether there is nothing left to read. Whose receipts cannot be had is left out.
     fn advance(&mut self, cx: &mut Context<'_>, spec: &Arc<RunSpec>) -> bool {
-        // What was settled long ago is gone with those who had it.
-        if !cx.state.keeps(self.stage, self.epoch) {
-            self.receipts.give_up();
-        }
         loop {
             match self.receipts.next(cx, self.stage, self.epoch) {
                 Read::Waits => return false,

@@ -73,14 +73,13 @@ impl Reading {
         self.under_way.iter_mut().for_each(|(_, _, step)| step.fetches_mut().ended(id, bytes));
     }
 
-    /// Asks for nothing more; what is under way still comes.
-    pub(super) fn give_up(&mut self) {
-        self.waiting.clear();
-        self.under_way.iter_mut().for_each(|(_, _, step)| step.fetches_mut().give_up());
-    }
-
     /// Goes on as far as it can. Blobs are kept for this epoch of a stage.
     pub(super) fn next(&mut self, cx: &mut Context<'_>, stage: StageIndex, epoch: Epoch) -> Read {
+        // What was settled long ago is gone with those who had it. What is under way still comes.
+        if !cx.state.keeps(stage, epoch) {
+            self.waiting.clear();
+            self.under_way.iter_mut().for_each(|(_, _, step)| step.fetches_mut().give_up());
+        }
         while self.under_way.len() < AT_ONCE {
             let Some((subject, base)) = self.waiting.pop_front() else { break };
             let manifest = Wanted::read(subject.manifest, vec![subject.peer], GOSSIP_BYTES_MAX);

@@ -6,7 +6,7 @@ use std::collections::BTreeSet;
 use iota_protocol::miner::Action;
 use iota_protocol::validation::{Fault, Finding, Subject};
 
-use super::forgery::{judged, own_verdict};
+use super::forgery::{judged, number_after, own_verdict};
 use super::{Behaviour, Emission, Means};
 
 /// Verdicts of an accuser's own.
@@ -37,8 +37,7 @@ impl Accusations {
         let (me, state) = (means.identity.peer(), means.peer.state());
         let mut accused = Vec::new();
         for (index, stage) in state.spec().stages().zip(state.stages()) {
-            let closed = stage.closed.iter().map(|closed| (&closed.training, &closed.plan));
-            for (training, plan) in closed.chain(stage.plan()) {
+            for (training, plan) in stage.merges() {
                 if state.reads(me, index, training.epoch) {
                     let subject = |submission| Subject::of(index, training.epoch, submission);
                     accused.extend(plan.submitters.iter().map(subject).filter(&is_victim));
@@ -50,8 +49,7 @@ impl Accusations {
     }
 
     fn accuse(&mut self, means: &Means<'_>, subject: Subject, fault: Fault) -> Emission {
-        // As a process numbers its messages that starts now.
-        self.sequence = (self.sequence + 1).max(means.now.as_nanos() / 1_000);
+        self.sequence = number_after(means, self.sequence);
         judged(means, self.sequence, subject, Finding::Differs(fault))
     }
 }

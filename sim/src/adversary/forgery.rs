@@ -195,6 +195,11 @@ pub(super) fn own_verdict(means: &Means<'_>, action: &Action) -> Option<VerdictA
     }
 }
 
+/// The number of a message of the adversary's own after that of its last: as a process numbers its messages that starts now.
+pub(super) fn number_after(means: &Means<'_>, last: u64) -> u64 {
+    (last + 1).max(means.now.as_nanos() / 1_000)
+}
+
 /// A verdict of the adversary's own.
 pub(super) fn judged(means: &Means<'_>, sequence: u64, subject: Subject, finding: Finding) -> Emission {
     let verdict = Verdict::sign(means.identity, means.spec.run_id(), subject, finding);

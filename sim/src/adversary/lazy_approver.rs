@@ -3,7 +3,7 @@
 use iota_protocol::miner::Action;
 use iota_protocol::validation::{Finding, Subject};
 
-use super::forgery::judged;
+use super::forgery::{judged, number_after};
 use super::{Behaviour, Emission, Means};
 
 #[derive(Default)]
@@ -17,8 +17,7 @@ impl LazyApprover {
         let asked = state.challenges().iter().filter(|challenge| challenge.awaited().any(|peer| peer == me));
         let subjects: Vec<Subject> = asked.map(|challenge| challenge.subject).collect();
         let mut approve = |subject| {
-            // As a process numbers its messages that starts now.
-            self.sequence = (self.sequence + 1).max(means.now.as_nanos() / 1_000);
+            self.sequence = number_after(means, self.sequence);
             judged(means, self.sequence, subject, Finding::Matches)
         };
         subjects.into_iter().map(&mut approve).collect()

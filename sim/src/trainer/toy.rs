@@ -14,7 +14,6 @@
 use std::collections::BTreeSet;
 use std::sync::Arc;
 
-use iota_model::outliers::outliers;
 use iota_model::reduce::combine;
 use iota_protocol::difference::Difference;
 use iota_protocol::merge::partition_range;
@@ -191,10 +190,7 @@ pub fn reduce(
     };
     let parts = inputs.iter().map(part).collect::<Result<Vec<_>, _>>()?;
     let views: Vec<(f64, &[f64])> = parts.iter().map(|(weight, values)| (*weight, &values[..])).collect();
-    let merged = combine(&views, bridge::reducer(&spec.merge));
-    let values: Vec<&[f64]> = views.into_iter().map(|(_, values)| values).collect();
-    let outliers = outliers(&values).into_iter().filter_map(|part| Some(inputs.get(part)?.0)).collect();
-    Ok((merged, outliers))
+    Ok((combine(&views, bridge::reducer(&spec.merge)), bridge::outliers(inputs, &views)))
 }
 
 impl Trainer for ToyTrainer {
