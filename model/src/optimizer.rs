@@ -41,6 +41,22 @@ impl AdamWConfig {
         }
     }
 
+    /// Returns the largest magnitude that `m̂ / √v̂` can have, whatever the gradients were and after however many steps;
+    /// infinite where there is none, unless `beta1² < beta2 < 1`.
+    ///
+    /// With *q* = β₁²/β₂ it is (1 − β₁) / √((1 − β₂)(1 − q)). By Cauchy and Schwarz |mₜ| ≤ (1 − β₁) √(Σ qⁱ) √(vₜ / (1 − β₂)), the sum over
+    /// *t* terms; the corrections of the start at zero make that no larger, since (1 − qᵗ)(1 − β₂ᵗ) ≤ (1 − β₁ᵗ)². Gradients that grow by β₂/β₁ in each
+    /// step come as close to it as one likes. Kingma and Ba 2015, section 2.1, give two special cases.
+    #[must_use]
+    pub fn update_max(&self) -> f64 {
+        let Self { beta1, beta2, .. } = *self;
+        if beta1 * beta1 < beta2 && beta2 < 1.0 {
+            (1.0 - beta1) / ((1.0 - beta2) * (1.0 - beta1 * beta1 / beta2)).sqrt()
+        } else {
+            f64::INFINITY
+        }
+    }
+
     /// Returns `1 - beta^step` for both moments, which undoes their start at zero.
     pub(crate) fn bias_corrections(&self, step: u64) -> (f64, f64) {
         let step = i32::try_from(step).unwrap_or(i32::MAX);

@@ -1,6 +1,7 @@
 //! Swarms that train the real model: they learn, churn costs them little, and the same seed trains the same weights.
 
 use iota_protocol::Hash;
+use iota_sim::adversary::Kind;
 use iota_sim::checker::{self, Options};
 use iota_sim::measure::Meter;
 use iota_sim::measure::statistics::real;
@@ -25,9 +26,15 @@ const CHURN_MIN: f64 = 0.15;
 
 /// Runs a scenario under all checkers; it must finish. Returns what was measured and the hash of the trace.
 fn train(name: &str, nodes: usize, epochs: u32, seed: u64) -> (Report, Hash) {
+    train_beside(None, name, nodes, epochs, seed)
+}
+
+/// The same with the last host an adversary of this kind.
+fn train_beside(adversary: Option<Kind>, name: &str, nodes: usize, epochs: u32, seed: u64) -> (Report, Hash) {
     let scenario = scenario::find(name).expect("a scenario");
     let request = Request { nodes: Some(nodes), seed, compute: Compute::Real, epochs: Some(epochs) };
-    let setup = scenario.setup(&request);
+    let mut setup = scenario.setup(&request);
+    setup.hosts[nodes - 1].adversary = adversary;
     let (limit, trace, meter) = (scenario.limit(&setup), Trace::keeping(20), Meter::new(&setup));
     let checkers = checker::all(&Options::of(&setup));
     let mut world = World::new(setup);
@@ -84,6 +91,21 @@ fn churn_of_15_percent_per_ten_epochs_costs_less_than_3_percent_of_the_loss() {
         churned.final_nats,
         clean.final_nats
     );
+}
+
+/// With the weighted mean, and nobody who validates.
+#[test]
+fn what_no_inner_steps_lead_to_costs_its_author_its_place_and_the_model_nothing() {
+    let (nodes, epochs) = (9, 12);
+    let (clean, _) = train("smoke", nodes, epochs, 7);
+    for kind in [Kind::Huge, Kind::Scaled] {
+        let (report, _) = train_beside(Some(kind), "smoke", nodes, epochs, 7);
+        let events = report.timeline.iter().filter(|event| event.kind == EventKind::Membership);
+        let events: Vec<_> = events.map(|event| event.what.as_str()).collect();
+        assert!(events.len() == 1 && events[0].contains("invalid contribution"), "{kind:?}: {events:?}");
+        let ratio = learned(&report).final_nats / learned(&clean).final_nats;
+        assert!(ratio < LOSS_RATIO_MAX, "{kind:?}: {ratio}");
+    }
 }
 
 #[test]

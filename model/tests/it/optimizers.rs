@@ -87,6 +87,49 @@ fn outer_adamw_matches_the_textbook() {
     assert_eq!(state.steps(), 5);
 }
 
+/// The largest update that `AdamW` makes of one weight with these gradients, at a rate of 1.
+fn largest_update(adamw: AdamWConfig, gradients: impl Iterator<Item = f64>) -> f64 {
+    let config = OuterConfig::AdamW { adamw, clip_norm: f64::MAX };
+    let layout =
+        [Parameter { path: "gain".to_owned(), shape: vec![1], kind: ParameterKind::Norm, range: 0..1 }];
+    let mut state = config.init(1);
+    let update = |gradient: f64| {
+        let mut weight = [0.0];
+        config.step(&mut state, &layout, &mut weight, &[gradient as f32], 1.0).unwrap();
+        f64::from(weight[0].abs())
+    };
+    gradients.map(update).fold(0.0, f64::max)
+}
+
+#[test]
+fn no_gradients_move_a_weight_further_than_the_largest_update_and_growing_ones_nearly_so_far() {
+    // A thousand roundings of 2^-24 each.
+    let rounded = 1.0001;
+    for (beta1, beta2) in [(0.9, 0.95), (0.9, 0.999), (0.0, 0.75), (0.8, 0.7)] {
+        let adamw = AdamWConfig { beta1, beta2, eps: 1e-30, weight_decay: 0.0 };
+        let limit = adamw.update_max();
+        let spiky = (0..2000).map(|step| f64::from(step).sin().powi(21));
+        let seldom = (0..2000).map(|step| if step % 400 == 399 { 1.0 } else { 0.0 });
+        let constant = (0..2000).map(|_| 1.0);
+        for update in
+            [largest_update(adamw, spiky), largest_update(adamw, seldom), largest_update(adamw, constant)]
+        {
+            assert!(update > 0.1 && update <= limit * rounded, "{beta1} {beta2}: {update} of {limit}");
+        }
+        let growth = if beta1 > 0.0 { beta2 / beta1 } else { 10.0 };
+        let first = if growth > 1.0 { 1e-18 } else { 1e18 };
+        let growing = (0..2000).map(|step| first * growth.powi(step));
+        let growing = growing.take_while(|gradient| (9e-19..=1.1e18).contains(gradient));
+        // After so many steps without a gradient that nothing is left of the corrections of the start.
+        let update = largest_update(adamw, std::iter::repeat_n(0.0, 10_000).chain(growing));
+        assert!(update >= 0.99 * limit && update <= limit * rounded, "{beta1} {beta2}: {update} of {limit}");
+    }
+    for (beta1, beta2) in [(0.9, 0.81), (0.9, 0.5), (0.9, 1.0), (1.0, 1.0)] {
+        let limit = AdamWConfig { beta1, beta2, ..AdamWConfig::default() }.update_max();
+        assert!(limit > 1e6, "{beta1} {beta2}: {limit}");
+    }
+}
+
 #[test]
 fn outer_nesterov_matches_the_textbook() {
     let config = OuterConfig::Nesterov { momentum: 0.9 };

@@ -184,6 +184,32 @@ pub fn learning_rate(spec: &RunSpec, epoch: Epoch, step: u32) -> f64 {
     schedule(spec).learning_rate(u64::from(epoch.0) * steps_per_epoch(spec) + u64::from(step))
 }
 
+/// How many times the largest number that exact arithmetic can lead to a contribution may hold.
+const CONTRIBUTION_SLACK: f64 = 2.0;
+/// What one inner step may change by rounding alone: half the distance between two `f32` of magnitude 32 to 64.
+const STEP_ROUNDING: f64 = 1.0 / (1 << 19) as f64;
+
+/// The largest magnitude that a number of a contribution to the merge of `epoch` can have; infinite in `synchronous` mode, where the
+/// outer step clips what was merged.
+///
+/// In `local` mode a contribution is what `AdamW` did in the inner steps, and that has a limit whatever the gradients were: a step moves a
+/// weight *w* by at most η (ρ + λ |w|), with ρ of [`AdamWConfig::update_max`]. Decay λ thereby holds weights within ρ/λ, or
+/// about a = η_outer / (1 − μ) times that where outer steps overshoot, so that a step moves by at most η ρ (1 + a). Twice the sum over
+/// the steps is allowed: weights of a checkpoint from elsewhere may be larger.
+#[must_use]
+pub fn contribution_max(spec: &RunSpec, epoch: Epoch) -> f64 {
+    match spec.training.mode {
+        TrainingMode::Synchronous => f64::INFINITY,
+        TrainingMode::Local => {
+            let overshoot = (spec.merge.outer_learning_rate / (1.0 - spec.merge.outer_momentum)).max(1.0);
+            let decayed = if spec.training.weight_decay > 0.0 { overshoot } else { 0.0 };
+            let update = adamw_config(spec).update_max() * (1.0 + decayed);
+            let moved = |step| learning_rate(spec, epoch, step) * update + STEP_ROUNDING;
+            CONTRIBUTION_SLACK * (0..spec.training.inner_steps).map(moved).sum::<f64>()
+        }
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -209,6 +235,26 @@ mod tests {
         let mut spec = RunSpec::default();
         spec.training.inner_steps = 8;
         assert_eq!(learning_rate(&spec, Epoch(1), 0), learning_rate(&spec, Epoch(0), 8));
+    }
+
+    #[test]
+    fn contributions_have_a_limit_where_inner_steps_have_one() {
+        let mut spec = RunSpec::default();
+        let training = &mut spec.training;
+        (training.inner_steps, training.warmup_fraction, training.final_factor) = (4, 0.0, 1.0);
+        (training.learning_rate, training.beta1, training.beta2) = (0.5, 0.0, 0.75);
+        (training.weight_decay, spec.merge.outer_learning_rate, spec.merge.outer_momentum) = (0.1, 0.7, 0.3);
+        let rounding = 2.0 * 4.0 / f64::from(1 << 19);
+        // Without momentum an update is at most 1 / √(1 − β₂) = 2; weights keep within 20.
+        assert!((contribution_max(&spec, Epoch(3)) - 2.0 * 4.0 * 0.5 * (2.0 + 2.0) - rounding).abs() < 1e-9);
+        spec.merge.outer_momentum = 0.65;
+        assert!((contribution_max(&spec, Epoch(3)) - 2.0 * 4.0 * 0.5 * (2.0 + 4.0) - rounding).abs() < 1e-9);
+        spec.training.weight_decay = 0.0;
+        assert!((contribution_max(&spec, Epoch(3)) - 2.0 * 4.0 * 0.5 * 2.0 - rounding).abs() < 1e-9);
+        spec.training.beta2 = 1.0;
+        assert_eq!(contribution_max(&spec, Epoch(3)), f64::INFINITY);
+        (spec.training.beta2, spec.training.mode) = (0.75, TrainingMode::Synchronous);
+        assert_eq!(contribution_max(&spec, Epoch(3)), f64::INFINITY);
     }
 
     #[test]

@@ -288,10 +288,11 @@ impl Worker {
     ) -> Result<JobDone, WorkError> {
         let parameters = bridge::model_config(&self.spec).parameter_count(index.as_usize());
         let range = partition_range(partition.0 as usize, self.spec.partitions(parameters), parameters);
-        let codec = self.codec();
+        let (codec, limit) = (self.codec(), bridge::contribution_max(&self.spec, epoch));
         let mut parts = Vec::new();
         for (peer, weight, hash) in inputs {
-            match codec.decode(&blob(blobs, *hash)?, range.len()) {
+            let values = codec.decode(&blob(blobs, *hash)?, range.len()).map_err(WorkError::from);
+            match values.and_then(|values| reachable(values, limit)) {
                 Ok(values) => parts.push((f64::from(*weight), values)),
                 Err(error) => {
                     tracing::warn!(peer = %peer.short(), %error, "contribution is no valid partition");
@@ -386,5 +387,13 @@ impl Worker {
     fn frame(&self, hash: Hash, blobs: &dyn Blobs) -> Result<Frame, WorkError> {
         let dtype = bridge::dtype(self.spec.pipeline.activation_dtype);
         Ok(Frame::new(dtype, bridge::activation_shape(&self.spec), blob(blobs, hash)?)?)
+    }
+}
+
+/// The numbers of a contribution, if none is larger than inner steps can make it.
+fn reachable(values: Vec<f32>, limit: f64) -> Result<Vec<f32>, WorkError> {
+    match values.iter().enumerate().find(|(_, value)| f64::from(value.abs()) > limit) {
+        None => Ok(values),
+        Some((index, &value)) => Err(WorkError::Unreachable { index, value, limit }),
     }
 }

@@ -86,7 +86,8 @@ impl Swarm {
     fn contribute(&mut self, miner: PeerId, spoils: impl Fn(&mut Vec<u8>)) -> Submission {
         let parameters = crate::bridge::model_config(&self.spec).parameter_count(0);
         let length = iota_protocol::merge::partition_range(0, 3, parameters).len();
-        let number = f32::from(miner.0[0]);
+        // Small enough for inner steps to lead there.
+        let number = f32::from(miner.0[0]) / 65536.0;
         let mut bytes: Vec<u8> = (0..length).flat_map(|_| number.to_le_bytes()).collect();
         if self.spec.merge.codec.bytes() == 2 {
             bytes = (0..length).flat_map(|_| [number.to_le_bytes()[2], number.to_le_bytes()[3]]).collect();

@@ -10,7 +10,8 @@ use iota_protocol::difference::{Difference, Measured};
 use iota_protocol::miner::{Job, JobDone, Tensor};
 use iota_protocol::receipts::order::Step;
 use iota_protocol::spec::{Bottleneck, TrainingMode};
-use iota_protocol::{Epoch, Hash, RunSpec, StageIndex, moments};
+use iota_protocol::{Epoch, Hash, PartitionIndex, PeerId, RunSpec, StageIndex, moments};
+use iota_worker::bridge::contribution_max;
 use iota_worker::corpus::builtin_corpus;
 use iota_worker::pipeline::{Commitment, Pipeline, reordered};
 use iota_worker::{Blobs, Worker};
@@ -265,4 +266,46 @@ fn of_activations_the_worst_pair_is_named() {
     theirs[1] = first[0].partitions[0];
     let incomparable = JobDone::Compared(Difference::Incomparable { pair: 1 });
     assert_eq!(compared(&mut pipeline, Tensor::Activation, &ours, &theirs), incomparable);
+}
+
+/// What comes of a partition to which each of these contributed, with the peers numbered from 1.
+fn reduced(pipeline: &mut Pipeline, epoch: Epoch, partitions: &[Hash]) -> Result<Hash, PeerId> {
+    let inputs = (1..).zip(partitions).map(|(peer, hash)| (PeerId([peer; 32]), 4, *hash)).collect();
+    let mut worker = Worker::new(Arc::clone(pipeline.spec()), Device::Cpu, None);
+    let job = Job::Reduce { stage: StageIndex(0), epoch, partition: PartitionIndex(0), inputs };
+    match worker.perform(&job, &mut pipeline.blobs) {
+        JobDone::Reduced { merged, .. } => merged,
+        other => panic!("{other:?}"),
+    }
+}
+
+/// The largest magnitude in these partitions.
+fn largest<'a>(pipeline: &Pipeline, partitions: impl Iterator<Item = &'a Hash>) -> f64 {
+    let numbers = |hash: &Hash| -> Vec<f32> {
+        bytemuck::pod_collect_to_vec(&pipeline.blobs.blob(*hash).expect("a partition"))
+    };
+    partitions.flat_map(numbers).map(|number| f64::from(number.abs())).fold(0.0, f64::max)
+}
+
+#[test]
+fn a_contribution_that_no_inner_steps_lead_to_is_named_and_gradients_may_be_of_any_size() {
+    for mode in MODES {
+        let (mut pipeline, epochs) = trained(mode, 5);
+        for (epoch, commitments) in [Epoch(0), Epoch(1)].into_iter().zip(&epochs) {
+            let honest = commitments[0].partitions.clone();
+            let [flipped, scaled, huge] =
+                [-1.0, 100.0, 1e30].map(|factor| changed(&mut pipeline, &honest, |value| value * factor)[0]);
+            assert!(reduced(&mut pipeline, epoch, &[honest[0], flipped]).is_ok(), "{mode:?} {epoch}");
+            let limit = contribution_max(pipeline.spec(), epoch);
+            let largest = largest(&pipeline, commitments.iter().flat_map(|of| &of.partitions));
+            assert!(largest < limit / 4.0, "{mode:?} {epoch}: {largest} of {limit}");
+            for large in [scaled, huge] {
+                let merged = reduced(&mut pipeline, epoch, &[honest[0], large, flipped]);
+                match mode {
+                    TrainingMode::Local => assert_eq!(merged, Err(PeerId([2; 32])), "{epoch}"),
+                    TrainingMode::Synchronous => assert!(merged.is_ok(), "{epoch}: {merged:?}"),
+                }
+            }
+        }
+    }
 }
