@@ -88,14 +88,14 @@ fn outer_adamw_matches_the_textbook() {
 }
 
 /// The largest update that `AdamW` makes of one weight with these gradients, at a rate of 1.
-fn largest_update(adamw: AdamWConfig, gradients: impl Iterator<Item = f64>) -> f64 {
+fn largest_update(adamw: AdamWConfig, gradients: impl Iterator<Item = f32>) -> f64 {
     let config = OuterConfig::AdamW { adamw, clip_norm: f64::MAX };
     let layout =
         [Parameter { path: "gain".to_owned(), shape: vec![1], kind: ParameterKind::Norm, range: 0..1 }];
     let mut state = config.init(1);
-    let update = |gradient: f64| {
+    let update = |gradient: f32| {
         let mut weight = [0.0];
-        config.step(&mut state, &layout, &mut weight, &[gradient as f32], 1.0).unwrap();
+        config.step(&mut state, &layout, &mut weight, &[gradient], 1.0).unwrap();
         f64::from(weight[0].abs())
     };
     gradients.map(update).fold(0.0, f64::max)
@@ -105,10 +105,11 @@ fn largest_update(adamw: AdamWConfig, gradients: impl Iterator<Item = f64>) -> f
 fn no_gradients_move_a_weight_further_than_the_largest_update_and_growing_ones_nearly_so_far() {
     // A thousand roundings of 2^-24 each.
     let rounded = 1.0001;
-    for (beta1, beta2) in [(0.9, 0.95), (0.9, 0.999), (0.0, 0.75), (0.8, 0.7)] {
-        let adamw = AdamWConfig { beta1, beta2, eps: 1e-30, weight_decay: 0.0 };
+    for (beta1, beta2) in [(0.9_f32, 0.95_f32), (0.9, 0.999), (0.0, 0.75), (0.8, 0.7)] {
+        let (wide1, wide2) = (f64::from(beta1), f64::from(beta2));
+        let adamw = AdamWConfig { beta1: wide1, beta2: wide2, eps: 1e-30, weight_decay: 0.0 };
         let limit = adamw.update_max();
-        let spiky = (0..2000).map(|step| f64::from(step).sin().powi(21));
+        let spiky = (0..2000).map(|step| (step as f32).sin().powi(21));
         let seldom = (0..2000).map(|step| if step % 400 == 399 { 1.0 } else { 0.0 });
         let constant = (0..2000).map(|_| 1.0);
         for update in
