@@ -18,34 +18,48 @@ const NOWHERE_DEVIATIONS: f64 = 3.0;
 /// It stands out by that where the median of these cosines is above so many.
 const SOMEWHERE_DEVIATIONS: f64 = 6.0;
 
-/// Indices of those of `parts` that stand out, ascending; none of fewer than three, or if lengths differ.
+/// One of several peers' vectors.
+#[derive(Clone, Copy, Debug)]
+pub struct Part<'a, T> {
+    /// Its numbers.
+    pub values: &'a [T],
+    /// How much went into it, above 0. Its length may grow with that, or shrink: as with the optimizer steps that led there, or with the
+    /// root of the number of gradients that it is the mean of.
+    pub work: f64,
+}
+
+/// Indices of those of `parts` that stand out, ascending; none of fewer than three, or if they have not equally many numbers.
 ///
 /// Cosines are between the vector and the sum of the others, all scaled to length one, so that a long one does not hide others.
 #[must_use]
-pub fn outliers<T: Copy + Into<f64> + PartialEq>(parts: &[&[T]]) -> Vec<usize> {
-    let len = parts.first().map_or(0, |part| part.len());
-    if parts.len() < PARTS_MIN || len == 0 || parts.iter().any(|part| part.len() != len) {
+pub fn outliers<T: Copy + Into<f64> + PartialEq>(parts: &[Part<'_, T>]) -> Vec<usize> {
+    let len = parts.first().map_or(0, |part| part.values.len());
+    if parts.len() < PARTS_MIN || len == 0 || parts.iter().any(|part| part.values.len() != len) {
         return Vec::new();
     }
     let step = len.div_ceil(ELEMENTS_MAX);
-    let looked_at = |part: &[T]| part.iter().step_by(step).map(|value| (*value).into()).collect();
-    let vectors: Vec<Vec<f64>> = parts.iter().map(|part| looked_at(part)).collect();
+    let looked_at = |values: &[T]| values.iter().step_by(step).map(|value| (*value).into()).collect();
+    let vectors: Vec<Vec<f64>> = parts.iter().map(|part| looked_at(part.values)).collect();
     let lengths: Vec<f64> = vectors.iter().map(|vector| dot(vector, vector).sqrt()).collect();
     let middle = median(lengths.clone());
     if middle == 0.0 {
         // Nothing was learned here: of an embedding, rows that no text has.
         return Vec::new();
     }
+    let usual_work = median(parts.iter().map(|part| part.work).collect());
     let cosines = cosines(&vectors, &lengths);
     let usual = median(cosines.clone());
     let deviation = 1.0 / (vectors[0].len() as f64).sqrt();
     let stands_out = |index: &usize| {
-        let (length, cosine) = (lengths[*index], cosines[*index]);
-        let is_like_others = length <= middle * LENGTH_FACTOR && length * LENGTH_FACTOR >= middle;
+        let (length, cosine, part) = (lengths[*index], cosines[*index], &parts[*index]);
+        // Who did much less than most, or much more, may differ by as much.
+        let leeway = (part.work / usual_work).max(usual_work / part.work);
+        let factor = LENGTH_FACTOR * leeway;
+        let is_like_others = length > 0.0 && length <= middle * factor && length * factor >= middle;
         let is_elsewhere =
-            cosine < NOWHERE_DEVIATIONS * deviation && usual > SOMEWHERE_DEVIATIONS * deviation;
+            cosine < NOWHERE_DEVIATIONS * deviation && usual > SOMEWHERE_DEVIATIONS * leeway * deviation;
         let mut others = parts.iter().enumerate().filter(|(other, _)| other != index);
-        let is_copied = length > 0.0 && others.any(|(_, other)| *other == parts[*index]);
+        let is_copied = length > 0.0 && others.any(|(_, other)| other.values == part.values);
         !is_like_others || is_elsewhere || is_copied
     };
     (0..parts.len()).filter(stands_out).collect()
@@ -95,7 +109,7 @@ mod tests {
     }
 
     fn found(parts: &[Vec<f32>]) -> Vec<usize> {
-        outliers(&parts.iter().map(Vec::as_slice).collect::<Vec<_>>())
+        outliers(&parts.iter().map(|values| Part { values, work: 3.0 }).collect::<Vec<_>>())
     }
 
     fn with(bad: &[Vec<f32>]) -> Vec<Vec<f32>> {
@@ -129,6 +143,28 @@ mod tests {
     }
 
     #[test]
+    fn who_did_less_may_be_shorter_or_longer_by_as_much_and_points_less_clearly() {
+        let standing = |last: &[f32], work: f64| {
+            let others = honest(6);
+            let mut parts: Vec<_> = others.iter().map(|values| Part { values, work: 8.0 }).collect();
+            parts.push(Part { values: last, work });
+            outliers(&parts)
+        };
+        let last = honest(7).remove(6);
+        for work in [1.0, 64.0] {
+            for factor in [1.0 / 16.0, 16.0] {
+                assert_eq!(standing(&scaled(&last, factor), work), NONE, "{work} {factor}");
+                assert_eq!(standing(&scaled(&last, factor), 8.0), [6], "{factor}");
+            }
+            for factor in [1.0 / 64.0, 64.0, 0.0] {
+                assert_eq!(standing(&scaled(&last, factor), work), [6], "{work} {factor}");
+            }
+        }
+        assert_eq!(standing(&noise(99), 8.0), [6]);
+        assert_eq!(standing(&noise(99), 1.0 / 8.0), NONE, "a sixty-fourth of the work is hardly a direction");
+    }
+
+    #[test]
     fn where_directions_tell_nothing_nobody_stands_out_by_them() {
         let unrelated: Vec<_> = (1..=6).map(noise).collect();
         assert_eq!(found(&unrelated), NONE);
@@ -137,6 +173,6 @@ mod tests {
         turned[0] = scaled(&few[0], -1.0);
         assert_eq!(found(&turned), NONE, "four numbers are no direction");
         assert_eq!(found(&vec![vec![0.0; LEN]; 6]), NONE, "nothing was learned");
-        assert_eq!(found(&[vec![1.0], vec![1.0, 2.0], vec![3.0]]), NONE, "of different lengths");
+        assert_eq!(found(&[vec![1.0], vec![1.0, 2.0], vec![3.0]]), NONE, "not equally many numbers");
     }
 }

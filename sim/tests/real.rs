@@ -108,6 +108,23 @@ fn what_no_inner_steps_lead_to_costs_its_author_its_place_and_the_model_nothing(
     }
 }
 
+/// They take fewer inner steps, and come less far.
+#[test]
+fn what_slow_machines_contribute_does_not_stand_out() {
+    let scenario = scenario::find("smoke").expect("a scenario");
+    let request = Request { nodes: Some(NODES), seed: 1, compute: Compute::Real, epochs: Some(8) };
+    let mut setup = scenario.setup(&request);
+    setup.hosts[NODES - 6..].iter_mut().for_each(|host| host.speed = 0.1);
+    let (limit, trace) = (scenario.limit(&setup), Trace::keeping(usize::MAX));
+    let mut world = World::new(setup);
+    world.watch(Box::new(trace.clone()));
+    assert!(matches!(world.run(limit), Ending::Finished(_)));
+    let lines = trace.last();
+    let of = |what: &str| lines.iter().filter(|line| line.contains(what)).count();
+    assert!(of("\tmerged\t") > 0, "lines name what happened");
+    assert_eq!(of("\tstands-out\t"), 0);
+}
+
 #[test]
 fn the_same_seed_trains_the_same_weights_and_another_seed_others() {
     let run = |seed| {

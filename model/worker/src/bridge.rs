@@ -2,6 +2,7 @@
 
 use iota_model::codec::Codec;
 use iota_model::outer::{OuterConfig, stage_clip};
+use iota_model::outliers::Part;
 use iota_model::reduce::Reducer;
 use iota_model::schedule::Schedule;
 use iota_model::{AdamWConfig, DType, EngineConfig, MatmulPrecision, ModelConfig, StageSelect};
@@ -132,11 +133,21 @@ pub fn reducer(merge: &MergeSpec) -> Reducer {
 /// Whose inputs to a merge stand out, of these in the same order: submitter, samples and blob, and what is in it.
 #[must_use]
 pub fn outliers<T: Copy + Into<f64> + PartialEq>(
+    spec: &RunSpec,
     inputs: &[(PeerId, u32, Hash)],
     parts: &[(f64, &[T])],
 ) -> Vec<PeerId> {
-    let values: Vec<&[T]> = parts.iter().map(|(_, values)| *values).collect();
-    let places = iota_model::outliers::outliers(&values).into_iter();
+    let work = |samples: u32| match spec.training.mode {
+        TrainingMode::Synchronous => f64::from(samples.max(1)).sqrt(),
+        // Whoever has fewer samples takes fewer steps.
+        TrainingMode::Local => f64::from(samples.clamp(1, spec.training.inner_steps)),
+    };
+    let parts: Vec<Part<'_, T>> = inputs
+        .iter()
+        .zip(parts)
+        .map(|((_, samples, _), (_, values))| Part { values, work: work(*samples) })
+        .collect();
+    let places = iota_model::outliers::outliers(&parts).into_iter();
     places.filter_map(|place| inputs.get(place).map(|(peer, ..)| *peer)).collect()
 }
 

@@ -25,7 +25,9 @@ pub(crate) enum WorkError {
     Damaged { expected: Hash, got: Hash },
     #[error("contribution has {got} partitions, expected {expected}")]
     Partitions { got: usize, expected: usize },
-    #[error("contribution element {index} is {value}, expected at most {limit:e}: no inner steps lead there")]
+    #[error(
+        "partition element {index} is {value}, expected a magnitude of at most {limit:e}: no inner steps lead there"
+    )]
     Unreachable { index: usize, value: f32, limit: f64 },
     #[error(transparent)]
     State(#[from] StateError),

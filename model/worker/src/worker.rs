@@ -291,8 +291,7 @@ impl Worker {
         let (codec, limit) = (self.codec(), bridge::contribution_max(&self.spec, epoch));
         let mut parts = Vec::new();
         for (peer, weight, hash) in inputs {
-            let values = codec.decode(&blob(blobs, *hash)?, range.len()).map_err(WorkError::from);
-            match values.and_then(|values| reachable(values, limit)) {
+            match reachable(codec, &blob(blobs, *hash)?, range.len(), limit) {
                 Ok(values) => parts.push((f64::from(*weight), values)),
                 Err(error) => {
                     tracing::warn!(peer = %peer.short(), %error, "contribution is no valid partition");
@@ -307,7 +306,7 @@ impl Worker {
         let merged = Bytes::from(codec.encode(&reduce(&views, reducer)?)?);
         let hash = Hash::of(&merged);
         blobs.publish(vec![merged], &tag(index, epoch))?;
-        let outliers = bridge::outliers(inputs, &views);
+        let outliers = bridge::outliers(&self.spec, inputs, &views);
         Ok(JobDone::Reduced { stage: index, partition, merged: Ok(hash), outliers })
     }
 
@@ -319,6 +318,7 @@ impl Worker {
         blobs: &dyn Blobs,
     ) -> Result<JobDone, WorkError> {
         let (codec, spec) = (self.codec(), Arc::clone(&self.spec));
+        let limit = bridge::contribution_max(&spec, epoch);
         let stage = self.held()?;
         if stage.index != index || stage.version != epoch {
             let (stage, version) = (stage.index, stage.version);
@@ -333,7 +333,14 @@ impl Worker {
         let mut merged = Vec::with_capacity(count);
         for (i, hash) in partitions.iter().enumerate() {
             let range = partition_range(i, partitions.len(), count);
-            merged.extend(codec.decode(&blob(blobs, *hash)?, range.len())?);
+            match reachable(codec, &blob(blobs, *hash)?, range.len(), limit) {
+                Ok(values) => merged.extend(values),
+                // No reduction of contributions comes to that: whoever agreed on it lied. All replicas see so alike.
+                Err(error) => {
+                    tracing::warn!(stage = index.0, epoch = epoch.0, partition = i, %error, "merged partition is none, it changes nothing");
+                    merged.resize(range.end, 0.0);
+                }
+            }
         }
         let earlier = stage.is_idle().then(|| blobs.moments(index, epoch.next())).flatten();
         stage.apply(&spec, epoch, (!partitions.is_empty()).then_some(&merged))?;
@@ -390,8 +397,9 @@ impl Worker {
     }
 }
 
-/// The numbers of a contribution, if none is larger than inner steps can make it.
-fn reachable(values: Vec<f32>, limit: f64) -> Result<Vec<f32>, WorkError> {
+/// The numbers of a partition, if none is larger than inner steps can make it.
+fn reachable(codec: Codec, bytes: &[u8], len: usize, limit: f64) -> Result<Vec<f32>, WorkError> {
+    let values = codec.decode(bytes, len)?;
     match values.iter().enumerate().find(|(_, value)| f64::from(value.abs()) > limit) {
         None => Ok(values),
         Some((index, &value)) => Err(WorkError::Unreachable { index, value, limit }),

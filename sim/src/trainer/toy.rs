@@ -190,7 +190,7 @@ pub fn reduce(
     };
     let parts = inputs.iter().map(part).collect::<Result<Vec<_>, _>>()?;
     let views: Vec<(f64, &[f64])> = parts.iter().map(|(weight, values)| (*weight, &values[..])).collect();
-    Ok((combine(&views, bridge::reducer(&spec.merge)), bridge::outliers(inputs, &views)))
+    Ok((combine(&views, bridge::reducer(&spec.merge)), bridge::outliers(spec, inputs, &views)))
 }
 
 impl Trainer for ToyTrainer {

@@ -309,3 +309,27 @@ fn a_contribution_that_no_inner_steps_lead_to_is_named_and_gradients_may_be_of_a
         }
     }
 }
+
+#[test]
+fn a_merged_partition_that_no_contributions_come_to_changes_nothing() {
+    for mode in MODES {
+        // The weights of the head stage once this was merged in place of its first partition.
+        let next = |merged: &dyn Fn(&[u8]) -> Vec<u8>| {
+            let (spec, corpus) =
+                (Arc::new(spec(mode)), builtin_corpus(&spec(mode)).expect("a long enough text"));
+            let mut pipeline = Pipeline::new(spec, Arc::new(corpus), Device::Cpu, 5).expect("a processor");
+            let mut first = pipeline.epoch(Epoch(0)).expect("it trains");
+            let honest = pipeline.blobs.blob(first[0].partitions[0]).expect("a partition");
+            first[0].partitions[0] = pipeline.blobs.insert(merged(&honest).into());
+            pipeline.merge(&first).expect("it merges");
+            pipeline.epoch(Epoch(1)).expect("it trains")[0].start.as_ref().expect("it was merged").weights
+        };
+        let numbers = |number: f32, honest: &[u8]| number.to_le_bytes().repeat(honest.len() / 4);
+        let nothing = next(&|honest| numbers(0.0, honest));
+        assert_ne!(next(&<[u8]>::to_vec), nothing, "{mode:?}");
+        assert_eq!(next(&|_| b"no partition".to_vec()), nothing, "{mode:?}");
+        assert_eq!(next(&|honest| numbers(f32::NAN, honest)), nothing, "{mode:?}");
+        let large = next(&|honest| numbers(100.0, honest));
+        assert_eq!(large == nothing, mode == TrainingMode::Local, "{mode:?}");
+    }
+}
