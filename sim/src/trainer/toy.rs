@@ -322,13 +322,18 @@ impl ToyTrainer {
                 self.weights_done(*stage, epoch.next())
             }
             Job::Apply { stage, epoch, partitions } => {
-                let parts = partitions.iter().map(|hash| store.content(hash).and_then(from_bytes));
-                match parts.collect::<Option<Vec<_>>>().map(|parts| parts.concat()) {
-                    Some(merged) if merged.len() == self.len => {
-                        self.apply(&merged);
+                let part = |(index, hash)| {
+                    let len = partition_range(index, partitions.len(), self.len).len();
+                    let values = from_bytes(store.content(hash)?).filter(|values| values.len() == len);
+                    // One that is none changes nothing.
+                    Some(values.unwrap_or_else(|| vec![0.0; len]))
+                };
+                match partitions.iter().enumerate().map(part).collect::<Option<Vec<_>>>() {
+                    Some(merged) => {
+                        self.apply(&merged.concat());
                         self.weights_done(*stage, epoch.next())
                     }
-                    _ => JobDone::Failed("a merged partition is none".to_owned()),
+                    None => JobDone::Failed("a merged partition is not here".to_owned()),
                 }
             }
             Job::Compare { pairs, kind } => match self.compare(pairs, *kind, store) {
