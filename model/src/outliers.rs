@@ -55,7 +55,7 @@ pub fn outliers<T: Copy + Into<f64> + PartialEq>(parts: &[Part<'_, T>]) -> Vec<u
         // Who did much less than most, or much more, may differ by as much.
         let leeway = (part.work / usual_work).max(usual_work / part.work);
         let factor = LENGTH_FACTOR * leeway;
-        let is_like_others = length > 0.0 && length <= middle * factor && length * factor >= middle;
+        let is_like_others = length <= middle * factor && length * factor >= middle;
         let is_elsewhere =
             cosine < NOWHERE_DEVIATIONS * deviation && usual > SOMEWHERE_DEVIATIONS * leeway * deviation;
         let mut others = parts.iter().enumerate().filter(|(other, _)| other != index);

@@ -10,12 +10,12 @@ use iota_protocol::gauntlet::draw::Draw;
 use iota_protocol::miner::{Applied, Job, JobDone, Sketched};
 use iota_protocol::spec::TrainingMode;
 use iota_protocol::{Epoch, Hash, RunSpec, SampleId, StageIndex};
+use iota_worker::Worker;
 use iota_worker::bridge::engine_config;
 use iota_worker::corpus::builtin_corpus;
 use iota_worker::pipeline::Pipeline;
-use iota_worker::{Blobs, Worker};
 
-use super::spec;
+use super::{numbers, spec};
 
 const WHOLE: StageIndex = StageIndex(0);
 
@@ -45,14 +45,6 @@ fn losses(worker: &mut Worker, pipeline: &mut Pipeline, contribution: Option<App
         JobDone::Losses(losses) => losses,
         other => panic!("{other:?}"),
     }
-}
-
-/// All numbers of a contribution.
-fn numbers(pipeline: &Pipeline, partitions: &[Hash]) -> Vec<f32> {
-    let numbers = |hash: &Hash| -> Vec<f32> {
-        bytemuck::pod_collect_to_vec(&pipeline.blobs.blob(*hash).expect("a partition"))
-    };
-    partitions.iter().flat_map(numbers).collect()
 }
 
 /// What the samples lose with so much of a contribution taken from the first weights, by an engine of the test's own.

@@ -71,12 +71,18 @@ fn measured(pipeline: &mut Pipeline, ours: &Commitment, theirs: &[Hash]) -> Meas
     }
 }
 
+/// All numbers of these partitions.
+fn numbers(pipeline: &Pipeline, partitions: &[Hash]) -> Vec<f32> {
+    let numbers = |hash: &Hash| -> Vec<f32> {
+        bytemuck::pod_collect_to_vec(&pipeline.blobs.blob(*hash).expect("a partition"))
+    };
+    partitions.iter().flat_map(numbers).collect()
+}
+
 /// The partitions with every number changed.
 fn changed(pipeline: &mut Pipeline, partitions: &[Hash], change: impl Fn(f32) -> f32) -> Vec<Hash> {
     let mut changed = |hash: &Hash| {
-        let values: Vec<f32> =
-            bytemuck::pod_collect_to_vec(&pipeline.blobs.blob(*hash).expect("a partition"));
-        let values: Vec<f32> = values.into_iter().map(&change).collect();
+        let values: Vec<f32> = numbers(pipeline, &[*hash]).into_iter().map(&change).collect();
         pipeline.blobs.insert(Bytes::copy_from_slice(bytemuck::cast_slice(&values)))
     };
     partitions.iter().map(&mut changed).collect()
@@ -279,14 +285,6 @@ fn reduced(pipeline: &mut Pipeline, epoch: Epoch, partitions: &[Hash]) -> Result
     }
 }
 
-/// The largest magnitude in these partitions.
-fn largest<'a>(pipeline: &Pipeline, partitions: impl Iterator<Item = &'a Hash>) -> f64 {
-    let numbers = |hash: &Hash| -> Vec<f32> {
-        bytemuck::pod_collect_to_vec(&pipeline.blobs.blob(*hash).expect("a partition"))
-    };
-    partitions.flat_map(numbers).map(|number| f64::from(number.abs())).fold(0.0, f64::max)
-}
-
 #[test]
 fn a_contribution_that_no_inner_steps_lead_to_is_named_and_gradients_may_be_of_any_size() {
     for mode in MODES {
@@ -297,7 +295,11 @@ fn a_contribution_that_no_inner_steps_lead_to_is_named_and_gradients_may_be_of_a
                 [-1.0, 100.0, 1e30].map(|factor| changed(&mut pipeline, &honest, |value| value * factor)[0]);
             assert!(reduced(&mut pipeline, epoch, &[honest[0], flipped]).is_ok(), "{mode:?} {epoch}");
             let limit = contribution_max(pipeline.spec(), epoch);
-            let largest = largest(&pipeline, commitments.iter().flat_map(|of| &of.partitions));
+            let all: Vec<Hash> = commitments.iter().flat_map(|of| of.partitions.clone()).collect();
+            let largest = numbers(&pipeline, &all)
+                .into_iter()
+                .map(|number| f64::from(number.abs()))
+                .fold(0.0, f64::max);
             assert!(largest < limit / 4.0, "{mode:?} {epoch}: {largest} of {limit}");
             for large in [scaled, huge] {
                 let merged = reduced(&mut pipeline, epoch, &[honest[0], large, flipped]);
@@ -324,12 +326,12 @@ fn a_merged_partition_that_no_contributions_come_to_changes_nothing() {
             pipeline.merge(&first).expect("it merges");
             pipeline.epoch(Epoch(1)).expect("it trains")[0].start.as_ref().expect("it was merged").weights
         };
-        let numbers = |number: f32, honest: &[u8]| number.to_le_bytes().repeat(honest.len() / 4);
-        let nothing = next(&|honest| numbers(0.0, honest));
+        let filled = |number: f32, honest: &[u8]| number.to_le_bytes().repeat(honest.len() / 4);
+        let nothing = next(&|honest| filled(0.0, honest));
         assert_ne!(next(&<[u8]>::to_vec), nothing, "{mode:?}");
         assert_eq!(next(&|_| b"no partition".to_vec()), nothing, "{mode:?}");
-        assert_eq!(next(&|honest| numbers(f32::NAN, honest)), nothing, "{mode:?}");
-        let large = next(&|honest| numbers(100.0, honest));
+        assert_eq!(next(&|honest| filled(f32::NAN, honest)), nothing, "{mode:?}");
+        let large = next(&|honest| filled(100.0, honest));
         assert_eq!(large == nothing, mode == TrainingMode::Local, "{mode:?}");
     }
 }
